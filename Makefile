@@ -1,0 +1,46 @@
+# `make study` runs the study, `make test` checks everything; both set up what they need.
+
+ifeq ($(OS),Windows_NT)
+BIN := $(CURDIR)/.venv/Scripts
+else
+BIN := $(CURDIR)/.venv/bin
+endif
+export PATH := $(BIN):$(PATH)
+# Without bytecode every start of dvc takes seconds longer.
+unexport PYTHONDONTWRITEBYTECODE
+
+READY := .venv/ready
+
+.PHONY: help setup study test lint results lock clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+
+setup: $(READY)  ## The environment in .venv, and the data where Debian has it as a package
+	@sh scripts/data.sh
+
+$(READY): requirements.txt scripts/uv.txt scripts/environment.sh pyproject.toml
+	@sh scripts/environment.sh
+	@touch $@
+
+study: setup  ## dvc repro: every stage that is not up to date, at the scale that params.yaml names
+	dvc repro
+
+lint: setup  ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+test: lint  ## Every check: ruff, mypy, pytest
+	pytest
+
+results: setup  ## The committed results and what ran beside them
+	dvc metrics show
+	dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$'
+
+lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and hashes
+	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \
+	  --quiet pyproject.toml --output-file requirements.txt
+
+clean:  ## Remove the environment and all outputs of the pipeline
+	rm -rf .venv data models predictions report
