@@ -1,0 +1,101 @@
+"""Files that appear complete or not at all: written beside their place, synchronised, renamed."""
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from headstart.console import UserError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a place beside ``path`` to write a file or a folder to; it becomes ``path`` if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        beside = scratch / path.name
+        yield beside
+        for file in [beside, *beside.rglob("*")]:
+            _synchronise(file)
+        if path.is_dir():
+            shutil.rmtree(path)
+        beside.replace(path)
+        _synchronise(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Tensors(NamedTuple):
+    """A safetensors file: its tensors, and what describes them."""
+
+    tensors: dict[str, torch.Tensor]
+    description: dict[str, Any]
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any] | None = None
+) -> None:
+    """Write named tensors, whatever device and memory format they are in, and a JSON description."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # One key only: safetensors writes several in an order that changes from run to run.
+    metadata = {"headstart": json.dumps(description or {})}
+    with replacing(path) as beside:
+        save_file(plain, beside, metadata)
+
+
+def read_tensors(path: str | Path, *names: str) -> Tensors:
+    """Read the tensors ``names``, or all of them, to the CPU.
+
+    Raises:
+        UserError: the file is missing, is not one of ours, or lacks one of ``names``.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["headstart"])
+            return Tensors({name: file.get_tensor(name) for name in names or file.keys()}, description)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: `dvc repro` makes it") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and `dvc repro` makes it anew") from None
