@@ -1,0 +1,141 @@
+"""Fashion-MNIST: from its four IDX files to tensors, and a stratified choice of training images.
+
+Source: https://github.com/zalandoresearch/fashion-mnist (MIT), Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747.
+"""
+
+import gzip
+import hashlib
+import tempfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from headstart.console import UserError
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+# Of the uncompressed files: Debian compresses them anew, so the archives differ from the original ones.
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+SIZES = {
+    "train-images-idx3-ubyte": 16 + 60_000 * 28 * 28,
+    "train-labels-idx1-ubyte": 8 + 60_000,
+    "t10k-images-idx3-ubyte": 16 + 10_000 * 28 * 28,
+    "t10k-labels-idx1-ubyte": 8 + 10_000,
+}
+
+
+class Examples(NamedTuple):
+    """What a head is trained on or tested with."""
+
+    inputs: torch.Tensor  # [N, ...]
+    labels: torch.Tensor  # int64 [N]
+
+
+def fetch(name: str, folder: str | Path) -> bytes:
+    """Return the uncompressed, verified file ``name`` from ``folder``, or else from torchvision's mirrors.
+
+    Raises:
+        UserError: it is damaged, or it is not in ``folder`` and cannot be downloaded.
+    """
+    archive = Path(folder) / f"{name}.gz"
+    if archive.is_file():
+        return _verified(archive)
+    with tempfile.TemporaryDirectory() as downloads:
+        return _verified(_download(archive.name, Path(downloads), missing_from=folder))
+
+
+def _download(filename: str, folder: Path, missing_from: str | Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+
+    error: Exception | None = None
+    for mirror in FashionMNIST.mirrors:
+        try:
+            download_url(f"{mirror}{filename}", str(folder), md5=dict(FashionMNIST.resources)[filename])
+            return folder / filename
+        except (OSError, RuntimeError) as problem:  # no network, or a checksum that does not fit
+            error = problem
+    raise UserError(
+        f"{filename} is not in {missing_from} and cannot be downloaded ({error}): install Debian's "
+        "dataset-fashion-mnist, or put the four files into a folder and name it as dataset.folder in params.yaml"
+    )
+
+
+def _verified(archive: Path) -> bytes:
+    name = archive.stem
+    try:
+        with gzip.open(archive) as file:
+            content = file.read(SIZES[name] + 1)  # one byte more tells a longer file, without unpacking all of it
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is not a readable gzip file ({error}): replace it by the original") from None
+    if len(content) != SIZES[name]:
+        raise UserError(f"{archive} does not hold {SIZES[name]:,} bytes: replace it by the original")
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
+        raise UserError(f"{archive} is damaged, its SHA-256 is wrong: replace it by the original")
+    return content
+
+
+def parse_idx(content: bytes) -> torch.Tensor:
+    """Parse an IDX file of unsigned bytes to a uint8 tensor of the shape it names.
+
+    The format is http://yann.lecun.com/exdb/mnist/: two zero bytes, the type (8), the number of dimensions, the
+    sizes as big-endian 32-bit integers, then the values.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise UserError("not an IDX file of unsigned bytes: its first bytes are wrong")
+    start = 4 + 4 * content[3]
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    count = 1
+    for size in shape:
+        count *= size
+    if len(content) < start or len(content) - start != count:
+        raise UserError(f"not a whole IDX file: its header names the shape {shape}, it has {len(content)} bytes")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].reshape(shape).clone()
+
+
+def stratified_split(labels: torch.Tensor, *, sizes: list[int], seed: int) -> list[torch.Tensor]:
+    """Choose disjoint sets of indices, each with every class in the proportion that it has in ``labels``.
+
+    Images get a random order within their class; taking them class by class in turn, in proportion to the classes'
+    sizes, makes every stretch of that order stratified to within one image a class.
+
+    Args:
+        labels: integers [N].
+        sizes: how many indices for each set; together at most N.
+        seed: of the random order, the same whatever the sizes are.
+
+    Returns:
+        One int64 tensor [size] for each of ``sizes``, each in random order.
+    """
+    if sum(sizes) > len(labels):
+        raise UserError(f"{sum(sizes):,} images are asked for, and there are {len(labels):,}: ask for fewer")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    position = torch.empty(len(labels))
+    for label in labels.unique():
+        members = (labels[order] == label).nonzero().squeeze(1)
+        position[members] = (torch.arange(len(members)) + 0.5) / len(members)
+    turn = order[position.argsort(stable=True)]
+    sets = turn[: sum(sizes)].split(sizes)
+    return [chosen[torch.randperm(len(chosen), generator=generator)] for chosen in sets]

