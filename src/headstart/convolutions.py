@@ -1,0 +1,83 @@
+"""Convolutions on small maps as matrix products: on a CPU several times faster than PyTorch's, most of all backward.
+
+At the end of a network a map is 4×4 or 2×2 pixels, and a 3×3 or 5×5 kernel mostly covers padding. Written as one
+matrix from all input to all output positions, with the zeros left out, it is the same linear map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class MatmulConv2d(nn.Module):
+    """Computes what ``convolution`` does, with the same parameters under the same names.
+
+    [N, C, H, W] to [N, C', H', W'], best in channels-last memory. Where the map is not small, or the convolution is
+    grouped but not depthwise, PyTorch's own runs.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = convolution.weight
+        self.bias = convolution.bias
+        self._own = [convolution]  # in a list: its parameters are registered above already
+        self._connections: dict[torch.Size, tuple[torch.Tensor, torch.Size]] = {}
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        own = self._own[0]
+        if own.kernel_size == (1, 1) and own.groups == 1 and own.padding in ((0, 0), "same", "valid"):
+            rows = maps.permute(0, 2, 3, 1)[:, :: own.stride[0], :: own.stride[1]]
+            return F.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        taps, pixels = self.weight[0, 0].numel(), maps[0, 0].numel()
+        if own.groups == 1 and pixels <= taps:
+            return self._dense(maps)
+        if own.groups == own.in_channels == own.out_channels and pixels <= 16:
+            return self._depthwise(maps)
+        return own(maps)
+
+    def _dense(self, maps: torch.Tensor) -> torch.Tensor:
+        connections, shape = self._connect(maps)
+        rows = maps.permute(0, 2, 3, 1).flatten(1)
+        kernels = torch.einsum("oit,tqp->qopi", self.weight.flatten(2), connections)  # q: output, p: input position
+        return self._as_maps(rows @ kernels.reshape(-1, rows.shape[1]).T, shape)
+
+    def _depthwise(self, maps: torch.Tensor) -> torch.Tensor:
+        connections, shape = self._connect(maps)
+        pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)
+        kernels = connections.flatten(1).T @ self.weight.flatten(1).T  # channels last, or the product is slow
+        # A sum of products, not a batched matrix product: for thousands of 4×4 matrices it is six times faster.
+        return self._as_maps((pixels.unsqueeze(1) * kernels.unflatten(0, connections.shape[1:])).sum(2), shape)
+
+    def _as_maps(self, rows: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """[N, positions and channels] to [N, C', H', W'], with the bias."""
+        maps = rows.reshape(len(rows), *shape, -1)
+        return (maps if self.bias is None else maps + self.bias).permute(0, 3, 1, 2)
+
+    def _connect(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
+        """Which kernel tap leads from which input to which output position: 0 or 1 [taps, outputs, inputs].
+
+        Asked of the convolution's own class, so stride, padding and dilation are right whatever they are: every tap
+        alone, as an output channel, sees every input position alone, as an image.
+        """
+        size = maps.shape[2:]
+        if size not in self._connections:
+            own = self._own[0]
+            taps, inputs = own.weight[0, 0].numel(), size.numel()
+            shape = (own.kernel_size, own.stride, own.padding, own.dilation)
+            probe = type(own)(1, taps, *shape, bias=False)  # type: ignore[arg-type]
+            probe.to(own.weight.device, own.weight.dtype)
+            with torch.no_grad():
+                probe.weight.copy_(torch.eye(taps).view_as(probe.weight))
+                seen = probe(torch.eye(inputs).to(probe.weight).view(inputs, 1, *size))  # [inputs, taps, H', W']
+            connections = seen.flatten(2).permute(1, 2, 0).contiguous()
+            self._connections[size] = connections, seen.shape[2:]
+        return self._connections[size]
+
+
+def use_matmul(module: nn.Module) -> None:
+    """Replace every convolution inside ``module``; parameters, their names and the results stay the same."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and child.padding_mode == "zeros":
+            setattr(module, name, MatmulConv2d(child))
+        else:
+            use_matmul(child)
