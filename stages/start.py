@@ -15,12 +15,12 @@ STATISTICS_IMAGES = 1_024  # for a random start's batch-norm statistics
 def main(pretrained: str) -> None:
     settings = params.read()
     scale, device = settings.current, compute.choose()
-    weights = starts.find(scale.model_name, scale.weights)
-    preprocess = Preprocess(scale.image_size, weights.mean, weights.std)
     torch.manual_seed(scale.seed)  # both starts have the same new classifier
     model = models.build(scale.model_name, len(datasets.CLASSES))
     models.cut(model, scale.finetune_from)
     models.check_image_size(model, scale.image_size)
+    weights = starts.find(scale.model_name, scale.weights)
+    preprocess = Preprocess(scale.image_size, weights.mean, weights.std)
     if pretrained == "true":
         label, sha256 = weights.label, starts.pretrained(model, weights)
     else:

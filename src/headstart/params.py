@@ -97,11 +97,11 @@ class Params:
 
     def __post_init__(self) -> None:
         _require(self.scale in self.scales, "scale", f"must be one of {', '.join(self.scales)}", self.scale)
-        _require(bool(self.experiments), "experiments", "is empty: name at least one configuration", "{}")
+        _require(bool(self.experiments), "experiments", "is empty: name at least one configuration")
         seen: dict[Experiment, str] = {}
         for name, experiment in self.experiments.items():
             twin = seen.setdefault(experiment, name)
-            _require(twin == name, f"experiments.{name}", f"is the same as {twin}: remove one", name)
+            _require(twin == name, f"experiments.{name}", f"is the same as {twin}: remove one")
         rest = self.current.training_images % self.current.batch_size
         if rest == 1 and any(experiment.finetuning for experiment in self.experiments.values()):
             problem = "leaves a last batch of one image, on which batch norm cannot train: change it or training_images"
@@ -191,9 +191,9 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
     return value
 
 
-def _require(condition: bool, key: str, problem: str, value: object) -> None:
+def _require(condition: bool, key: str, problem: str, value: object = None) -> None:
     if not condition:
-        raise ParamsError(f"{key} {problem} (it is {value})")
+        raise ParamsError(f"{key} {problem}" + ("" if value is None else f" (it is {value})"))
 
 
 def _hint(name: object, known: typing.Iterable[str]) -> str:

@@ -100,7 +100,7 @@ def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> No
 def _torchvision_weights(model_name: str) -> dict:
     from torchvision.models import get_model_weights
 
-    return dict(get_model_weights(model_name.lower()).__members__)
+    return {entry.name: entry for entry in get_model_weights(model_name.lower())}
 
 
 def _read_torchvision(entry) -> tuple[State, Path]:

@@ -79,7 +79,7 @@ def fit(
         seconds = time.perf_counter() - started
         _require_finite(losses, epoch, batch_size)
         tested = _test(head, validation, compute)
-        yield Epoch(epoch, losses.mean().item(), hits.float().mean().item(), *tested, seconds)
+        yield Epoch(epoch, losses.double().mean().item(), hits.double().mean().item(), *tested, seconds)
 
 
 def image_order(seed: int, epoch: int, n: int) -> torch.Tensor:
@@ -105,7 +105,8 @@ def _train_epoch(
         inputs, labels = _channels_last(training.inputs[batch]), training.labels[batch]
         with compute.autocast():
             logits = head(inputs)
-        loss = F.cross_entropy(logits.float(), labels, reduction="none")
+        full = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 would be too coarse
+        loss = F.cross_entropy(logits.to(full), labels, reduction="none")
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
@@ -124,7 +125,7 @@ def _test(head: nn.Module, examples: Examples, compute: Compute) -> tuple[float 
     head.eval()
     with compute.autocast():
         logits = torch.cat([head(_channels_last(chunk)).float() for chunk in examples.inputs.split(compute.chunk)])
-    accuracy = (logits.argmax(1) == examples.labels).float().mean()
+    accuracy = (logits.argmax(1) == examples.labels).double().mean()
     return F.cross_entropy(logits, examples.labels).item(), accuracy.item()
 
 
