@@ -1,0 +1,90 @@
+"""What the three faults of the published script do, each measured alone, at the scale that params.yaml names.
+
+    python -m benchmarks.faults [EPOCHS]
+
+It trains the whole network on prepared images, plainly, as the published script did, from the same pretrained start;
+so run `dvc repro` first. It prints a Markdown table.
+"""
+
+import copy
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from headstart import compute, files, models, params
+from headstart.console import UserError, progress, run
+from headstart.forward import outputs
+from headstart.snapshot import Snapshot
+from headstart.training import image_order
+
+IMAGES = 3_000  # of the training images, so that it takes minutes
+VARIANTS = {
+    # name: (only the classifier is optimized, a new optimizer for each batch, batch norm in training mode everywhere)
+    "none": (False, False, False),
+    "1: only the classifier reaches the optimizer": (True, False, False),
+    "2: a new optimizer for each batch": (False, True, False),
+    "3: frozen batch norm in training mode": (False, False, True),
+    "all three": (True, True, True),
+}
+
+
+def main(epochs: str = "2") -> None:
+    if not epochs.isdecimal() or int(epochs) < 1:
+        raise UserError(f"the number of epochs must be 1 or more, not {epochs!r}")
+    settings, device = params.read(), compute.choose()
+    data = files.read_tensors(f"data/prepared/{settings.scale}.safetensors").tensors
+    start = Snapshot.read(f"data/start/{settings.scale}/pretrained-true.safetensors")
+    print("| fault | test accuracy % | weights moved in the fine-tuned layers % | frozen statistics moved % |")
+    print("|---|---:|---:|---:|")
+    for name, variant in VARIANTS.items():
+        network = start.network()
+        before = copy.deepcopy(network.state_dict())
+        trunk, head = models.cut(network, settings.current.finetune_from)
+        _train(network, trunk, head, start, data, settings.current, variant, int(epochs), device, name)
+        [logits] = outputs(data["test_images"], network, compute=device, prepare=start.preprocess, label="testing")
+        accuracy = 100 * (logits.argmax(1) == data["test_labels"]).float().mean().item()
+        moved = _moved(head[:-1].state_dict(keep_vars=True), network, before, parameters=True)
+        drifted = _moved(trunk.state_dict(keep_vars=True), network, before, parameters=False)
+        print(f"| {name} | {accuracy:.2f} | {100 * moved:.0f} | {100 * drifted:.0f} |", flush=True)
+
+
+def _train(
+    network: nn.Module, trunk: nn.Module, head: nn.Module, start: Snapshot, data: dict[str, torch.Tensor],
+    scale: params.Scale, variant: tuple[bool, bool, bool], epochs: int, device: compute.Compute, name: str,
+) -> None:  # fmt: skip
+    classifier_only, renewed, training_mode = variant
+    parameters = list((head[-1] if classifier_only else head).parameters())  # type: ignore[index]
+    network.to(device.device)
+    optimizer = torch.optim.Adam(parameters, lr=0.001)
+    head.train()
+    trunk.train(training_mode)
+    images, labels = data["training_images"][:IMAGES], data["training_labels"][:IMAGES]
+    with progress(epochs * len(labels), name) as bar:
+        for epoch in range(1, epochs + 1):
+            for batch in image_order(scale.seed, epoch, len(labels)).split(scale.batch_size):
+                if renewed:
+                    optimizer = torch.optim.Adam(parameters, lr=0.001)
+                with torch.set_grad_enabled(False):
+                    activations = trunk(start.preprocess(images[batch].to(device.device)))
+                loss = F.cross_entropy(head(activations), labels[batch].to(device.device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bar.update(len(batch))
+
+
+def _moved(part: dict, network: nn.Module, before: dict[str, torch.Tensor], *, parameters: bool) -> float:
+    """The fraction of the part's parameters, or of its batch-norm statistics, that are not what they were."""
+    inside = {id(tensor) for tensor in part.values()}
+    changed, total = 0, 0
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in inside and tensor.is_floating_point() and isinstance(tensor, nn.Parameter) == parameters:
+            changed += int((tensor.detach().cpu() != before[name]).sum())
+            total += tensor.numel()
+    return changed / total
+
+
+if __name__ == "__main__":
+    run(main, *sys.argv[1:])

@@ -1,0 +1,48 @@
+"""What several tests share: the real images, and where the repository is."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from headstart import datasets, params
+from headstart.compute import Compute, choose
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def folder() -> str:
+    """Where this machine has the four files of Fashion-MNIST, or a place without them: then they are downloaded."""
+    return params.read(ROOT / "params.yaml").dataset.folder
+
+
+@pytest.fixture(scope="session")
+def test_set(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The official test set: uint8 [10000, 28, 28] and int64 [10000]."""
+    images = datasets.parse_idx(datasets.fetch("t10k-images-idx3-ubyte", folder))
+    return images, datasets.parse_idx(datasets.fetch("t10k-labels-idx1-ubyte", folder)).long()
+
+
+@pytest.fixture(scope="session")
+def training_set(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The official training set: uint8 [60000, 28, 28] and int64 [60000]."""
+    images = datasets.parse_idx(datasets.fetch("train-images-idx3-ubyte", folder))
+    return images, datasets.parse_idx(datasets.fetch("train-labels-idx1-ubyte", folder)).long()
+
+
+@pytest.fixture(scope="session")
+def compute() -> Compute:
+    """The CPU, as every stage sets it up."""
+    return choose("cpu")
+
+
+def run(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` without a terminal; show its output where it fails and should not."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done

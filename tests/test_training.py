@@ -1,0 +1,184 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from headstart import models, starts
+from headstart.console import UserError
+from headstart.datasets import Examples
+from headstart.forward import outputs
+from headstart.images import Preprocess
+from headstart.params import Experiment
+from headstart.training import fit, image_order
+
+ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
+SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.001, momentum=0.9, weight_decay=0.1)
+PREPROCESS = Preprocess(64, (0.5,) * 3, (0.5,) * 3)
+
+
+def prepare(images: torch.Tensor) -> torch.Tensor:
+    return PREPROCESS(images).to(torch.get_default_dtype())
+
+
+def start(name: str, images: torch.Tensor) -> nn.Module:
+    """A random network with batch-norm statistics of real images."""
+    torch.manual_seed(0)
+    model = models.build(name, 10)
+    starts.estimate_batch_norm(model, [prepare(images)])
+    return model
+
+
+def plain_loop(
+    network: nn.Module, trunk: nn.Module, head: nn.Module, images: torch.Tensor, labels: torch.Tensor,
+    experiment: Experiment, *, n_epochs: int, batch_size: int, seed: int,
+) -> list[tuple[float, float]]:  # fmt: skip
+    """The slow and obvious way: the whole network on the images in every epoch, the trunk in eval mode."""
+    parameters = list(head.parameters())
+    if experiment.optimizer == "Adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=experiment.lr)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=0.1)
+    records = []
+    for epoch in range(1, n_epochs + 1):
+        trunk.eval()
+        head.train()
+        total, right = 0.0, 0
+        for batch in image_order(seed, epoch, len(labels)).split(batch_size):
+            logits = network(prepare(images[batch]))
+            loss = F.cross_entropy(logits, labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+            right += int((logits.argmax(1) == labels[batch]).sum())
+        records.append((total / len(labels), right / len(labels)))
+    return records
+
+
+@pytest.fixture
+def double():
+    """Compute in float64: then rounding is no excuse, and the two ways agree to the last few digits or differ."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("tf_efficientnet_lite0", "blocks.5"), ("resnet18", "layer4"), ("tf_efficientnet_lite0", "classifier")],
+)
+@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer, experiment):
+    # 72 images in batches of 16: four full batches and one of 8.
+    images, labels = (tensor[:72] for tensor in training_set)
+    network = start(name, images)
+    slow = copy.deepcopy(network)
+    expected = plain_loop(slow, *models.cut(slow, layer), images, labels, experiment, n_epochs=2, batch_size=16, seed=5)
+
+    trunk, head = models.cut(network, layer)
+    [activations] = outputs(images, trunk, compute=compute, prepare=prepare)
+    examples = Examples(activations, labels)
+    epochs = list(
+        fit(head, examples, examples, experiment=experiment, n_epochs=2, batch_size=16, seed=5, compute=compute)
+    )
+    assert [epoch.epoch for epoch in epochs] == [1, 2]
+    for epoch, (loss, accuracy) in zip(epochs, expected, strict=True):
+        assert epoch.train_loss == pytest.approx(loss, rel=1e-6)
+        assert epoch.train_accuracy == pytest.approx(accuracy, rel=1e-6)
+    theirs = slow.state_dict()
+    for key, tensor in network.state_dict().items():
+        torch.testing.assert_close(
+            tensor, theirs[key], rtol=1e-6, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+def test_frozen_means_frozen_and_finetuned_means_all_of_it(training_set, compute, experiment):
+    images, labels = (tensor[:64] for tensor in training_set)
+    network = start("tf_efficientnet_lite0", images)
+    before = copy.deepcopy(network.state_dict())
+    trunk, head = models.cut(network, "blocks.5")
+    trained = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
+    in_head = {name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in trained}
+    assert 0 < len(in_head) < len(before)
+
+    [activations] = outputs(images, trunk, compute=compute, prepare=PREPROCESS)
+    examples = Examples(activations, labels)
+    list(fit(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=32, seed=0, compute=compute))
+    after = network.state_dict()
+    assert list(after) == list(before)
+    for name in before:
+        assert torch.equal(after[name], before[name]) == (name not in in_head), name
+
+
+def by_hand(experiment: Experiment, weight: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Adam of Kingma and Ba 2015, algorithm 1; SGD with weight decay and momentum as PyTorch documents it."""
+    first, second, velocity = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros_like(weight)
+    for step, gradient in enumerate(gradients, start=1):
+        if experiment.optimizer == "Adam":
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
+            weight = weight - experiment.lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+        else:
+            velocity = 0.9 * velocity + gradient + 0.1 * weight
+            weight = weight - experiment.lr * velocity
+    return weight
+
+
+@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+def test_the_optimizer_keeps_its_state_from_batch_to_batch(compute, experiment):
+    # A classifier without bias on five batches of different gradients; the gradients are softmax minus one-hot.
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(10, 3, generator=generator)
+    labels = torch.randint(0, 4, (10,), generator=generator)
+    head = nn.Linear(3, 4, bias=False)
+    initial = head.weight.detach().clone()
+    weight, gradients = initial, []
+    for batch in image_order(7, 1, 10).split(2):
+        residual = (inputs[batch] @ weight.T).softmax(1) - F.one_hot(labels[batch], 4)
+        gradients.append(residual.T @ inputs[batch] / 2)
+        weight = by_hand(experiment, initial, gradients)
+    examples = Examples(inputs, labels)
+    list(fit(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=2, seed=7, compute=compute))
+    torch.testing.assert_close(head.weight.detach(), weight, rtol=1e-5, atol=1e-7)
+    reset = initial  # the published script made a new optimizer for each batch
+    for gradient in gradients:
+        reset = by_hand(experiment, reset, [gradient])
+    assert (head.weight.detach() - reset).abs().max() > 1e-4
+
+
+def test_every_image_is_used_once_an_epoch_in_an_order_of_its_own():
+    orders = [image_order(seed, epoch, 100).tolist() for seed in (0, 1) for epoch in (1, 2)]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert image_order(0, 1, 100).tolist() == orders[0]
+
+
+def test_the_last_smaller_batch_is_trained_on_and_losses_are_means_over_images(compute):
+    head = nn.Linear(1, 2)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    sizes: list[int] = []
+    experiment = Experiment(pretrained=True, finetuning=False, optimizer="SGD", lr=1e-12, momentum=0, weight_decay=0)
+    examples = Examples(torch.ones(7, 1), torch.tensor([0, 0, 0, 0, 0, 1, 1]))
+    nothing = Examples(torch.ones(0, 1), torch.tensor([], dtype=torch.int64))
+    [epoch] = fit(head, examples, nothing, experiment=experiment, n_epochs=1, batch_size=3, seed=0, compute=compute,
+                  on_batch=sizes.append)  # fmt: skip
+    assert sizes == [3, 3, 1]
+    assert epoch.train_loss == pytest.approx(math.log(2))
+    assert epoch.train_accuracy == pytest.approx(5 / 7, abs=2 / 7)  # equal logits: which class wins is rounding
+    assert (epoch.validation_loss, epoch.validation_accuracy) == (None, None)
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_batch(compute):
+    examples = Examples(torch.full((8, 1), 1e38), torch.zeros(8, dtype=torch.int64))
+    head = nn.Linear(1, 2)
+    nn.init.constant_(head.weight, 1e10)
+    with pytest.raises(UserError) as error:
+        list(fit(head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=4, seed=0, compute=compute))
+    assert str(error.value) == ("the loss is not finite from epoch 1, batch 1 on: lower this configuration's lr")
