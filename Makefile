@@ -36,7 +36,7 @@ test: lint  ## Every check: ruff, mypy, pytest
 
 results: setup  ## The committed results and what ran beside them
 	dvc metrics show
-	dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$'
+	dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$' --no-pager
 
 lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and hashes
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \

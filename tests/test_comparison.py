@@ -40,9 +40,9 @@ def test_effects_by_hand():
     })  # fmt: skip
     assert comparison.study_metrics(EXPERIMENTS, PUBLISHED) == {
         "best_accuracy": 0.8462,
-        "pretrained_effect": 0.3008,
-        "finetuning_effect": 0.0,  # 0.00005
-        "optimizer_effect": 0.0042,
+        "effect_pretrained": 0.3008,
+        "effect_finetuning": 0.0,  # 0.00005
+        "effect_optimizer": 0.0042,
     }
 
 

@@ -38,5 +38,5 @@ def effects(experiments: Mapping[str, Experiment], accuracy: Mapping[str, float]
 
 def study_metrics(experiments: Mapping[str, Experiment], accuracy: Mapping[str, float]) -> dict[str, float]:
     """The study in at most four numbers, rounded to four places."""
-    named = {f"{factor}_effect": gain for factor, gain in effects(experiments, accuracy).items()}
+    named = {f"effect_{factor}": gain for factor, gain in effects(experiments, accuracy).items()}
     return {name: round(value, 4) for name, value in {"best_accuracy": max(accuracy.values()), **named}.items()}
