@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+import torch
+
 from headstart import compute, evaluation, files, params
 from headstart.console import run
 from headstart.datasets import CLASSES
-from headstart.forward import outputs
+from headstart.forward import predict
 from headstart.snapshot import Snapshot
 from stages.inputs import examples, trainable
 
@@ -17,8 +19,9 @@ def main(name: str) -> None:
     experiment = settings.experiment(name)
     model = Snapshot.read(f"models/{settings.scale}/{name}/model.safetensors")
     _, trunk, head = trainable(experiment, settings, model)
-    inputs, labels = examples("test", experiment, settings, model, trunk, device)
-    [logits] = outputs(inputs, head, compute=device, label=f"testing {name}")
+    inputs, labels = examples("test", experiment, settings, model, trunk, device, keep=False)
+    head.to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    logits = predict(head, inputs, len(labels), device).cpu()
     epochs = files.read_csv(f"models/{settings.scale}/{name}/epochs.csv")
     metrics = {
         **evaluation.summary(logits=logits, labels=labels),

@@ -1,12 +1,10 @@
 """What a configuration trains, and on what: shared by the stages that train it and test it."""
 
-import torch
 from torch import nn
 
 from headstart import files, models
 from headstart.compute import Compute
-from headstart.datasets import Examples
-from headstart.forward import outputs
+from headstart.forward import Examples, Kept, activations
 from headstart.params import Experiment, Params
 from headstart.snapshot import Snapshot
 
@@ -21,21 +19,26 @@ def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> t
 
 
 def examples(
-    split: str, experiment: Experiment, settings: Params, snapshot: Snapshot, trunk: nn.Module, compute: Compute
+    split: str,
+    experiment: Experiment,
+    settings: Params,
+    snapshot: Snapshot,
+    trunk: nn.Module,
+    compute: Compute,
+    *,
+    keep: bool,
 ) -> Examples:
-    """The head's inputs for ``split`` ("training", "validation" or "test") and their labels."""
+    """The head's inputs for ``split`` ("training", "validation" or "test") and their labels.
+
+    ``keep``: whether they will be used in more than one epoch.
+    """
     prepared = f"data/prepared/{settings.scale}.safetensors"
     features = f"data/features/{settings.scale}/pretrained-{str(experiment.pretrained).lower()}.safetensors"
     labels = files.read_tensors(prepared, f"{split}_labels").tensors[f"{split}_labels"]
-    stored = "activations" if experiment.finetuning else "features"
-    if stored == "features" or settings.current.store_activations:
-        return Examples(files.read_tensors(features, f"{split}_{stored}").tensors[f"{split}_{stored}"], labels)
+    stored = f"{split}_activations" if experiment.finetuning else f"{split}_features"
+    if not experiment.finetuning or settings.current.store_activations:
+        return Examples(Kept.of(files.read_tensors(features, stored).tensors[stored], compute), labels)
     images = files.read_tensors(prepared, f"{split}_images").tensors[f"{split}_images"]
-    return Examples(_activations(images, split, snapshot, trunk, compute), labels)
-
-
-def _activations(
-    images: torch.Tensor, split: str, snapshot: Snapshot, trunk: nn.Module, compute: Compute
-) -> torch.Tensor:
     label = f"frozen layers, {split} images"
-    return outputs(images, trunk, compute=compute, prepare=snapshot.preprocess, label=label)[0]
+    prepare = snapshot.preprocess
+    return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)

@@ -2,18 +2,20 @@
 
 from pathlib import Path
 
+import torch
+
 from headstart import datasets, files, params
 from headstart.console import run
 
 
-def main() -> None:
-    settings = params.read()
+def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
+    """Images, uint8 [N, 28, 28], and labels, int64 [N], of the three splits."""
     raw = {name: datasets.parse_idx(Path("data/raw", name).read_bytes()) for name in datasets.SHA256}
     images, labels = raw["train-images-idx3-ubyte"], raw["train-labels-idx1-ubyte"].long()
     # Validation comes first: its images stay the same when the number of training images changes.
-    sizes = [settings.current.validation_images, settings.current.training_images]
-    validation, training = datasets.stratified_split(labels, sizes=sizes, seed=settings.current.seed)
-    tensors = {
+    sizes = [scale.validation_images, scale.training_images]
+    validation, training = datasets.stratified_split(labels, sizes=sizes, seed=scale.seed)
+    return {
         "training_images": images[training],
         "training_labels": labels[training],
         "validation_images": images[validation],
@@ -21,7 +23,11 @@ def main() -> None:
         "test_images": raw["t10k-images-idx3-ubyte"],
         "test_labels": raw["t10k-labels-idx1-ubyte"].long(),
     }
-    files.write_tensors(f"data/prepared/{settings.scale}.safetensors", tensors)
+
+
+def main() -> None:
+    settings = params.read()
+    files.write_tensors(f"data/prepared/{settings.scale}.safetensors", prepared(settings.current))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main(name: str) -> None:
     start = Snapshot.read(f"data/start/{settings.scale}/pretrained-{str(experiment.pretrained).lower()}.safetensors")
     owner, trunk, head = trainable(experiment, settings, start)
     training, validation = (
-        examples(split, experiment, settings, start, trunk, device) for split in ("training", "validation")
+        examples(split, experiment, settings, start, trunk, device, keep=True) for split in ("training", "validation")
     )
     with progress(scale.n_epochs * len(training.labels), f"training {name}") as bar:
         epochs = list(
@@ -37,6 +37,7 @@ def main(name: str) -> None:
             "training_seconds": round(sum(epoch.seconds for epoch in epochs), 3),
             "images_per_second": round(len(training.labels) / min(epoch.seconds for epoch in epochs), 1),
             "trained_parameters": sum(parameter.numel() for parameter in head.parameters()),
+            "activations": training.inputs.place,
             "weights": start.weights,
             "weights_sha256": start.sha256,
         })  # fmt: skip

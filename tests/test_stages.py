@@ -29,7 +29,7 @@ def test_a_stage_s_params_cover_the_settings_it_reads(name):
     read = {
         node.attr
         for file in closure(Path(f"stages/{name}.py"))
-        if file.parts[0] == "stages"
+        if file.name != "params.py"
         for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("scale", "settings.current")
     }

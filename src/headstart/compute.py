@@ -1,14 +1,24 @@
 """Device, precision and determinism: decided here and nowhere else."""
 
 import ctypes
+import math
 import os
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 
 from headstart.console import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WORKSPACE = {
+    "cuda": 4 << 30,
+    "cpu": 1 << 30,
+}  # bytes for what is computed meanwhile: a chunk on its way, a training step
+GIGABYTE = 10**9
 
 
 @dataclass(frozen=True)
@@ -16,12 +26,13 @@ class Compute:
     """Where and how a stage computes."""
 
     device: torch.device
-    dtype: torch.dtype  # of matrix products; weights and losses stay float32
+    dtype: torch.dtype  # of convolutions; weights, logits and losses stay float32
+    memory: int | None = None  # bytes of the device's memory that may be used; None: all that is free
 
     @property
     def chunk(self) -> int:
         """Images in one pass without gradients: small enough for a CPU's cache, large enough to fill a GPU."""
-        return 512 if self.device.type == "cuda" else 64
+        return 256 if self.device.type == "cuda" else 64
 
     @property
     def matmul_convolutions(self) -> bool:
@@ -29,44 +40,124 @@ class Compute:
         return self.device.type == "cpu"
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        # No cache of converted weights: it must not outlive the capture of a CUDA graph, and each is used once anyway.
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
-    def describe(self) -> dict[str, str]:
-        """What a reader of a result wants to know of the machine."""
+    def place(self, size: int) -> str:
+        """Where to keep ``size`` bytes that are read in every epoch, as things stand now: see ``choose_place``."""
+        host = 0 if self.device.type == "cpu" else free_ram() - WORKSPACE["cpu"]
+        return choose_place(size, device=self._free() - WORKSPACE[self.device.type], host=host)
+
+    def _free(self) -> int:
+        if self.device.type == "cpu":
+            free, used = free_ram(), 0
+        else:
+            used = torch.cuda.memory_allocated(self.device)
+            free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - used
+        return free if self.memory is None else min(free, self.memory - used)
+
+    def describe(self) -> dict[str, str | float]:
+        """What a reader of a result wants to know of the machine, and on a GPU the most memory used so far."""
         cuda = self.device.type == "cuda"
-        return {
+        machine: dict[str, str | float] = {
             "device": torch.cuda.get_device_name(self.device) if cuda else f"{os.cpu_count()} CPU cores",
             "precision": str(self.dtype).removeprefix("torch."),
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
+        if cuda:
+            machine["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_reserved(self.device) / 1e6)
+        return machine
+
+
+def choose_place(size: int, *, device: int, host: int) -> str:
+    """Choose among "device", "host" (the RAM beside a GPU) and "recompute" the first with room for ``size`` bytes.
+
+    The numbers that are trained on are the same in each; the time is not.
+    """
+    return "device" if size <= device else "host" if size <= host else "recompute"
 
 
 def choose(device: str | None = None) -> Compute:
     """Choose what to compute on, and make PyTorch deterministic on it.
 
+    The environment decides: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),
+    ``HEADSTART_DTYPE`` is float32 or bfloat16 (default: bfloat16 on a GPU and on CPUs with instructions for it),
+    ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: what is free).
+
     Args:
-        device: "cpu", "cuda" or "cuda:1"; without it ``HEADSTART_DEVICE``, else the GPU if there is one.
+        device: instead of ``HEADSTART_DEVICE``.
 
     Raises:
-        UserError: there is no such device.
+        UserError: one of them is set to something else, or to a device that is not there.
     """
     asked = device or os.environ.get("HEADSTART_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(asked)
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"HEADSTART_DEVICE is {asked!r}: it must be cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"HEADSTART_DEVICE is {asked!r}, and PyTorch sees {torch.cuda.device_count()} GPUs here")
+    chosen = _device(asked)
+    dtype = _dtype(os.environ.get("HEADSTART_DTYPE"), chosen)
+    memory = _memory(os.environ.get("HEADSTART_MEMORY_GB"))
+    if chosen.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+        if memory is not None:
+            total = torch.cuda.get_device_properties(chosen).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total), chosen)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may add in another order
     # The same as torch.use_deterministic_algorithms(True), which imports the compiler: two seconds in every stage.
     torch.set_deterministic_debug_mode("error")
     # Every element is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _keep_freed_memory()
-    return Compute(chosen, torch.bfloat16 if chosen.type == "cuda" else torch.float32)
+    return Compute(chosen, dtype, memory)
+
+
+def _device(asked: str) -> torch.device:
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"HEADSTART_DEVICE is {asked!r}: it must be cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"HEADSTART_DEVICE is {asked!r}, and PyTorch sees {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def _dtype(asked: str | None, device: torch.device) -> torch.dtype:
+    if asked and asked not in DTYPES:
+        raise UserError(f"HEADSTART_DTYPE is {asked!r}: it must be one of {', '.join(DTYPES)}")
+    default = "bfloat16" if device.type == "cuda" or _cpu_has_bfloat16() else "float32"
+    return DTYPES[asked or default]
+
+
+def _memory(asked: str | None) -> int | None:
+    if not asked:
+        return None
+    try:
+        gigabytes = float(asked)
+    except ValueError:
+        gigabytes = 0.0
+    if not 0 < gigabytes < math.inf:
+        raise UserError(f"HEADSTART_MEMORY_GB is {asked!r}: it must be a number of gigabytes greater than 0")
+    return int(gigabytes * GIGABYTE)
+
+
+def _cpu_has_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the CPU multiplies bfloat16 itself; PyTorch runs it on others too, several times slower than float32."""
+    try:
+        flags = set(Path(cpuinfo).read_text(encoding="utf-8").split())
+    except OSError:  # not Linux
+        return False
+    return bool(flags & {"amx_bf16", "avx512_bf16"})
+
+
+def free_ram() -> int:
+    """Bytes of RAM that this process may still take, in a container too."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no such file, or the limit is "max"
+        return free
 
 
 def _keep_freed_memory() -> None:

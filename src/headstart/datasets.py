@@ -8,7 +8,6 @@ import hashlib
 import tempfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -40,13 +39,6 @@ SIZES = {
     "t10k-images-idx3-ubyte": 16 + 10_000 * 28 * 28,
     "t10k-labels-idx1-ubyte": 8 + 10_000,
 }
-
-
-class Examples(NamedTuple):
-    """What a head is trained on or tested with."""
-
-    inputs: torch.Tensor  # [N, ...]
-    labels: torch.Tensor  # int64 [N]
 
 
 def fetch(name: str, folder: str | Path) -> bytes:

@@ -20,5 +20,5 @@ class Preprocess:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         grey = images.unsqueeze(1).float() / 255
         grey = F.interpolate(grey, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
-        mean, std = (images.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
-        return ((grey - mean) / std).contiguous(memory_format=torch.channels_last)
+        channels = [(grey - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
+        return torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)

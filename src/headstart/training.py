@@ -1,8 +1,9 @@
 """Optimizers and the training loop: pure computation; the caller prints and writes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import nn
 from headstart.compute import Compute
 from headstart.console import UserError
 from headstart.convolutions import use_matmul
-from headstart.datasets import Examples
+from headstart.forward import Examples, predict
+from headstart.graphs import GraphedStep, Results
 from headstart.params import Experiment
 
 
@@ -27,10 +29,12 @@ class Epoch:
     seconds: float  # of training, without validation
 
 
-def make_optimizer(experiment: Experiment, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(experiment: Experiment, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """PyTorch's Adam or SGD for ``parameters``; SGD's weight decay is added to the gradient, as PyTorch has it."""
     if experiment.optimizer == "Adam":
-        return torch.optim.Adam(parameters, lr=experiment.lr, fused=True)
+        # On a GPU its count of steps must be there too, for a CUDA graph to count on.
+        capturable = parameters[0].device.type == "cuda"
+        return torch.optim.Adam(parameters, lr=experiment.lr, fused=True, capturable=capturable)
     assert experiment.momentum is not None  # params.py has checked both
     assert experiment.weight_decay is not None
     return torch.optim.SGD(
@@ -67,19 +71,20 @@ def fit(
     head.to(compute.device)
     if compute.matmul_convolutions:
         use_matmul(head)
-    training, validation = (
-        Examples(*(tensor.to(compute.device) for tensor in examples)) for examples in (training, validation)
-    )
-    optimizer = make_optimizer(experiment, head.parameters())
+    else:
+        head.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(experiment, list(head.parameters()))
+    step = GraphedStep(partial(_step, head, optimizer, compute), batch_size, head, optimizer)
     torch.manual_seed(seed)  # for dropout, where a head has it
     for epoch in range(1, n_epochs + 1):
         started = time.perf_counter()
-        losses, hits = _train_epoch(head, training, optimizer, image_order(seed, epoch, len(training.labels)),
-                                    batch_size, compute, on_batch)  # fmt: skip
-        seconds = time.perf_counter() - started
+        head.train()
+        order = image_order(seed, epoch, len(training.labels))
+        losses, hits = _train_epoch(step, training, order, batch_size, compute.device, on_batch)
+        means = losses.double().mean().item(), hits.double().mean().item()
+        seconds = time.perf_counter() - started  # the device is done, or there would be no mean
         _require_finite(losses, epoch, batch_size)
-        tested = _test(head, validation, compute)
-        yield Epoch(epoch, losses.double().mean().item(), hits.double().mean().item(), *tested, seconds)
+        yield Epoch(epoch, *means, *_test(head, validation, compute), seconds)
 
 
 def image_order(seed: int, epoch: int, n: int) -> torch.Tensor:
@@ -87,50 +92,54 @@ def image_order(seed: int, epoch: int, n: int) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
-def _train_epoch(
+def _step(
     head: nn.Module,
-    training: Examples,
     optimizer: torch.optim.Optimizer,
+    compute: Compute,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+) -> Results:
+    """Train on one batch: its losses, float32 [batch], and whether each image was classified rightly, bool [batch]."""
+    optimizer.zero_grad()
+    with compute.autocast():
+        logits = head(inputs)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+    losses.mean().backward()
+    optimizer.step()
+    return losses.detach(), logits.argmax(1) == labels
+
+
+def _train_epoch(
+    step: GraphedStep,
+    training: Examples,
     order: torch.Tensor,
     batch_size: int,
-    compute: Compute,
+    device: torch.device,
     on_batch: Callable[[int], object],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One pass over the images: their losses, float32 [N], and whether they were classified rightly, bool [N]."""
-    head.train()
-    losses = torch.empty(len(order), device=compute.device)
-    hits = torch.empty(len(order), device=compute.device, dtype=torch.bool)
+) -> Results:
+    """One pass over the images: their losses, float32 [N], and whether they were classified rightly, bool [N].
+
+    Nothing in it waits for a GPU.
+    """
+    losses = torch.empty(len(order), device=device)
+    hits = torch.empty(len(order), device=device, dtype=torch.bool)
+    labels = training.labels.to(device)[order.to(device)]
     start = 0
-    for batch in order.to(compute.device).split(batch_size):
-        inputs, labels = _channels_last(training.inputs[batch]), training.labels[batch]
-        with compute.autocast():
-            logits = head(inputs)
-        full = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 would be too coarse
-        loss = F.cross_entropy(logits.to(full), labels, reduction="none")
-        optimizer.zero_grad()
-        loss.mean().backward()
-        optimizer.step()
-        losses[start : start + len(batch)] = loss.detach()
-        hits[start : start + len(batch)] = logits.argmax(1) == labels
-        start += len(batch)
-        on_batch(len(batch))
+    for inputs in training.inputs.batches(order, batch_size):
+        part = slice(start, start + len(inputs))
+        losses[part], hits[part] = step(inputs, labels[part])
+        start = part.stop
+        on_batch(len(inputs))
     return losses, hits
 
 
-@torch.no_grad()
 def _test(head: nn.Module, examples: Examples, compute: Compute) -> tuple[float | None, float | None]:
     """Loss and accuracy in eval mode, None without examples."""
     if len(examples.labels) == 0:
         return None, None
-    head.eval()
-    with compute.autocast():
-        logits = torch.cat([head(_channels_last(chunk)).float() for chunk in examples.inputs.split(compute.chunk)])
+    logits = predict(head, examples.inputs, len(examples.labels), compute).cpu()
     accuracy = (logits.argmax(1) == examples.labels).double().mean()
     return F.cross_entropy(logits, examples.labels).item(), accuracy.item()
-
-
-def _channels_last(inputs: torch.Tensor) -> torch.Tensor:
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
 def _require_finite(losses: torch.Tensor, epoch: int, batch_size: int) -> None:

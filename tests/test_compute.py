@@ -1,0 +1,102 @@
+import dataclasses
+from collections import namedtuple
+
+import pytest
+import torch
+
+from headstart import compute as computing
+from headstart.compute import Compute, choose_place
+from headstart.console import UserError
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "place"),
+    [
+        (140 * GB, 100 * GB, "device"),
+        (25 * GB, 0, "device"),
+        (6 * GB, 100 * GB, "host"),
+        (6 * GB, 25 * GB, "host"),
+        (6 * GB, 24 * GB, "recompute"),
+        (-GB, -GB, "recompute"),
+    ],
+)
+def test_activations_go_to_the_first_place_with_room(device, host, place):
+    assert choose_place(25 * GB, device=device, host=host) == place
+
+
+Properties = namedtuple("Properties", "total_memory")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ram", "place"),
+    [(141, 100, "device"), (40, 16, "device"), (24, 64, "host"), (10, 64, "host"), (10, 16, "recompute")],
+)
+@pytest.mark.parametrize("limited", [False, True], ids=["all of a small GPU", "a part of a large one"])
+def test_the_full_study_s_activations_on_gpus_of_several_sizes(monkeypatch, gpu, ram, place, limited):
+    size = 60_000 * 1_024 * 14 * 14 * 2  # bfloat16 before layer4 of ResNet-50
+    free = 141 if limited else gpu
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GB, free * GB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(computing, "free_ram", lambda: ram * GB)
+    compute = Compute(torch.device("cuda"), torch.bfloat16, memory=gpu * GB if limited else None)
+    assert compute.place(size) == place
+
+
+def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 * GB, 40 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 38 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * GB)
+    monkeypatch.setattr(computing, "free_ram", lambda: 0)
+    compute = Compute(torch.device("cuda"), torch.bfloat16)
+    room = 34 * GB - computing.WORKSPACE["cuda"]
+    assert (compute.place(room), compute.place(room + 1)) == ("device", "recompute")
+    compute = dataclasses.replace(compute, memory=20 * GB)  # of which 5 are in use
+    room = 15 * GB - computing.WORKSPACE["cuda"]
+    assert (compute.place(room), compute.place(room + 1)) == ("device", "recompute")
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("fpu avx2 avx512f", torch.float32),
+        ("fpu avx512f avx512_bf16", torch.bfloat16),
+        ("amx_bf16 amx_tile", torch.bfloat16),
+        (None, torch.float32),
+    ],
+)
+def test_precision_by_what_the_cpu_multiplies(tmp_path, monkeypatch, flags, dtype):
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
+    has = computing._cpu_has_bfloat16
+    monkeypatch.setattr(computing, "_cpu_has_bfloat16", lambda: has(str(cpuinfo)))
+    monkeypatch.delenv("HEADSTART_DTYPE", raising=False)
+    assert computing.choose("cpu").dtype == dtype
+
+
+def test_the_environment_decides(monkeypatch):
+    monkeypatch.setenv("HEADSTART_DEVICE", "cpu")
+    monkeypatch.setenv("HEADSTART_DTYPE", "bfloat16")
+    monkeypatch.setenv("HEADSTART_MEMORY_GB", "1.5")
+    assert computing.choose() == Compute(torch.device("cpu"), torch.bfloat16, memory=1_500_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("HEADSTART_DEVICE", "gpu", "HEADSTART_DEVICE is 'gpu': it must be cpu, cuda or cuda:N"),
+        ("HEADSTART_DTYPE", "half", "HEADSTART_DTYPE is 'half': it must be one of float32, bfloat16"),
+        ("HEADSTART_MEMORY_GB", "much", "HEADSTART_MEMORY_GB is 'much': it must be a number of gigabytes greater "),
+        ("HEADSTART_MEMORY_GB", "-1", "HEADSTART_MEMORY_GB is '-1': it must be a number of gigabytes greater than 0"),
+        ("HEADSTART_MEMORY_GB", "nan", "HEADSTART_MEMORY_GB is 'nan': it must be a number of gigabytes greater than"),
+    ],
+)
+def test_an_impossible_wish_is_named(monkeypatch, name, value, message):
+    monkeypatch.setenv("HEADSTART_DEVICE", "cpu")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="HEADSTART") as error:
+        computing.choose()
+    assert str(error.value).startswith(message)
