@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study test lint results lock clean
+.PHONY: help setup study test lint results benchmark lock clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -37,6 +37,13 @@ test: lint  ## Every check: ruff, mypy, pytest
 results: setup  ## The committed results and what ran beside them
 	dvc metrics show
 	dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$' --no-pager
+
+SCALE := quick
+EPOCHS := 1
+
+benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark SCALE=full, plain on EPOCHS=1
+	dvc repro --quiet download
+	python -m benchmarks.speed --scale $(SCALE) --plain-epochs $(EPOCHS)
 
 lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and hashes
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \

@@ -1,0 +1,175 @@
+"""Time the study three ways in one run, alternating: the plain loop, a tuned loop, and Headstart.
+
+    python -m benchmarks.speed [--scale full] [--set KEY=VALUE] [--plain-epochs N] [--tuned-epochs N]
+
+Each way trains and tests every configuration; Headstart also makes the starts and the features, which only it needs.
+What all need (imports, prepared images) is not counted; benchmarks/fixed_costs.py tells what imports cost. A way that
+would take too long is timed on fewer epochs: its training time is then scaled up, which the table says, and its
+accuracy is not compared. Prints a table and writes benchmarks/results/<device>-<scale>.json.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import stages.features
+import stages.prepare
+import stages.start
+from benchmarks import settings as common
+from benchmarks import ways
+from benchmarks.ways import Task
+from headstart import compute, files, models
+from headstart.compute import Compute
+from headstart.console import UserError, run
+from headstart.params import Params
+from headstart.snapshot import Snapshot
+
+WAYS = ("plain", "tuned", "headstart")
+NOISE = {True: 0.01, False: 0.03}  # of a test accuracy, with and without pretrained weights
+
+
+def main(*arguments: str) -> None:
+    parser = common.parser(__doc__)
+    for way in ("plain", "tuned"):
+        parser.add_argument(f"--{way}-epochs", type=int, metavar="N", help=f"time the {way} loop on N epochs")
+    options = parser.parse_args(arguments)
+    settings, device = common.read(options), compute.choose()
+    n_epochs = settings.current.n_epochs
+    epochs = {"plain": options.plain_epochs or n_epochs, "tuned": options.tuned_epochs or n_epochs,
+              "headstart": n_epochs}  # fmt: skip
+    if not all(1 <= n <= n_epochs for n in epochs.values()):
+        raise UserError(f"--plain-epochs and --tuned-epochs must be 1 to {n_epochs}")
+    with common.workspace(settings):
+        stages.prepare.main()
+        shared, starts = _starts(settings, device)
+        images = files.read_tensors(f"data/prepared/{settings.scale}.safetensors").tensors
+        rows = []
+        for name, experiment in settings.experiments.items():
+            task = Task(name, settings, device, images, starts[experiment.pretrained])
+            rows.append({"configuration": name} | {way: _timed(task, way, epochs[way]) for way in WAYS})
+            print(_line(rows[-1]), file=sys.stderr, flush=True)
+        floor = _floor(settings, device, starts[True], len(images["training_labels"]), len(images["test_labels"]))
+        found = _summary(rows, shared, epochs, n_epochs, floor)
+        weights = {"weights": starts[True].weights, "weights_sha256": starts[True].sha256}
+        common.write("", settings, device, {**weights, **found, "configurations": rows})
+    _print(rows, found, n_epochs)
+
+
+def _starts(settings: Params, device: Compute) -> tuple[dict[str, float], dict[bool, Snapshot]]:
+    """Make starts and features: how many seconds each stage took, and the starts."""
+    shared, starts = {}, {}
+    for pretrained in ("true", "false"):
+        shared[f"start {pretrained}"] = _seconds(partial(stages.start.main, pretrained), device)
+        shared[f"features {pretrained}"] = _seconds(partial(stages.features.main, pretrained), device)
+        starts[pretrained == "true"] = Snapshot.read(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
+    return shared, starts
+
+
+def _seconds(work: Callable[[], object], device: Compute) -> float:
+    started = time.perf_counter()
+    work()
+    if device.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _timed(task: Task, way: str, epochs: int) -> dict[str, float]:
+    results: list[ways.Result] = []
+    seconds = _seconds(lambda: results.append(getattr(ways, way)(task, epochs)), task.compute)
+    [result] = results
+    scaled = result.test_seconds + (seconds - result.test_seconds) * task.scale.n_epochs / epochs
+    return {"seconds": scaled, "train_loss": result.train_loss, "test_accuracy": result.test_accuracy}
+
+
+def _floor(settings: Params, device: Compute, start: Snapshot, training: int, test: int) -> dict[str, float]:
+    """Operations that cannot be saved, the rate of a large matrix product, and the seconds that follow.
+
+    Every image passes once through the network of each start; the head of each fine-tuned configuration runs forward
+    and backward for every training image in every epoch, and forward for every test image.
+    """
+    trunk, head = models.cut(start.network(), settings.current.finetune_from)
+    sizes = (settings.current.image_size,) * 2
+    with FlopCounterMode(display=False) as counter:
+        activations = trunk(torch.zeros(1, 3, *sizes)).detach()
+    forward = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        head(activations).sum().backward()
+    step = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        head(activations)
+    inference = counter.get_total_flops()
+    starts = {experiment.pretrained for experiment in settings.experiments.values()}
+    finetuned = sum(experiment.finetuning for experiment in settings.experiments.values())
+    operations = len(starts) * (training + test) * (forward + inference)
+    operations += finetuned * (settings.current.n_epochs * training * step + test * inference)
+    rate = _matmul_rate(device)
+    return {"operations": operations, "operations_per_second": rate, "seconds": operations / rate}
+
+
+def _matmul_rate(device: Compute) -> float:
+    """Operations a second of the best of ten large matrix products in the precision that is computed in."""
+    size = 8192 if device.device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device.device).to(device.dtype) for _ in range(2))
+    return 2 * size**3 / min(_seconds(lambda: left @ right, device) for _ in range(10))
+
+
+def _summary(
+    rows: list[dict[str, Any]], shared: dict[str, float], epochs: dict[str, int], n_epochs: int, floor: dict[str, float]
+) -> dict[str, Any]:
+    totals = {way: sum(row[way]["seconds"] for row in rows) for way in epochs}
+    totals["headstart"] += sum(shared.values())
+    compared = [way for way in epochs if way != "headstart" and epochs[way] == n_epochs]
+    agree = all(
+        abs(row[way]["test_accuracy"] - row["headstart"]["test_accuracy"])
+        <= NOISE[row["configuration"].startswith("pretrained")]
+        for row in rows
+        for way in compared
+    )
+    return {
+        "seconds": totals,
+        "times_as_fast_as": {way: totals[way] / totals["headstart"] for way in epochs if way != "headstart"},
+        "floor": floor,
+        "times_the_floor": totals["headstart"] / floor["seconds"],
+        "epochs_timed": epochs,
+        "same_accuracy_within_noise": {"ways": compared, "agree": agree},
+        "headstart_shared_seconds": shared,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    values = [f"{row[way]['seconds']:.1f} s, {100 * row[way]['test_accuracy']:.2f} %" for way in WAYS]
+    losses = [f"{row[way]['train_loss']:.4f}" for way in WAYS[1:]]
+    return f"| {row['configuration']} | {' | '.join([*values, *losses])} |"
+
+
+def _print(rows: list[dict[str, Any]], found: dict[str, Any], n_epochs: int) -> None:
+    print(
+        f"| configuration | {' | '.join(WAYS)} | last train loss, tuned | headstart |\n|---|---:|---:|---:|---:|---:|"
+    )
+    for row in rows:
+        print(_line(row))
+    shared = sum(found["headstart_shared_seconds"].values())
+    print(f"| starts and features | | | {shared:.1f} s | | |")
+    totals = " | ".join(f"{seconds:.1f} s" for seconds in found["seconds"].values())
+    print(f"| total | {totals} | | |\n")
+    for way, ratio in found["times_as_fast_as"].items():
+        timed = found["epochs_timed"][way]
+        note = "" if timed == n_epochs else f" (timed on {timed} of {n_epochs} epochs, and scaled up)"
+        print(f"Headstart is {ratio:.1f} times as fast as the {way} loop{note}.")
+    floor = found["floor"]
+    print(f"The operations that cannot be saved, {floor['operations']:.3g}, would take {floor['seconds']:.1f} s at "
+          f"{floor['operations_per_second'] / 1e12:.3g} TFLOP/s; Headstart takes {found['times_the_floor']:.1f} times "
+          "that.")  # fmt: skip
+    check = found["same_accuracy_within_noise"]
+    if check["ways"]:
+        verdict = "agree" if check["agree"] else "DO NOT agree"
+        print(f"Test accuracies of headstart, {' and '.join(check['ways'])} {verdict} within 1 point (random: 3).")
+
+
+if __name__ == "__main__":
+    run(main, *sys.argv[1:])

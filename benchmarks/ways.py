@@ -1,0 +1,155 @@
+"""Three ways to train and test one configuration from the same start: plain, tuned, and Headstart's."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import stages.evaluate
+import stages.train
+from headstart import files, models
+from headstart.compute import Compute
+from headstart.forward import outputs
+from headstart.params import Experiment, Params, Scale
+from headstart.snapshot import Snapshot
+from headstart.training import image_order, make_optimizer
+
+
+@dataclass(frozen=True)
+class Task:
+    """One configuration, and what it is trained on and tested with."""
+
+    name: str
+    settings: Params
+    compute: Compute
+    images: dict[str, torch.Tensor]  # what the stage `prepare` wrote
+    start: Snapshot
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.settings.experiments[self.name]
+
+    @property
+    def scale(self) -> Scale:
+        return self.settings.current
+
+    def network(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """(network, frozen trunk, trained head) on the device."""
+        network = self.start.network().to(self.compute.device)
+        layer = self.scale.finetune_from if self.experiment.finetuning else self.start.classifier
+        return network, *models.cut(network, layer)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a training and its test."""
+
+    train_loss: float  # mean over the images of the last epoch
+    test_accuracy: float
+    test_seconds: float = 0.0  # where a training is timed on fewer epochs, the test is to be told from it
+
+
+class Pictures(Dataset):
+    """Images prepared one by one with PIL, as torchvision's examples do it."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, start: Snapshot) -> None:
+        size = (start.image_size, start.image_size)
+        steps = [transforms.Resize(size), transforms.Grayscale(3), transforms.ToTensor()]
+        self.transform = transforms.Compose([*steps, transforms.Normalize(start.mean, start.std)])
+        self.images, self.labels = images.numpy(), labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def plain(task: Task, epochs: int) -> Result:
+    """As a newcomer would write it: a DataLoader, PIL, the whole network in every epoch, float32."""
+    device = task.compute.device
+    network, trunk, head = task.network()
+    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a CPU they take it from the training
+    training, test = (
+        DataLoader(
+            Pictures(task.images[f"{split}_images"], task.images[f"{split}_labels"], task.start),
+            batch_size=task.scale.batch_size,
+            shuffle=split == "training",
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+        for split in ("training", "test")
+    )
+    torch.manual_seed(task.scale.seed)
+    if task.experiment.optimizer == "Adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(head.parameters(), lr=task.experiment.lr)
+    else:
+        optimizer = torch.optim.SGD(head.parameters(), lr=task.experiment.lr, momentum=task.experiment.momentum or 0,
+                                    weight_decay=task.experiment.weight_decay or 0)  # fmt: skip
+    for parameter in trunk.parameters():
+        parameter.requires_grad = False
+    trunk.eval()
+    for _ in range(epochs):
+        head.train()
+        total = 0.0
+        for inputs, labels in training:
+            inputs, labels = inputs.to(device), labels.to(device)
+            loss = F.cross_entropy(network(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(labels)
+    network.eval()
+    started, right = time.perf_counter(), 0
+    with torch.no_grad():
+        for inputs, labels in test:
+            right += int((network(inputs.to(device)).argmax(1) == labels.to(device)).sum())
+    return Result(total / len(task.images["training_labels"]), right / len(task.images["test_labels"]),
+                  time.perf_counter() - started)  # fmt: skip
+
+
+def tuned(task: Task, epochs: int) -> Result:
+    """What is common knowledge: data on the device, bfloat16 on a GPU, channels last, a fused optimizer, no waiting.
+
+    The whole network still runs in every epoch.
+    """
+    compute = task.compute
+    images = {name: tensor.to(compute.device) for name, tensor in task.images.items()}
+    network, trunk, head = task.network()
+    network.to(memory_format=torch.channels_last)
+    for parameter in trunk.parameters():
+        parameter.requires_grad = False
+    optimizer = make_optimizer(task.experiment, list(head.parameters()))
+    labels = images["training_labels"]
+    trunk.eval()
+    for epoch in range(1, epochs + 1):
+        head.train()
+        total = torch.zeros((), device=compute.device)
+        for batch in image_order(task.scale.seed, epoch, len(labels)).to(compute.device).split(task.scale.batch_size):
+            with compute.autocast():
+                logits = network(task.start.preprocess(images["training_images"][batch]))
+                loss = F.cross_entropy(logits, labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(batch)
+    train_loss = total.item() / len(labels)  # waits for the device
+    started = time.perf_counter()
+    [logits] = outputs(images["test_images"], network, compute=compute, prepare=task.start.preprocess)
+    right = logits.argmax(1) == task.images["test_labels"]
+    return Result(train_loss, right.double().mean().item(), time.perf_counter() - started)
+
+
+def headstart(task: Task, _: int) -> Result:
+    """The stages `train` and `evaluate`, from what the stages before them wrote."""
+    stages.train.main(task.name)
+    stages.evaluate.main(task.name)
+    records = files.read_csv(f"models/{task.settings.scale}/{task.name}/epochs.csv")
+    metrics = files.read_json(f"metrics/{task.settings.scale}/{task.name}.json")
+    return Result(float(records[-1]["train_loss"]), metrics["test_accuracy"])
