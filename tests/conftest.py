@@ -9,6 +9,7 @@ import torch
 
 from headstart import datasets, params
 from headstart.compute import Compute, choose
+from headstart.training import Epoch, fit, make_optimizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +38,13 @@ def training_set(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
 def compute() -> Compute:
     """The CPU, as every stage sets it up."""
     return choose("cpu")
+
+
+def trained(head, training, validation, *, experiment, n_epochs, compute, **options) -> list[Epoch]:
+    """Train ``head`` with a new optimizer; return the records of the epochs."""
+    optimizer = make_optimizer(experiment, head, compute)
+    epochs = range(1, n_epochs + 1)
+    return list(fit(head, optimizer, training, validation, epochs=epochs, compute=compute, **options))
 
 
 def run(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:

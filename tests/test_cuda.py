@@ -12,7 +12,8 @@ from headstart.forward import Examples, Kept, activations, outputs, predict
 from headstart.graphs import GraphedStep
 from headstart.images import Preprocess
 from headstart.params import Experiment
-from headstart.training import fit
+
+from .conftest import trained
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -37,8 +38,8 @@ def train(images, labels, compute, experiment, *, network="resnet18", layer="lay
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())
     assert inputs.place == place
     examples = Examples(inputs, labels)
-    records = list(
-        fit(head, examples, examples, experiment=experiment, n_epochs=epochs, batch_size=BATCH, seed=3, compute=compute)
+    records = trained(
+        head, examples, examples, experiment=experiment, n_epochs=epochs, batch_size=BATCH, seed=3, compute=compute
     )
     return model.state_dict(), [dataclasses.replace(record, seconds=0.0) for record in records]
 
@@ -95,7 +96,7 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(training_set, gpu):
         seen.append(images)
         torch.cuda.set_sync_debug_mode("error" if len(seen) < len(labels) // BATCH else "default")
 
-    list(fit(head, Examples(inputs, labels), nothing, experiment=ADAM, n_epochs=1, batch_size=BATCH, seed=0,
-             compute=gpu, on_batch=on_batch))  # fmt: skip
+    trained(head, Examples(inputs, labels), nothing, experiment=ADAM, n_epochs=1, batch_size=BATCH, seed=0,
+            compute=gpu, on_batch=on_batch)  # fmt: skip
     assert seen == [BATCH] * 8
     assert predict(head, inputs, 5, gpu).shape == (5, 10)

@@ -26,11 +26,11 @@ def train(head: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None
 
 @pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
 @pytest.mark.parametrize("before", [0, 3], ids=["a new optimizer", "one with a state"])
-def test_warming_up_leaves_no_trace(experiment, before):
+def test_warming_up_leaves_no_trace(compute, experiment, before):
     states = []
     for warm_up in (0, 3):
         head = network()
-        optimizer = make_optimizer(experiment, list(head.parameters()))
+        optimizer = make_optimizer(experiment, head, compute)
         train(head, optimizer, before)
         with undone(head, optimizer):
             train(head, optimizer, warm_up)
@@ -40,10 +40,10 @@ def test_warming_up_leaves_no_trace(experiment, before):
         assert torch.equal(states[1][name], tensor), name
 
 
-def test_undone_keeps_every_tensor_where_it_is():
+def test_undone_keeps_every_tensor_where_it_is(compute):
     """A graph reads and writes addresses: a tensor that is replaced would be out of its reach."""
     head = network()
-    optimizer = make_optimizer(ADAM, list(head.parameters()))
+    optimizer = make_optimizer(ADAM, head, compute)
     before = copy.deepcopy(head.state_dict())
     places = [tensor.data_ptr() for tensor in head.state_dict().values()]
     with undone(head, optimizer):
@@ -55,7 +55,7 @@ def test_undone_keeps_every_tensor_where_it_is():
     assert torch.equal(head[0].weight, before["0.weight"])
 
 
-def test_without_a_gpu_nothing_is_recorded():
+def test_without_a_gpu_nothing_is_recorded(compute):
     sizes = []
 
     def step(inputs, labels):
@@ -63,7 +63,7 @@ def test_without_a_gpu_nothing_is_recorded():
         return (inputs,)
 
     head = network()
-    graphed = GraphedStep(step, 2, head, make_optimizer(SGD, list(head.parameters())))
+    graphed = GraphedStep(step, 2, head, make_optimizer(SGD, head, compute))
     for size in (2, 2, 1):
         graphed(torch.zeros(size), torch.zeros(size))
     assert sizes == [2, 2, 1]

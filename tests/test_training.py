@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,9 @@ from headstart.console import UserError
 from headstart.forward import Examples, Kept, activations, outputs
 from headstart.images import Preprocess
 from headstart.params import Experiment
-from headstart.training import fit, image_order
+from headstart.training import image_order
+
+from .conftest import trained
 
 ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
 SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.001, momentum=0.9, weight_decay=0.1)
@@ -86,8 +89,8 @@ def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer,
     trunk, head = models.cut(network, layer)
     inputs = activations(images, trunk, compute=compute, prepare=prepare, keep=keep)
     examples = Examples(inputs, labels)
-    epochs = list(
-        fit(head, examples, examples, experiment=experiment, n_epochs=2, batch_size=16, seed=5, compute=compute)
+    epochs = trained(
+        head, examples, examples, experiment=experiment, n_epochs=2, batch_size=16, seed=5, compute=compute
     )
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     for epoch, (loss, accuracy) in zip(epochs, expected, strict=True):
@@ -106,13 +109,13 @@ def test_frozen_means_frozen_and_finetuned_means_all_of_it(training_set, compute
     network = start("tf_efficientnet_lite0", images)
     before = copy.deepcopy(network.state_dict())
     trunk, head = models.cut(network, "blocks.5")
-    trained = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
-    in_head = {name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in trained}
+    of_head = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
+    in_head = {name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in of_head}
     assert 0 < len(in_head) < len(before)
 
     [inputs] = outputs(images, trunk, compute=compute, prepare=PREPROCESS)
     examples = Examples(Kept.of(inputs, compute), labels)
-    list(fit(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=32, seed=0, compute=compute))
+    trained(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=32, seed=0, compute=compute)
     after = network.state_dict()
     assert list(after) == list(before)
     for name in before:
@@ -148,12 +151,30 @@ def test_the_optimizer_keeps_its_state_from_batch_to_batch(compute, experiment):
         gradients.append(residual.T @ inputs[batch] / 2)
         weight = by_hand(experiment, initial, gradients)
     examples = Examples(Kept.of(inputs, compute), labels)
-    list(fit(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=2, seed=7, compute=compute))
+    trained(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=2, seed=7, compute=compute)
     torch.testing.assert_close(head.weight.detach(), weight, rtol=1e-5, atol=1e-7)
     reset = initial  # the published script made a new optimizer for each batch
     for gradient in gradients:
         reset = by_hand(experiment, reset, [gradient])
     assert (head.weight.detach() - reset).abs().max() > 1e-4
+
+
+def test_training_in_bfloat16_stays_within_two_percent(training_set, compute):
+    images, labels = (tensor[:64] for tensor in training_set)
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        precision = dataclasses.replace(compute, dtype=dtype)
+        trunk, head = models.cut(start("tf_efficientnet_lite0", images), "blocks.5")
+        inputs = activations(images, trunk, compute=precision, prepare=PREPROCESS, keep=True)
+        assert next(inputs.batches(torch.arange(2), 2)).dtype == dtype  # kept in the precision it was computed in
+        examples = Examples(inputs, labels)
+        [epoch] = trained(
+            head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=16, seed=0, compute=precision
+        )
+        assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
+        losses.append(epoch.train_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
 
 
 def test_every_image_is_used_once_an_epoch_in_an_order_of_its_own():
@@ -171,8 +192,8 @@ def test_the_last_smaller_batch_is_trained_on_and_losses_are_means_over_images(c
     experiment = Experiment(pretrained=True, finetuning=False, optimizer="SGD", lr=1e-12, momentum=0, weight_decay=0)
     examples = Examples(Kept.of(torch.ones(7, 1), compute), torch.tensor([0, 0, 0, 0, 0, 1, 1]))
     nothing = Examples(Kept.of(torch.ones(0, 1), compute), torch.tensor([], dtype=torch.int64))
-    [epoch] = fit(head, examples, nothing, experiment=experiment, n_epochs=1, batch_size=3, seed=0, compute=compute,
-                  on_batch=sizes.append)  # fmt: skip
+    [epoch] = trained(head, examples, nothing, experiment=experiment, n_epochs=1, batch_size=3, seed=0, compute=compute,
+                      on_batch=sizes.append)  # fmt: skip
     assert sizes == [3, 3, 1]
     assert epoch.train_loss == pytest.approx(math.log(2))
     assert epoch.train_accuracy == pytest.approx(5 / 7, abs=2 / 7)  # equal logits: which class wins is rounding
@@ -184,5 +205,5 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(compute):
     head = nn.Linear(1, 2)
     nn.init.constant_(head.weight, 1e10)
     with pytest.raises(UserError) as error:
-        list(fit(head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=4, seed=0, compute=compute))
-    assert str(error.value) == ("the loss is not finite from epoch 1, batch 1 on: lower this configuration's lr")
+        trained(head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=4, seed=0, compute=compute, name="x")
+    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 1 on: lower its lr"

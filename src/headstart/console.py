@@ -1,5 +1,6 @@
 """The terminal: one line for a mistake, a progress bar for a wait."""
 
+import errno
 import os
 import sys
 import time
@@ -25,16 +26,37 @@ def run(main: Callable[..., None], *arguments: str) -> None:
     try:
         main(*arguments)
     except KeyboardInterrupt:
-        sys.exit("headstart: interrupted; nothing half-written was left, the same command starts this stage again")
-    except (UserError, OSError) as error:
-        if os.environ.get("HEADSTART_TRACEBACK") == "1":
+        sys.exit("headstart: interrupted; nothing half-written was left, the same command goes on")
+    except Exception as error:
+        line = _explain(error)
+        if line is None or os.environ.get("HEADSTART_TRACEBACK") == "1":
             raise
-        sys.exit(f"headstart: {' '.join(str(error).split())}")
+        sys.exit(f"headstart: {' '.join(line.split())}")
 
 
-def progress(total: int, label: str, unit: str = "image") -> tqdm:
+def _explain(error: Exception) -> str | None:
+    """What to tell the user of a mistake or of a machine's limit; None of a defect of the program's."""
+    if isinstance(error, UserError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported for this
+        return "the GPU's memory is full: lower batch_size in params.yaml, or free memory that other processes hold"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return "the memory is full: lower training_images or image_size in params.yaml, or free some"
+    if isinstance(error, OSError):
+        remedy = {
+            errno.ENOSPC: "free some space",
+            errno.EROFS: "make the folder writable",
+            errno.EACCES: "make it readable, and its folder writable",
+        }.get(error.errno or 0)
+        return str(error) if remedy is None else f"{error}: {remedy}"
+    return None
+
+
+def progress(total: int, label: str, done: int = 0) -> tqdm:
     """A bar that says what, how far and how long still; silent where stderr is not a terminal."""
-    return tqdm(total=total, desc=label, unit=f" {unit}s", unit_scale=True, disable=None, leave=False, delay=1)
+    return tqdm(
+        total=total, initial=done, desc=label, unit=" images", unit_scale=True, disable=None, leave=False, delay=1
+    )
 
 
 class Clock:

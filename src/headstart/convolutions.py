@@ -64,7 +64,8 @@ class MatmulConv2d(nn.Module):
             own = self._own[0]
             taps, inputs = own.weight[0, 0].numel(), size.numel()
             shape = (own.kernel_size, own.stride, own.padding, own.dilation)
-            probe = type(own)(1, taps, *shape, bias=False)  # type: ignore[arg-type]
+            with torch.random.fork_rng(devices=[]):  # the weights it would start with must not use up random numbers
+                probe = type(own)(1, taps, *shape, bias=False)  # type: ignore[arg-type]
             probe.to(own.weight.device, own.weight.dtype)
             with torch.no_grad():
                 probe.weight.copy_(torch.eye(taps).view_as(probe.weight))

@@ -1,7 +1,7 @@
 """Optimizers and the training loop: pure computation; the caller prints and writes."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,61 +29,67 @@ class Epoch:
     seconds: float  # of training, without validation
 
 
-def make_optimizer(experiment: Experiment, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """PyTorch's Adam or SGD for ``parameters``; SGD's weight decay is added to the gradient, as PyTorch has it."""
+def make_optimizer(experiment: Experiment, head: nn.Module, compute: Compute) -> torch.optim.Optimizer:
+    """PyTorch's Adam or SGD for all parameters of ``head``, which is moved to the device that computes.
+
+    SGD's weight decay is added to the gradient, as PyTorch has it.
+    """
+    head.to(compute.device)
+    on_gpu = compute.device.type == "cuda"
+    if on_gpu:
+        head.to(memory_format=torch.channels_last)
     if experiment.optimizer == "Adam":
-        # On a GPU its count of steps must be there too, for a CUDA graph to count on.
-        capturable = parameters[0].device.type == "cuda"
-        return torch.optim.Adam(parameters, lr=experiment.lr, fused=True, capturable=capturable)
+        # capturable: its count of steps is on the GPU too, for a CUDA graph to count on.
+        return torch.optim.Adam(head.parameters(), lr=experiment.lr, fused=True, capturable=on_gpu)
     assert experiment.momentum is not None  # params.py has checked both
     assert experiment.weight_decay is not None
-    return torch.optim.SGD(
-        parameters, lr=experiment.lr, momentum=experiment.momentum, weight_decay=experiment.weight_decay, fused=True
-    )
+    return torch.optim.SGD(head.parameters(), lr=experiment.lr, momentum=experiment.momentum,
+                           weight_decay=experiment.weight_decay, fused=True)  # fmt: skip
 
 
 def fit(
     head: nn.Module,
+    optimizer: torch.optim.Optimizer,
     training: Examples,
     validation: Examples,
     *,
-    experiment: Experiment,
-    n_epochs: int,
+    epochs: range,
     batch_size: int,
     seed: int,
     compute: Compute,
+    name: str = "the training",
     on_batch: Callable[[int], object] = lambda images: None,
 ) -> Iterator[Epoch]:
-    """Train all parameters of ``head`` in place; yield a record after each epoch.
+    """Train ``head`` in place; yield a record after each epoch.
 
-    Only ``head``'s parameters reach the one optimizer, which lives through the training. Batch norm in ``head``
-    learns from each batch; what is not part of ``head`` cannot change.
+    Only ``head``'s parameters are in the one optimizer, which lives through the training. Batch norm in ``head`` learns
+    from each batch; what is not part of ``head`` cannot change.
 
     Args:
-        head: from ``training.inputs`` to logits [N, classes]; moved to the device that computes.
+        head: from ``training.inputs`` to logits [N, classes].
+        optimizer: of ``head``'s parameters, from ``make_optimizer``.
         training: used in an order that depends on ``seed`` and the epoch alone; the last batch may be smaller.
         validation: may be empty.
+        epochs: the numbers of the epochs, from 1; a training that goes on where another stopped begins later.
+        name: of what is trained, for a complaint.
         on_batch: called after each step with its number of images.
 
     Raises:
         UserError: the loss is not finite.
     """
-    head.to(compute.device)
     if compute.matmul_convolutions:
         use_matmul(head)
-    else:
-        head.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(experiment, list(head.parameters()))
     step = GraphedStep(partial(_step, head, optimizer, compute), batch_size, head, optimizer)
-    torch.manual_seed(seed)  # for dropout, where a head has it
-    for epoch in range(1, n_epochs + 1):
+    if epochs.start == 1:
+        torch.manual_seed(seed)  # for dropout, where a head has it
+    for epoch in epochs:
         started = time.perf_counter()
         head.train()
         order = image_order(seed, epoch, len(training.labels))
         losses, hits = _train_epoch(step, training, order, batch_size, compute.device, on_batch)
         means = losses.double().mean().item(), hits.double().mean().item()
         seconds = time.perf_counter() - started  # the device is done, or there would be no mean
-        _require_finite(losses, epoch, batch_size)
+        _require_finite(losses, epoch, batch_size, name)
         yield Epoch(epoch, *means, *_test(head, validation, compute), seconds)
 
 
@@ -142,8 +148,8 @@ def _test(head: nn.Module, examples: Examples, compute: Compute) -> tuple[float 
     return F.cross_entropy(logits, examples.labels).item(), accuracy.item()
 
 
-def _require_finite(losses: torch.Tensor, epoch: int, batch_size: int) -> None:
+def _require_finite(losses: torch.Tensor, epoch: int, batch_size: int, name: str) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         batch = int(bad[0]) // batch_size + 1
-        raise UserError(f"the loss is not finite from epoch {epoch}, batch {batch} on: lower this configuration's lr")
+        raise UserError(f"{name}: the loss is not finite from epoch {epoch}, batch {batch} on: lower its lr")

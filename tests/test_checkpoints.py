@@ -1,0 +1,86 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from headstart.checkpoints import Checkpoint, fingerprint
+from headstart.forward import Examples, Kept
+from headstart.params import Experiment
+from headstart.training import Epoch, fit, make_optimizer
+
+ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
+SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)
+EPOCHS = 4
+
+
+def network() -> nn.Sequential:
+    """All that has a state: weights, batch-norm statistics, and dropout's random numbers."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Flatten(), nn.Linear(24, 10)]
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def examples(compute) -> Examples:
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(50, 2, 2, 2, generator=generator)
+    return Examples(Kept.of(maps, compute), torch.randint(0, 10, (50,), generator=generator))
+
+
+def run(head, optimizer, examples, compute, done: int) -> list[Epoch]:
+    epochs = range(done + 1, EPOCHS + 1)
+    records = fit(head, optimizer, examples, examples, epochs=epochs, batch_size=16, seed=3, compute=compute)
+    return [dataclasses.replace(record, seconds=0.0) for record in records]
+
+
+@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+@pytest.mark.parametrize("killed_after", [1, 3, 4])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples, compute, experiment, killed_after):
+    head = network()
+    optimizer = make_optimizer(experiment, head, compute)
+    checkpoint = Checkpoint(tmp_path / "folder" / "x.safetensors", "fingerprint")
+    expected = []
+    for epoch in fit(head, optimizer, examples, examples, epochs=range(1, EPOCHS + 1), batch_size=16, seed=3,
+                     compute=compute):  # fmt: skip
+        expected.append(dataclasses.replace(epoch, seconds=0.0))
+        if epoch.epoch == killed_after:
+            checkpoint.save(head, optimizer, expected)
+
+    other = network()
+    torch.manual_seed(99)  # another process begins with other random numbers
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    optimizer = make_optimizer(experiment, other, compute)
+    done = checkpoint.restore(other, optimizer)
+    assert done == expected[:killed_after]
+    assert done + run(other, optimizer, examples, compute, len(done)) == expected
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged", "of another training"])
+def test_what_does_not_fit_changes_nothing(tmp_path, compute, what):
+    path = tmp_path / "x.safetensors"
+    head = network()
+    optimizer = make_optimizer(ADAM, head, compute)
+    if what == "damaged":
+        path.write_bytes(b"half a checkpoint")
+    if what == "of another training":
+        Checkpoint(path, "other").save(head, optimizer, [Epoch(1, 2.0, 0.5, None, None, 1.0)])
+        nn.init.zeros_(head[0].weight)
+    before = copy.deepcopy(head.state_dict())
+    assert Checkpoint(path, "fingerprint").restore(head, optimizer) == []
+    assert not optimizer.state
+    assert all(torch.equal(head.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_a_fingerprint_tells_settings_and_files_apart(tmp_path):
+    file = tmp_path / "start"
+    file.write_bytes(b"1")
+    first = fingerprint({"lr": 0.1}, [file])
+    assert fingerprint({"lr": 0.1}, [file]) == first
+    assert fingerprint({"lr": 0.2}, [file]) != first
+    file.write_bytes(b"2")
+    assert fingerprint({"lr": 0.1}, [file]) != first
