@@ -5,15 +5,14 @@ import sys
 import torch
 from torch import nn
 
-from headstart import compute, files, models, params
+from headstart import compute, datasets, files, models, params
 from headstart.console import run
 from headstart.forward import outputs
 from headstart.snapshot import Snapshot
 
 
 def main(pretrained: str) -> None:
-    settings = params.read()
-    images = files.read_tensors(f"data/prepared/{settings.scale}.safetensors").tensors
+    settings, device = params.read(), compute.choose()
     start = Snapshot.read(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
     trunk, head = models.cut(start.network(), settings.current.finetune_from)
     parts = {"activations": trunk, "features": head[:-1]}
@@ -21,9 +20,10 @@ def main(pretrained: str) -> None:
         parts = {"features": nn.Sequential(trunk, head[:-1])}
     tensors: dict[str, torch.Tensor] = {}
     for split in ("training", "validation", "test"):
+        images = datasets.read_split(f"data/prepared/{settings.scale}.safetensors", split).images
         results = outputs(
-            images[f"{split}_images"], *parts.values(),
-            compute=compute.choose(), prepare=start.preprocess, label=f"features of {split} images",
+            images, *parts.values(), compute=device,
+            prepare=start.preprocess, label=f"features of {split} images",
         )  # fmt: skip
         tensors |= {f"{split}_{name}": result for name, result in zip(parts, results, strict=True)}
     files.write_tensors(f"data/features/{settings.scale}/pretrained-{pretrained}.safetensors", tensors)

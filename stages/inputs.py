@@ -1,12 +1,34 @@
 """What a configuration trains, and on what: shared by the stages that train it and test it."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 from torch import nn
 
-from headstart import files, models
+from headstart import datasets, files, models
 from headstart.compute import Compute
+from headstart.console import UserError
 from headstart.forward import Examples, Kept, activations
 from headstart.params import Experiment, Params
 from headstart.snapshot import Snapshot
+
+
+class Paths(NamedTuple):
+    """The files that a configuration's training reads."""
+
+    prepared: Path
+    start: Path
+    features: Path
+
+
+def paths(experiment: Experiment, settings: Params) -> Paths:
+    """Where the stages before have put them."""
+    scale, start = settings.scale, f"pretrained-{str(experiment.pretrained).lower()}.safetensors"
+    return Paths(
+        prepared=Path(f"data/prepared/{scale}.safetensors"),
+        start=Path(f"data/start/{scale}/{start}"),
+        features=Path(f"data/features/{scale}/{start}"),
+    )
 
 
 def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -32,13 +54,14 @@ def examples(
 
     ``keep``: whether they will be used in more than one epoch.
     """
-    prepared = f"data/prepared/{settings.scale}.safetensors"
-    features = f"data/features/{settings.scale}/pretrained-{str(experiment.pretrained).lower()}.safetensors"
-    labels = files.read_tensors(prepared, f"{split}_labels").tensors[f"{split}_labels"]
+    prepared, _, features = paths(experiment, settings)
+    images, labels = datasets.read_split(prepared, split)
     stored = f"{split}_activations" if experiment.finetuning else f"{split}_features"
     if not experiment.finetuning or settings.current.store_activations:
-        return Examples(Kept.of(files.read_tensors(features, stored).tensors[stored], compute), labels)
-    images = files.read_tensors(prepared, f"{split}_images").tensors[f"{split}_images"]
+        inputs = files.read_tensors(features, stored).tensors[stored]
+        if len(inputs) != len(labels) or not inputs.isfinite().all():
+            raise UserError(f"{features} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
+        return Examples(Kept.of(inputs, compute), labels)
     label = f"frozen layers, {split} images"
     prepare = snapshot.preprocess
     return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)

@@ -1,7 +1,5 @@
 """Decode the images once, and choose the training and the validation images of this scale."""
 
-from pathlib import Path
-
 import torch
 
 from headstart import datasets, files, params
@@ -10,7 +8,7 @@ from headstart.console import run
 
 def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
     """Images, uint8 [N, 28, 28], and labels, int64 [N], of the three splits."""
-    raw = {name: datasets.parse_idx(Path("data/raw", name).read_bytes()) for name in datasets.SHA256}
+    raw = {name: datasets.read_raw("data/raw", name) for name in datasets.SHA256}
     images, labels = raw["train-images-idx3-ubyte"], raw["train-labels-idx1-ubyte"].long()
     # Validation comes first: its images stay the same when the number of training images changes.
     sizes = [scale.validation_images, scale.training_images]

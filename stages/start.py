@@ -2,7 +2,7 @@
 
 import sys
 
-from headstart import compute, datasets, files, params, starts
+from headstart import compute, datasets, params, starts
 from headstart.console import run
 
 
@@ -10,8 +10,7 @@ def main(pretrained: str) -> None:
     settings, device = params.read(), compute.choose()
     images = None
     if pretrained == "false":
-        prepared = files.read_tensors(f"data/prepared/{settings.scale}.safetensors", "training_images")
-        images = prepared.tensors["training_images"]
+        images = datasets.read_split(f"data/prepared/{settings.scale}.safetensors", "training").images
     start = starts.make(settings.current, images=images, classes=datasets.CLASSES, compute=device)
     start.write(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
 

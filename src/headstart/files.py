@@ -1,6 +1,7 @@
 """Files that appear complete or not at all: written beside their place, synchronised, renamed."""
 
 import csv
+import glob
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,7 +24,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a place beside ``path`` to write a file or a folder to; it becomes ``path`` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):  # by a process that was killed
+        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{os.getpid()}.writing", dir=path.parent))
     try:
         beside = scratch / path.name
         yield beside
@@ -82,7 +87,10 @@ def write_tensors(
     # One key only: safetensors writes several in an order that changes from run to run.
     metadata = {"headstart": json.dumps(description or {})}
     with replacing(path) as beside:
-        save_file(plain, beside, metadata)
+        try:
+            save_file(plain, beside, metadata)
+        except SafetensorError as error:
+            raise UserError(f"{path} cannot be written ({error}): make room, or make the folder writable") from None
 
 
 def read_tensors(path: str | Path, *names: str) -> Tensors:

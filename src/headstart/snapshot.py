@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from headstart import files, models
+from headstart.console import UserError
 from headstart.images import Preprocess
 
 
@@ -66,6 +67,8 @@ class Snapshot:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
         }
+        if values.keys() | {"state"} != {field.name for field in dataclasses.fields(cls)}:
+            raise UserError(f"{path} is not a network: delete it, and `dvc repro` makes it anew")
         return cls(state=tensors, **values)
 
 

@@ -1,6 +1,7 @@
 """The two starts: pretrained weights, and random weights with batch-norm statistics estimated once."""
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,11 @@ def _read_package() -> tuple[State, Path]:
 
 
 def _read_file(path: Path) -> State:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise UserError(f"{path} is compressed, as no state dict that PyTorch saves is: name another file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or malicious file makes the reader raise

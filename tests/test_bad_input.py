@@ -1,0 +1,248 @@
+"""Bad data, weights and disks, met by a stage: one line, exit status 1, nothing half-written.
+
+What is wrong in params.yaml is in test_params.py, what is wrong in archives in test_datasets.py, in weights in
+test_starts.py, in the environment in test_compute.py.
+"""
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import stages.evaluate
+import stages.features
+import stages.prepare
+import stages.start
+import stages.train
+from headstart import datasets, files, starts
+from headstart.console import UserError, run
+
+from .conftest import ROOT
+
+ANEW = "delete it, and `dvc repro` makes it anew"
+NAME = "pretrained-frozen-sgd"
+PREPARED = "data/prepared/quick.safetensors"
+START = "data/start/quick/pretrained-true.safetensors"
+FEATURES = "data/features/quick/pretrained-true.safetensors"
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    """A folder in which the stages run, with params.yaml and nothing else."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def complaint(stage, *arguments: str) -> str:
+    """Run a stage; return its only line, and check that no file is new."""
+    before = {path for path in Path().rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        run(stage.main, *arguments)
+    assert {path for path in Path().rglob("*") if path.is_file()} == before
+    assert isinstance(stopped.value.code, str)  # Python then exits with status 1 and prints it on stderr
+    assert "\n" not in stopped.value.code
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def raw(folder) -> dict[str, bytes]:
+    return {name: datasets.fetch(name, folder) for name in datasets.SHA256}
+
+
+def label_10(raw):
+    raw["train-labels-idx1-ubyte"] = raw["train-labels-idx1-ubyte"][:-1] + b"\x0a"
+
+
+def truncate(raw):
+    raw["train-images-idx3-ubyte"] = raw["train-images-idx3-ubyte"][:-1]
+
+
+def empty(raw):
+    raw["t10k-labels-idx1-ubyte"] = b""
+
+
+def html(raw):
+    raw["t10k-images-idx3-ubyte"] = b"<html>404</html>"
+
+
+def swap(raw):
+    raw["t10k-images-idx3-ubyte"], raw["t10k-labels-idx1-ubyte"] = (
+        raw["t10k-labels-idx1-ubyte"], raw["t10k-images-idx3-ubyte"],
+    )  # fmt: skip
+
+
+def exchange_the_sets(raw):
+    raw["train-labels-idx1-ubyte"] = raw["t10k-labels-idx1-ubyte"]
+
+
+def wrong_magic(raw):
+    raw["train-labels-idx1-ubyte"] = b"\x00\x00\x09" + raw["train-labels-idx1-ubyte"][3:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (label_10, "train-labels-idx1-ubyte is damaged, its SHA-256 is wrong"),
+        (wrong_magic, "train-labels-idx1-ubyte is damaged, its SHA-256 is wrong"),
+        (truncate, "train-images-idx3-ubyte does not hold 47,040,016 bytes"),
+        (empty, "t10k-labels-idx1-ubyte does not hold 10,008 bytes"),
+        (html, "t10k-images-idx3-ubyte does not hold 7,840,016 bytes"),
+        (swap, "t10k-images-idx3-ubyte does not hold 7,840,016 bytes"),
+        (exchange_the_sets, "train-labels-idx1-ubyte does not hold 60,008 bytes"),
+        (lambda raw: raw.pop("t10k-images-idx3-ubyte"), "t10k-images-idx3-ubyte is missing"),
+    ],
+)
+def test_raw_files_that_are_not_the_original_ones(workspace, raw, change, message):
+    content = dict(raw)
+    change(content)
+    Path("data/raw").mkdir(parents=True)
+    for name, value in content.items():
+        Path("data/raw", name).write_bytes(value)
+    remedy = "delete the folder, and `dvc repro` makes it anew"
+    assert complaint(stages.prepare) == f"headstart: data/raw/{message}: {remedy}"
+
+
+def prepared(n: int = 128) -> dict[str, torch.Tensor]:
+    return {
+        f"{split}_{what}": torch.zeros((n, 28, 28) if what == "images" else (n,),
+                                       dtype=torch.uint8 if what == "images" else torch.int64)
+        for split in ("training", "validation", "test")
+        for what in ("images", "labels")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors["training_labels"].fill_(10),
+        lambda tensors: tensors["training_labels"].fill_(-1),
+        lambda tensors: tensors.update(training_labels=tensors["training_labels"][:-1].clone()),
+        lambda tensors: tensors.update(training_labels=tensors["training_labels"].double()),
+        lambda tensors: tensors.update(training_images=tensors["training_images"].float()),
+        lambda tensors: tensors.update(training_images=tensors["training_images"][:, :27].clone()),
+        lambda tensors: tensors.update(
+            training_images=tensors["training_labels"], training_labels=tensors["training_images"]
+        ),
+    ],
+    ids=["label 10", "label -1", "a label less", "labels in float64", "images in float32", "27 rows", "swapped"],
+)
+def test_prepared_data_whose_content_was_replaced(workspace, change):
+    tensors = prepared()
+    change(tensors)
+    files.write_tensors(PREPARED, tensors)
+    expected = f"headstart: {PREPARED} has other training images or labels than `prepare` writes: {ANEW}"
+    assert complaint(stages.start, "false") == expected
+
+
+def write_start(compute) -> None:
+    from headstart import params
+
+    settings = params.read()
+    start = starts.make(settings.current, images=None, classes=datasets.CLASSES, compute=compute)
+    start.write(START)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.zeros(127, 1280), f"{FEATURES} does not fit {PREPARED}: {ANEW}"),
+        (torch.full((128, 1280), torch.nan), f"{FEATURES} does not fit {PREPARED}: {ANEW}"),
+    ],
+    ids=["too few", "not finite"],
+)
+def test_features_of_other_images(workspace, compute, features, message):
+    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(FEATURES, {"training_features": features})
+    write_start(compute)
+    assert complaint(stages.train, NAME) == f"headstart: {message}"
+
+
+def test_a_start_that_is_something_else(workspace):
+    files.write_tensors(START, {"a": torch.zeros(1)}, {"model_name": "resnet18"})
+    files.write_tensors(PREPARED, prepared())
+    assert complaint(stages.features, "true") == f"headstart: {START} is not a network: {ANEW}"
+
+
+def test_a_start_cut_short(workspace):
+    Path(START).parent.mkdir(parents=True)
+    Path(START).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    assert complaint(stages.train, NAME).startswith(f"headstart: {START} is damaged (")
+
+
+def test_a_model_that_is_missing(workspace):
+    path = f"models/quick/{NAME}/model.safetensors"
+    assert complaint(stages.evaluate, NAME) == f"headstart: {path} is missing: `dvc repro` makes it"
+
+
+def test_weights_that_unpack_to_more_than_they_are(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x00" * 100_000_000)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(UserError) as error:
+        starts.find("resnet18", str(path)).read()
+    assert str(error.value) == f"{path} is compressed, as no state dict that PyTorch saves is: name another file"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte; it takes root and Linux to make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk):
+    path = small_disk / "x.safetensors"
+    files.write_tensors(path, {"a": torch.zeros(10)})
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: files.write_tensors(path, {"a": torch.zeros(1_000_000)}))
+    assert str(stopped.value.code).startswith(f"headstart: {path} cannot be written (")
+    assert "No space left on device" in str(stopped.value.code)
+    with pytest.raises(SystemExit, match=r"No space left on device.*: free some space"):
+        run(lambda: files.write_csv(small_disk / "x.csv", ["a"], [["x" * 1_000]] * 2_000))
+    assert path.read_bytes() == before
+    assert [file.name for file in small_disk.iterdir()] == ["x.safetensors"]
+
+
+def test_a_read_only_disk(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(SystemExit, match=r"Read-only file system.*: make the folder writable"):
+        run(lambda: files.write_json(small_disk / "x.json", {}))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+         "the GPU's memory is full: lower batch_size in params.yaml, or free memory that other processes hold"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+         "the memory is full: lower training_images or image_size in params.yaml, or free some"),
+        (KeyboardInterrupt(), "interrupted; nothing half-written was left, the same command goes on"),
+    ],
+    ids=["GPU", "CPU", "Ctrl-C"],
+)  # fmt: skip
+def test_limits_of_the_machine(error, message):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code == f"headstart: {message}"
+
+
+def test_a_defect_of_the_program_shows_where_it_is():
+    def main() -> None:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(main)
