@@ -1,7 +1,11 @@
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headstart import params
 from headstart.params import ParamsError
@@ -12,13 +16,13 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_full_is_the_published_study():
-    settings = params.read(ROOT / "params.yaml")
-    full = settings.scales["full"]
+    study = params.read(ROOT / "params.yaml")
+    full = study.scales["full"]
     assert (full.model_name, full.batch_size, full.n_epochs) == ("ResNet50", 64, 10)
     assert (full.image_size, full.training_images, full.finetune_from) == (224, 60_000, "layer4")
-    combinations = {(e.pretrained, e.finetuning, e.optimizer) for e in settings.experiments.values()}
-    assert len(combinations) == len(settings.experiments) == 8
-    for name, experiment in settings.experiments.items():
+    combinations = {(e.pretrained, e.finetuning, e.optimizer) for e in study.experiments.values()}
+    assert len(combinations) == len(study.experiments) == 8
+    for name, experiment in study.experiments.items():
         start = "pretrained" if experiment.pretrained else "scratch"
         trained = "finetuned" if experiment.finetuning else "frozen"
         assert name == f"{start}-{trained}-{experiment.optimizer.lower()}"
@@ -57,8 +61,10 @@ CASES = [
         "training_images",
     ),
     (("scale: quick", "scale: huge"), "scale must be one of quick, full (it is huge)"),
-    (("lr: 0.001", "lr: 1e-4"), "experiments.pretrained-finetuned-adam.lr must be a number, not '1e-4': YAML reads "
-     "1e-4 as text, write 0.0001"),
+    (("lr: 0.001", "lr: '1e-4'"),
+     "experiments.pretrained-finetuned-adam.lr must be a number, not '1e-4': remove the quotes"),
+    (("lr: 0.001", "lr: 1e"), "experiments.pretrained-finetuned-adam.lr must be a number, not '1e'"),
+    (("lr: 0.001", "lr: -1e-4"), "experiments.pretrained-finetuned-adam.lr must be greater than 0 (it is -0.0001)"),
     (("lr: 0.001", "lr: 0"), "experiments.pretrained-finetuned-adam.lr must be greater than 0 (it is 0.0)"),
     (("lr: 0.001", "lr: .nan"), "experiments.pretrained-finetuned-adam.lr must be a finite number, not nan"),
     (("lr: 0.001", "lr: .inf"), "experiments.pretrained-finetuned-adam.lr must be a finite number, not inf"),
@@ -89,6 +95,35 @@ def test_each_mistake_gets_its_line(tmp_path, change, message):
         params.read(path)
     # YAML's own complaint comes with a reason in front.
     assert re.sub(r"^is not YAML: ", "", str(error.value).removeprefix(f"{path}").lstrip(": ")) == message
+
+
+@given(
+    lr=st.floats(min_value=1e-12, max_value=1e6, allow_subnormal=False),
+    weight_decay=st.floats(min_value=0, max_value=1, exclude_max=True),
+    seed=st.integers(min_value=0, max_value=2**40),
+    finetuning=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuning):
+    """`dvc exp run -S` rewrites params.yaml with this function of DVC's."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "params.yaml")
+        path.write_text(TEXT, encoding="utf-8")
+        name = "scratch-frozen-sgd"
+        apply_overrides(path, [
+            f"experiments.{name}.lr={lr!r}",
+            f"experiments.{name}.weight_decay={weight_decay!r}",
+            f"experiments.{name}.finetuning={str(finetuning).lower()}",
+            f"experiments.{name}.momentum=0.5",
+            f"scales.quick.seed={seed}",
+        ])  # fmt: skip
+        changed = params.read(path)
+    experiment = changed.experiment(name)
+    assert (experiment.lr, experiment.weight_decay, experiment.finetuning) == (lr, weight_decay, finetuning)
+    assert changed.current.seed == seed
+    before = params.read(ROOT / "params.yaml")
+    assert changed.experiments["scratch-frozen-adam"] == before.experiments["scratch-frozen-adam"]
+    assert changed.scales["full"] == before.scales["full"]
 
 
 def test_an_empty_list_of_experiments(tmp_path):

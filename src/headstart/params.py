@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -141,6 +142,12 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.2, which DVC reads and writes, has 1e-05 as a number; PyYAML reads YAML 1.1, where it is text.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def _build(kind: Any, value: Any, where: str) -> Any:
     """Turn parsed YAML into ``kind``: a dataclass, a dict of named sections, or a plain value."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -176,13 +183,18 @@ def _plain(kind: Any, value: Any, where: str) -> Any:
         value = float(value)
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        hint = ""
-        if kind is float and isinstance(value, str) and "e" in value.lower():
-            hint = ": YAML reads 1e-4 as text, write 0.0001"
+        hint = ": remove the quotes" if kind is float and _is_number(value) else ""
         raise ParamsError(f"{where} must be {names[kind]}, not {value!r}{hint}")
     if kind is float and not math.isfinite(value):
         raise ParamsError(f"{where} must be a finite number, not {value}")
     return value
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _mapping(value: Any, where: str) -> dict[Any, Any]:
