@@ -56,18 +56,21 @@ class Compute:
             free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - used
         return free if self.memory is None else min(free, self.memory - used)
 
-    def describe(self) -> dict[str, str | float]:
-        """What a reader of a result wants to know of the machine, and on a GPU the most memory used so far."""
+    def describe(self) -> dict[str, str]:
+        """What a reader of a result wants to know of the machine."""
         cuda = self.device.type == "cuda"
-        machine: dict[str, str | float] = {
+        return {
             "device": torch.cuda.get_device_name(self.device) if cuda else f"{os.cpu_count()} CPU cores",
             "precision": str(self.dtype).removeprefix("torch."),
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
-        if cuda:
-            machine["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_reserved(self.device) / 1e6)
-        return machine
+
+    def peak_memory(self) -> dict[str, int]:
+        """The most memory in MB that PyTorch has held on a GPU so far; nothing on a CPU."""
+        if self.device.type == "cpu":
+            return {}
+        return {"peak_gpu_memory_mb": round(torch.cuda.max_memory_reserved(self.device) / 1e6)}
 
 
 def choose_place(size: int, *, device: int, host: int) -> str:
