@@ -1,69 +1,26 @@
 """The pipeline as a user drives it: real DVC, in a copy of the repository, at a scale of seconds."""
 
-import hashlib
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from headstart import files
 
-from .conftest import ROOT, run
+from .clones import KEPT, edit, results, tiny_clone
+from .conftest import run
 
 pytestmark = pytest.mark.pipeline
-
-KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "scratch-frozen-sgd")
-TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """What git has or would take of the working tree, committed anew, small."""
-    clone = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).exists() and not name.startswith("metrics/") and name != "dvc.lock":
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, clone / name)
-    edit(clone, shrink)
-    run("git", "init", "-q", cwd=clone)
-    run("git", "add", "-A", cwd=clone)
-    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)
-    return clone
-
-
-def edit(clone: Path, change) -> None:
-    settings = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
-    change(settings)
-    (clone / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-
-
-def shrink(settings) -> None:
-    settings["scales"]["quick"] |= TINY
-    # Another scale of the same model, which recomputes its activations: so both ways run.
-    settings["scales"]["full"] = settings["scales"]["quick"] | {"training_images": 96, "store_activations": False}
-    settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
+    return tiny_clone(tmp_path_factory.mktemp("clone"))
 
 
 def repro(clone: Path, *options: str) -> set[str]:
     """Run ``dvc repro``; return the stages that ran."""
     return set(re.findall(r"^Running stage '(.*)':", run("dvc", "repro", *options, cwd=clone).stdout, re.MULTILINE))
-
-
-def results(clone: Path) -> dict[str, str]:
-    """Hashes of everything that must not differ from run to run."""
-    paths = [path for kind in ("metrics", "predictions", "data") for path in (clone / kind).rglob("*")]
-    paths += [path for path in (clone / "models").rglob("*") if path.name != "run.json"]  # which has the times
-    return {
-        str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-        if path.is_file() and path.name != ".gitignore"
-    }
 
 
 def test_the_life_of_a_study(clone):

@@ -1,0 +1,53 @@
+"""A copy of the repository at a scale of seconds, for tests that drive DVC."""
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from .conftest import ROOT, run
+
+KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "scratch-frozen-sgd")
+TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
+
+
+def tiny_clone(clone: Path) -> Path:
+    """What git has or would take of the working tree, committed anew in the empty folder ``clone``, small."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).exists() and not name.startswith("metrics/") and name != "dvc.lock":
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    edit(clone, shrink)
+    run("git", "init", "-q", cwd=clone)
+    run("git", "add", "-A", cwd=clone)
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)
+    return clone
+
+
+def edit(clone: Path, change) -> None:
+    settings = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+    change(settings)
+    (clone / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def shrink(settings) -> None:
+    settings["scales"]["quick"] |= TINY
+    # Another scale of the same model, which recomputes its activations: so both ways run.
+    settings["scales"]["full"] = settings["scales"]["quick"] | {"training_images": 96, "store_activations": False}
+    settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
+
+
+def results(clone: Path) -> dict[str, str]:
+    """Hashes of everything that must not differ from run to run."""
+    paths = [path for kind in ("metrics", "predictions", "data") for path in (clone / kind).rglob("*")]
+    paths += [path for path in (clone / "models").rglob("*") if path.name != "run.json"]  # which has the times
+    return {
+        str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.is_file() and path.name != ".gitignore"
+    }
