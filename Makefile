@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study test lint results benchmark lock clean
+.PHONY: help setup study test lint results kills benchmark lock clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -38,16 +38,19 @@ results: setup  ## The committed results and what ran beside them
 	dvc metrics show
 	dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$' --no-pager
 
-SCALE := quick
-EPOCHS := 1
+kills: setup  ## Kill a small study twenty times, and compare what it ends with
+	python -m tests.kills 20
 
-benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark SCALE=full, plain on EPOCHS=1
+SCALE := quick
+OPTIONS := --plain-epochs 1
+
+benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark SCALE=full
 	dvc repro --quiet download
-	python -m benchmarks.speed --scale $(SCALE) --plain-epochs $(EPOCHS)
+	python -m benchmarks.speed --scale $(SCALE) $(OPTIONS)
 
 lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and hashes
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \
 	  --quiet pyproject.toml --output-file requirements.txt
 
 clean:  ## Remove the environment and all outputs of the pipeline
-	rm -rf .venv data models predictions report
+	rm -rf .venv checkpoints data models predictions report

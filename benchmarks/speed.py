@@ -5,9 +5,11 @@
 Each way trains and tests every configuration; Headstart also makes the starts and the features, which only it needs.
 What all need (imports, prepared images) is not counted; benchmarks/fixed_costs.py tells what imports cost. A way that
 would take too long is timed on fewer epochs: its training time is then scaled up, which the table says, and its
-accuracy is not compared. Prints a table and writes benchmarks/results/<device>-<scale>.json.
+accuracy is not compared. Prints a table; for all configurations of a scale, with whatever weights, it also writes
+benchmarks/results/<device>-<scale>.json.
 """
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 import stages.features
 import stages.prepare
@@ -37,8 +39,12 @@ def main(*arguments: str) -> None:
     parser = common.parser(__doc__)
     for way in ("plain", "tuned"):
         parser.add_argument(f"--{way}-epochs", type=int, metavar="N", help=f"time the {way} loop on N epochs")
+    parser.add_argument("--only", action="append", metavar="CONFIGURATION", help="not all of them, but this one")
     options = parser.parse_args(arguments)
     settings, device = common.read(options), compute.choose()
+    if options.only:
+        chosen = {name: settings.experiment(name) for name in options.only}
+        settings = dataclasses.replace(settings, experiments=chosen)
     n_epochs = settings.current.n_epochs
     epochs = {"plain": options.plain_epochs or n_epochs, "tuned": options.tuned_epochs or n_epochs,
               "headstart": n_epochs}  # fmt: skip
@@ -52,18 +58,20 @@ def main(*arguments: str) -> None:
         for name, experiment in settings.experiments.items():
             task = Task(name, settings, device, images, starts[experiment.pretrained])
             rows.append({"configuration": name} | {way: _timed(task, way, epochs[way]) for way in WAYS})
-            print(_line(rows[-1]), file=sys.stderr, flush=True)
-        floor = _floor(settings, device, starts[True], len(images["training_labels"]), len(images["test_labels"]))
+            print(line(rows[-1]), file=sys.stderr, flush=True)
+        start = starts[max(starts)]  # the pretrained one, if it is among them
+        floor = _floor(settings, device, start, len(images["training_labels"]), len(images["test_labels"]))
         found = _summary(rows, shared, epochs, n_epochs, floor)
-        weights = {"weights": starts[True].weights, "weights_sha256": starts[True].sha256}
-        common.write("", settings, device, {**weights, **found, "configurations": rows})
+        weights = {"weights": start.weights, "weights_sha256": start.sha256}
+        if not options.only and all(change.startswith("weights=") for change in options.set):
+            common.write("", settings, device, {**weights, **found, "configurations": rows})
     _print(rows, found, n_epochs)
 
 
 def _starts(settings: Params, device: Compute) -> tuple[dict[str, float], dict[bool, Snapshot]]:
     """Make starts and features: how many seconds each stage took, and the starts."""
     shared, starts = {}, {}
-    for pretrained in ("true", "false"):
+    for pretrained in sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()}):
         shared[f"start {pretrained}"] = _seconds(partial(stages.start.main, pretrained), device)
         shared[f"features {pretrained}"] = _seconds(partial(stages.features.main, pretrained), device)
         starts[pretrained == "true"] = Snapshot.read(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
@@ -93,22 +101,38 @@ def _floor(settings: Params, device: Compute, start: Snapshot, training: int, te
     and backward for every training image in every epoch, and forward for every test image.
     """
     trunk, head = models.cut(start.network(), settings.current.finetune_from)
-    sizes = (settings.current.image_size,) * 2
-    with FlopCounterMode(display=False) as counter:
-        activations = trunk(torch.zeros(1, 3, *sizes)).detach()
-    forward = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        head(activations).sum().backward()
-    step = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        head(activations)
-    inference = counter.get_total_flops()
+    activations, frozen, _ = _operations(trunk, torch.zeros(1, 3, *(settings.current.image_size,) * 2))
+    _, inference, step = _operations(head, activations)
+    forward = frozen + inference
     starts = {experiment.pretrained for experiment in settings.experiments.values()}
     finetuned = sum(experiment.finetuning for experiment in settings.experiments.values())
-    operations = len(starts) * (training + test) * (forward + inference)
+    operations = len(starts) * (training + test) * forward
     operations += finetuned * (settings.current.n_epochs * training * step + test * inference)
     rate = _matmul_rate(device)
     return {"operations": operations, "operations_per_second": rate, "seconds": operations / rate}
+
+
+def _operations(module: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """What comes out, and the operations of a forward pass, and of a forward and a backward one, for one image.
+
+    A multiply-add is two operations. Convolutions and linear layers count; backward they cost twice as much as forward,
+    once where no gradient of the inputs is needed. PyTorch's FlopCounterMode counts grouped convolutions too high.
+    """
+    forward, both = 0, 0
+
+    def count(layer: nn.Conv2d | nn.Linear, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal forward, both
+        operations = 2 * output.numel() * layer.weight[0].numel()
+        forward += operations
+        both += operations * (2 if arguments[0] is inputs else 3)
+
+    hooks = [layer.register_forward_hook(count) for layer in module.modules()
+             if isinstance(layer, (nn.Conv2d, nn.Linear))]  # fmt: skip
+    with torch.no_grad():
+        output = module(inputs)
+    for hook in hooks:
+        hook.remove()
+    return output, forward, both
 
 
 def _matmul_rate(device: Compute) -> float:
@@ -141,7 +165,8 @@ def _summary(
     }
 
 
-def _line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
     values = [f"{row[way]['seconds']:.1f} s, {100 * row[way]['test_accuracy']:.2f} %" for way in WAYS]
     losses = [f"{row[way]['train_loss']:.4f}" for way in WAYS[1:]]
     return f"| {row['configuration']} | {' | '.join([*values, *losses])} |"
@@ -152,7 +177,7 @@ def _print(rows: list[dict[str, Any]], found: dict[str, Any], n_epochs: int) -> 
         f"| configuration | {' | '.join(WAYS)} | last train loss, tuned | headstart |\n|---|---:|---:|---:|---:|---:|"
     )
     for row in rows:
-        print(_line(row))
+        print(line(row))
     shared = sum(found["headstart_shared_seconds"].values())
     print(f"| starts and features | | | {shared:.1f} s | | |")
     totals = " | ".join(f"{seconds:.1f} s" for seconds in found["seconds"].values())

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -76,14 +77,10 @@ def plain(task: Task, epochs: int) -> Result:
     device = task.compute.device
     network, trunk, head = task.network()
     workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a CPU they take it from the training
+    loader = partial(DataLoader, batch_size=task.scale.batch_size, num_workers=workers,
+                     pin_memory=device.type == "cuda")  # fmt: skip
     training, test = (
-        DataLoader(
-            Pictures(task.images[f"{split}_images"], task.images[f"{split}_labels"], task.start),
-            batch_size=task.scale.batch_size,
-            shuffle=split == "training",
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-        )
+        Pictures(task.images[f"{split}_images"], task.images[f"{split}_labels"], task.start)
         for split in ("training", "test")
     )
     torch.manual_seed(task.scale.seed)
@@ -95,10 +92,11 @@ def plain(task: Task, epochs: int) -> Result:
     for parameter in trunk.parameters():
         parameter.requires_grad = False
     trunk.eval()
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         head.train()
         total = 0.0
-        for inputs, labels in training:
+        # In the same order as the other ways, so that what they reach can be compared.
+        for inputs, labels in loader(training, sampler=image_order(task.scale.seed, epoch, len(training)).tolist()):
             inputs, labels = inputs.to(device), labels.to(device)
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad()
@@ -108,7 +106,7 @@ def plain(task: Task, epochs: int) -> Result:
     network.eval()
     started, right = time.perf_counter(), 0
     with torch.no_grad():
-        for inputs, labels in test:
+        for inputs, labels in loader(test):
             right += int((network(inputs.to(device)).argmax(1) == labels.to(device)).sum())
     return Result(total / len(task.images["training_labels"]), right / len(task.images["test_labels"]),
                   time.perf_counter() - started)  # fmt: skip
@@ -125,7 +123,7 @@ def tuned(task: Task, epochs: int) -> Result:
     network.to(memory_format=torch.channels_last)
     for parameter in trunk.parameters():
         parameter.requires_grad = False
-    optimizer = make_optimizer(task.experiment, list(head.parameters()))
+    optimizer = make_optimizer(task.experiment, head, compute)
     labels = images["training_labels"]
     trunk.eval()
     for epoch in range(1, epochs + 1):

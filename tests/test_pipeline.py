@@ -9,6 +9,7 @@ from headstart import files
 
 from .clones import KEPT, edit, results, tiny_clone
 from .conftest import run
+from .kills import study
 
 pytestmark = pytest.mark.pipeline
 
@@ -79,3 +80,13 @@ def test_stored_and_recomputed_activations_give_the_same(clone):
         shown[stored] = files.read_tensors(clone / f"predictions/quick/{KEPT[0]}/logits.safetensors").tensors["logits"]
     assert shown[True].shape == (10_000, 10)
     assert shown[True].equal(shown[False])
+
+
+def test_a_study_that_is_killed_ends_as_one_that_is_not(tmp_path):
+    """The short form of `make kills`, which kills twenty times."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    expected, got, fell = study(tiny_clone(clone), kills=3, seed=1)
+    assert fell.total() == 3
+    assert len(expected) == 28
+    assert got == expected

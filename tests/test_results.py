@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from benchmarks.speed import line
 from headstart import params, report
 
 from .conftest import ROOT
@@ -44,5 +45,19 @@ def test_the_readme_shows_the_committed_results():
         for name, experiment in EXPERIMENTS.items()
     ]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in report.markdown_table(rows).splitlines()[2:]:
-        assert line.removesuffix("– |") in readme
+    for shown in report.markdown_table(rows).splitlines()[2:]:
+        assert shown.removesuffix("– |") in readme
+
+
+def test_the_docs_show_the_committed_benchmark():
+    found = json.loads((ROOT / "benchmarks/results/2-cpu-cores-quick.json").read_text(encoding="utf-8"))
+    docs = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert [row["configuration"] for row in found["configurations"]] == list(EXPERIMENTS)
+    for row in found["configurations"]:
+        assert line(row) in docs
+    for way, ratio in found["times_as_fast_as"].items():
+        assert f"{ratio:.1f} times as fast as the {way} loop" in docs
+    for row in found["configurations"]:  # Headstart's side is the same study as the committed one
+        assert row["headstart"]["test_accuracy"] == pytest.approx(
+            committed(row["configuration"])["test_accuracy"], abs=0.0001
+        )

@@ -14,10 +14,8 @@ import torch
 from headstart.console import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WORKSPACE = {
-    "cuda": 4 << 30,
-    "cpu": 1 << 30,
-}  # bytes for what is computed meanwhile: a chunk on its way, a training step
+# Bytes for what is computed meanwhile: a chunk on its way, a training step.
+WORKSPACE = {"cuda": 4 << 30, "cpu": 1 << 30}
 GIGABYTE = 10**9
 
 
@@ -99,6 +97,7 @@ def choose(device: str | None = None) -> Compute:
     dtype = _dtype(os.environ.get("HEADSTART_DTYPE"), chosen)
     memory = _memory(os.environ.get("HEADSTART_MEMORY_GB"))
     if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # where streams and graphs are made
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
         if memory is not None:
             total = torch.cuda.get_device_properties(chosen).total_memory
@@ -121,7 +120,7 @@ def _device(asked: str) -> torch.device:
         raise UserError(f"HEADSTART_DEVICE is {asked!r}: it must be cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"HEADSTART_DEVICE is {asked!r}, and PyTorch sees {torch.cuda.device_count()} GPUs here")
-    return device
+    return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
 def _dtype(asked: str | None, device: torch.device) -> torch.dtype:
