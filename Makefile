@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study test lint results kills benchmark lock clean
+.PHONY: help setup study test lint results reliability benchmark lock clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -38,8 +38,9 @@ results: setup  ## The committed results and what ran beside them
 	dvc metrics show
 	dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$' --no-pager
 
-kills: setup  ## Kill a small study twenty times, and compare what it ends with
+reliability: setup  ## Kill a small study twenty times, run two at once, and compare what they end with
 	python -m tests.kills 20
+	python -m tests.together
 
 SCALE := quick
 OPTIONS := --plain-epochs 1

@@ -13,8 +13,11 @@ KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "scratch-frozen-sg
 TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
 
 
-def tiny_clone(clone: Path) -> Path:
-    """What git has or would take of the working tree, committed anew in the empty folder ``clone``, small."""
+def tiny_clone(clone: Path, *, every: bool = False) -> Path:
+    """What git has or would take of the working tree, committed anew in the folder ``clone``, at a scale of seconds.
+
+    ``every``: with every configuration, not only three that use every way through the code.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
     )
@@ -22,7 +25,7 @@ def tiny_clone(clone: Path) -> Path:
         if (ROOT / name).exists() and not name.startswith("metrics/") and name != "dvc.lock":
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
-    edit(clone, shrink)
+    edit(clone, lambda settings: shrink(settings, every=every))
     run("git", "init", "-q", cwd=clone)
     run("git", "add", "-A", cwd=clone)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)
@@ -35,11 +38,12 @@ def edit(clone: Path, change) -> None:
     (clone / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def shrink(settings) -> None:
+def shrink(settings, *, every: bool) -> None:
     settings["scales"]["quick"] |= TINY
     # Another scale of the same model, which recomputes its activations: so both ways run.
     settings["scales"]["full"] = settings["scales"]["quick"] | {"training_images": 96, "store_activations": False}
-    settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
+    if not every:
+        settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
 
 
 def results(clone: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headstart import datasets
@@ -49,7 +49,16 @@ def test_what_is_no_idx_file(content, message):
     assert str(error.value) == message
 
 
-@given(st.binary(max_size=64) | st.binary(max_size=60).map(lambda rest: b"\x00\x00\x08" + rest))
+def idx(sizes: list[int], values: bytes) -> bytes:
+    return b"\x00\x00\x08" + bytes([len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes) + values
+
+
+SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 2**31, 2**32 - 1]), max_size=6)
+
+
+@given(st.binary(max_size=64) | st.builds(idx, SIZES, st.binary(max_size=30)))
+@example(idx([0, 2**32 - 1, 2**32 - 1, 2**32 - 1], b""))
+@example(idx([1] * 255, b"1"))
 def test_any_bytes_are_an_array_or_a_complaint(content):
     try:
         array = datasets.parse_idx(content)

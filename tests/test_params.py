@@ -126,6 +126,43 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
     assert changed.scales["full"] == before.scales["full"]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: !!python/object/apply:os.system ['touch trace']\n",
+         "is not YAML: could not determine a constructor for the tag "
+         "'tag:yaml.org,2002:python/object/apply:os.system'"),
+        (b"scale: [&a [1, 1], &b [*a, *a, *a], &c [*b, *b, *b], [*c, *c, *c]]\n"
+         b"dataset: {}\nscales: {}\nexperiments: {}\n",
+         "scale must be text, not [[1, 1], [[...], [...], [...]], [[...], [...], [...]], [[...], [...], [...]]]"),
+        (b"[" * 100_000, "is not YAML that can be read: sections are nested too deeply"),
+        (b"a" * 1_000_001, "has more than 1,000,000 bytes: it must be another file than you mean"),
+        (b"scale: 2026-99-99\n", "is not YAML: month must be in 1..12"),
+        (b"\xff\xfe\xff", "is not YAML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b"", "the file must be a section with keys, not None"),
+        (b"- 1\n", "the file must be a section with keys, not [1]"),
+        (b"scale: {", "is not YAML: while parsing a flow node"),
+    ],
+    ids=["a tag", "references", "nested", "large", "no date", "not text", "empty", "a list", "cut short"],
+)  # fmt: skip
+def test_a_file_that_is_something_else(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError) as error:
+        params.read()
+    assert str(error.value).splitlines()[0].removeprefix("params.yaml").lstrip(": ") == message
+    assert not Path("trace").exists()
+
+
+@given(st.binary(max_size=200) | st.text(alphabet="abc:-&*!{}[]<? \n'\"0.e", max_size=60).map(str.encode))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_settings_or_a_complaint(content):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "params.yaml").write_bytes(content)
+        with pytest.raises(ParamsError):
+            params.read(Path(folder, "params.yaml"))
+
+
 def test_an_empty_list_of_experiments(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(TEXT[: TEXT.index("experiments:")] + "experiments: {}\n", encoding="utf-8")

@@ -7,9 +7,9 @@ import pytest
 
 from headstart import files
 
+from . import kills, together
 from .clones import KEPT, edit, results, tiny_clone
 from .conftest import run
-from .kills import study
 
 pytestmark = pytest.mark.pipeline
 
@@ -86,7 +86,17 @@ def test_a_study_that_is_killed_ends_as_one_that_is_not(tmp_path):
     """The short form of `make kills`, which kills twenty times."""
     clone = tmp_path / "clone"
     clone.mkdir()
-    expected, got, fell = study(tiny_clone(clone), kills=3, seed=1)
+    expected, got, fell = kills.study(tiny_clone(clone), kills=3, seed=1)
     assert fell.total() == 3
     assert len(expected) == 28
     assert got == expected
+
+
+def test_people_at_once_get_what_one_gets_alone(tmp_path, monkeypatch):
+    """The short form of `make reliability`, which does it with eight configurations."""
+    for name, value in together.ONE_THREAD.items():
+        monkeypatch.setenv(name, value)
+    (alone, *others), failed = together.study(tmp_path, every=False)
+    assert failed == []
+    assert len(alone) == 28
+    assert others == [alone, alone]

@@ -41,6 +41,31 @@ def test_no_network_for_torchvision_s_weights(monkeypatch, tmp_path):
     assert str(error.value).endswith("name the path of a state dict as weights in params.yaml")
 
 
+def test_torchvision_s_weights_are_checked_at_every_use(state, monkeypatch, tmp_path):
+    """A file in torch's cache is not believed: neither damage nor code in it gets through."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder, trace = tmp_path / "hub/checkpoints", tmp_path / "trace"
+    folder.mkdir(parents=True)
+    weights = starts.find("resnet18", "IMAGENET1K_V1")
+    path = folder / "resnet18-f37072fd.pth"
+    torch.save(state, path)
+    with pytest.raises(UserError) as error:
+        weights.read()
+    remedy = "delete it, and it is downloaded"
+    assert str(error.value) == f"{path} is damaged, its SHA-256 does not begin with f37072fd: {remedy}"
+
+    monkeypatch.setattr(starts.files, "sha256", lambda path: "f37072fd")  # as if somebody had found such a file
+    torch.save(Malicious(trace), path)
+    with pytest.raises(UserError, match=r"f37072fd\.pth is not a state dict that can be read safely"):
+        weights.read()
+    assert not trace.exists()
+
+    torch.save(state, path)
+    read, found = weights.read()
+    assert found == path
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     """A state dict as torchvision's files are, with 1,000 classes."""
@@ -117,6 +142,24 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path):
     assert not trace.exists()
     pickle.loads(pickle.dumps(Malicious(trace))).close()  # elsewhere it does run
     assert trace.exists()
+
+
+def test_weights_cut_short(state, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"weights\.pth is not a state dict that can be read safely"):
+        starts.load(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+
+
+def test_weights_of_another_model(tmp_path):
+    from torchvision.models import resnet34
+
+    with pytest.raises(UserError) as error:
+        load(resnet34().state_dict(), tmp_path / "weights.pth")
+    path = tmp_path / "weights.pth"
+    message = f"the weights in {path} do not fit the model: they have the unknown layer1.2.conv1.weight (96 in all)"
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"PK\x03\x04 truncated"])

@@ -18,8 +18,7 @@ def fingerprint(settings: Any, paths: list[Path]) -> str:
     """One SHA-256 of all that a training depends on: ``settings``, as JSON, the files ``paths``, and this package."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in [*paths, *sorted(Path(__file__).parent.glob("*.py"))]:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(files.sha256(path)))
     return digest.hexdigest()
 
 

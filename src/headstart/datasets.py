@@ -5,6 +5,7 @@ Source: https://github.com/zalandoresearch/fashion-mnist (MIT), Xiao, Rasul and 
 
 import gzip
 import hashlib
+import math
 import tempfile
 import zlib
 from pathlib import Path
@@ -143,10 +144,8 @@ def parse_idx(content: bytes) -> torch.Tensor:
         raise UserError("not an IDX file of unsigned bytes: its first bytes are wrong")
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    count = 1
-    for size in shape:
-        count *= size
-    if len(content) < start or len(content) - start != count:
+    # An empty array is nobody's data, and its other sizes could be anything.
+    if len(content) < start or len(content) - start != math.prod(shape) or 0 in shape:
         raise UserError(f"not a whole IDX file: its header names the shape {shape}, it has {len(content)} bytes")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].reshape(shape).clone()
 

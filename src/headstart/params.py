@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import re
+import reprlib
 import types
 import typing
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from headstart.console import UserError
 OPTIMIZERS = ("Adam", "SGD")
 SMALLEST_IMAGE = 32  # the networks halve an image five times
 TRAINING_SET = 60_000
+LARGEST_FILE = 1_000_000  # bytes: what people write by hand is a thousandth of it
+
+_SHORTENED = reprlib.Repr()  # a few references in YAML can make a value of any size
+_SHORTENED.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -120,10 +125,14 @@ def read(path: str | Path = "params.yaml") -> Params:
         ParamsError: the file is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
     """
     try:
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise ParamsError(f"{path} has more than {LARGEST_FILE:,} bytes: it must be another file than you mean")
         document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise ParamsError(f"there is no {path} here: run this in the root of the repository") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ParamsError(f"{path} is not YAML that can be read: sections are nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
         raise ParamsError(f"{path} is not YAML: {error}") from None
     try:
         return _build(Params, document, "")
@@ -184,7 +193,7 @@ def _plain(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         hint = ": remove the quotes" if kind is float and _is_number(value) else ""
-        raise ParamsError(f"{where} must be {names[kind]}, not {value!r}{hint}")
+        raise ParamsError(f"{where} must be {names[kind]}, not {_SHORTENED.repr(value)}{hint}")
     if kind is float and not math.isfinite(value):
         raise ParamsError(f"{where} must be a finite number, not {value}")
     return value
@@ -199,7 +208,7 @@ def _is_number(value: object) -> bool:
 
 def _mapping(value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ParamsError(f"{where or 'the file'} must be a section with keys, not {value!r}")
+        raise ParamsError(f"{where or 'the file'} must be a section with keys, not {_SHORTENED.repr(value)}")
     return value
 
 

@@ -1,6 +1,5 @@
 """The two starts: pretrained weights, and random weights with batch-norm statistics estimated once."""
 
-import hashlib
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from headstart import models
+from headstart import files, models
 from headstart.compute import Compute
 from headstart.console import UserError
 from headstart.images import Preprocess
@@ -116,8 +115,7 @@ def load(model: nn.Module, weights: Weights) -> str:
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"the weights in {path} are damaged: {name} is not finite everywhere")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.sha256(path)
 
 
 def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
@@ -147,16 +145,25 @@ def _torchvision_weights(model_name: str) -> dict:
 
 
 def _read_torchvision(entry) -> tuple[State, Path]:
+    """torchvision's own reader runs what a file says and trusts one that is there, so both are checked before it."""
     from torchvision.models import get_model
 
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(entry.url).name)
+    prefix = path.stem.rpartition("-")[2]  # of the SHA-256: torchvision has it in the name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=prefix, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{entry.url} cannot be downloaded ({error}): name the path of a state dict as weights in params.yaml"
+            ) from None
+    if not files.sha256(path).startswith(prefix):
+        raise UserError(f"{path} is damaged, its SHA-256 does not begin with {prefix}: delete it, and it is downloaded")
+    _read_file(path)
+    # The builder, not the bare file: it renames what old files call otherwise.
     name = type(entry).__name__.removesuffix("_Weights").lower()
-    try:  # the builder, not the bare file: it checks the hash and renames what old files call otherwise
-        state = get_model(name, weights=entry).state_dict()
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{entry.url} cannot be downloaded ({error}): name the path of a state dict as weights in params.yaml"
-        ) from None
-    return state, Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+    return get_model(name, weights=entry).state_dict(), path
 
 
 def _read_package() -> tuple[State, Path]:

@@ -75,7 +75,7 @@ def fit(
         on_batch: called after each step with its number of images.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss or a weight is not finite.
     """
     if compute.matmul_convolutions:
         use_matmul(head)
@@ -89,7 +89,7 @@ def fit(
         losses, hits = _train_epoch(step, training, order, batch_size, compute.device, on_batch)
         means = losses.double().mean().item(), hits.double().mean().item()
         seconds = time.perf_counter() - started  # the device is done, or there would be no mean
-        _require_finite(losses, epoch, batch_size, name)
+        _require_finite(losses, head, epoch, batch_size, name)
         yield Epoch(epoch, *means, *_test(head, validation, compute), seconds)
 
 
@@ -148,8 +148,11 @@ def _test(head: nn.Module, examples: Examples, compute: Compute) -> tuple[float 
     return F.cross_entropy(logits, examples.labels).item(), accuracy.item()
 
 
-def _require_finite(losses: torch.Tensor, epoch: int, batch_size: int, name: str) -> None:
+def _require_finite(losses: torch.Tensor, head: nn.Module, epoch: int, batch_size: int, name: str) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         batch = int(bad[0]) // batch_size + 1
         raise UserError(f"{name}: the loss is not finite from epoch {epoch}, batch {batch} on: lower its lr")
+    # What the last step has spoilt, no loss has shown yet.
+    if not all(tensor.isfinite().all() for tensor in head.state_dict().values()):
+        raise UserError(f"{name}: the weights are not finite after epoch {epoch}: lower its lr")

@@ -1,0 +1,77 @@
+"""Run at once what people run at once, and see that nothing comes out otherwise.
+
+    python -m tests.together
+
+In temporary copies of the repository at a scale of seconds, two people share one DVC cache. One trains the eight
+configurations side by side while the other runs `dvc repro`. What both end with is compared with a run that was alone.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from headstart import params
+
+from .clones import results, tiny_clone
+from .conftest import run
+
+REPRO = ["dvc", "repro"]
+# What computes on all cores at once makes the others wait in vain; and sums depend on the number of threads.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def at_once(commands: list[tuple[Path, list[str]]]) -> list[str]:
+    """Run all (folder, command) at the same time; return what those that failed printed."""
+    processes = [
+        subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for folder, command in commands
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    return [text for text, process in zip(printed, processes, strict=True) if process.returncode]
+
+
+def study(folder: Path, *, every: bool) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the results of the run that was alone and of both people, and what failed or is damaged in the cache.
+
+    ``every``: with all eight configurations, not with three.
+    """
+    alone, one, other = (tiny_clone(folder / name, every=every) for name in ("alone", "one", "other"))
+    run(*REPRO, cwd=alone)
+    cache = folder / "cache"
+    for clone in (one, other):
+        run("dvc", "cache", "dir", "--local", str(cache), cwd=clone)
+        run("dvc", "config", "--local", "cache.shared", "group", cwd=clone)
+    failed = at_once([(clone, [*REPRO, "features"]) for clone in (one, other)])
+    train = ["dvc", "--wait-for-lock", "repro", "--single-item"]
+    names = params.read(one / "params.yaml").experiments
+    failed += at_once([(other, REPRO), *((one, [*train, f"train@{name}"]) for name in names)])
+    run(*REPRO, cwd=one)
+    failed += [f"{path} is damaged" for path in (cache / "files/md5").glob("??/*") if not _sound(path)]
+    return [results(clone) for clone in (alone, one, other)], failed
+
+
+def _sound(path: Path) -> bool:
+    """Whether a file of DVC's cache has the content that its name says."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == path.parent.name + path.stem
+
+
+def main() -> None:
+    started = time.perf_counter()
+    os.environ |= ONE_THREAD
+    with tempfile.TemporaryDirectory() as folder:
+        (alone, *together), failed = study(Path(folder), every=True)
+    for problem in failed:
+        print(problem)
+    different = [found != alone for found in together]
+    print(f"{len(alone)} files, {sum(different)} of 2 studies different from one that ran alone, "
+          f"{len(failed)} failures, {time.perf_counter() - started:.0f} s")  # fmt: skip
+    sys.exit(bool(failed or any(different)))
+
+
+if __name__ == "__main__":
+    main()
