@@ -1,33 +1,24 @@
-"""Compare all configurations that params.yaml names: the study in four numbers, and the results page."""
-
-from dataclasses import asdict
-from pathlib import Path
+"""Compare all configurations that params.yaml names: the study in four numbers, the page, and what DVC plots."""
 
 from headstart import comparison, files, params, report
 from headstart.console import run
+from stages import study
 
 
 def main() -> None:
-    settings = params.read()
-    published = report.published_results(files.read_csv("docs/published.csv"))
-    rows = [
-        report.Row(
-            name=name,
-            experiment=experiment,
-            metrics=files.read_json(f"metrics/{settings.scale}/{name}.json"),
-            run=files.read_json(f"models/{settings.scale}/{name}/run.json"),
-            published=published.get((experiment.pretrained, experiment.finetuning, experiment.optimizer)),
-        )
-        for name, experiment in settings.experiments.items()
-    ]
-    accuracy = {row.name: row.metrics["test_accuracy"] for row in rows}
-    study = comparison.study_metrics(settings.experiments, accuracy)
-    with files.replacing(f"report/{settings.scale}") as folder:
-        folder.mkdir()
-        page = report.page(rows, scale=settings.scale, setting=asdict(settings.current), study=study)
-        Path(folder, "index.html").write_text(page, encoding="utf-8")
-        Path(folder, "results.md").write_text(report.markdown_table(rows), encoding="utf-8")
-    files.write_json(f"metrics/{settings.scale}/study.json", study)
+    found = study.read(params.read())
+    drawn = report.draw(found)
+    with files.replacing(f"report/{found.scale}") as folder:
+        (folder / "figures").mkdir(parents=True)
+        for name, svg in drawn.items():
+            files.write_text(folder / "figures" / f"{name}.svg", svg)
+        files.write_text(folder / "index.html", report.page(found, drawn))
+        files.write_text(folder / "results.md", report.markdown_table(found.rows))
+    for name, table in report.tables(found).items():
+        files.write_csv(f"plots/{found.scale}/{name}.csv", table[0], table[1:])
+    for name in report.COMMITTED:
+        files.write_text(f"plots/{found.scale}/{name}.svg", drawn[name])
+    files.write_json(f"metrics/{found.scale}/study.json", comparison.metrics(found.findings))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from headstart import compute, datasets, files, models, params
-from headstart.console import run
+from headstart.console import Clock, run
 from headstart.forward import outputs
 from headstart.snapshot import Snapshot
 
 
 def main(pretrained: str) -> None:
+    clock = Clock()
     settings, device = params.read(), compute.choose()
     start = Snapshot.read(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
     trunk, head = models.cut(start.network(), settings.current.finetune_from)
@@ -27,6 +28,7 @@ def main(pretrained: str) -> None:
         )  # fmt: skip
         tensors |= {f"{split}_{name}": result for name, result in zip(parts, results, strict=True)}
     files.write_tensors(f"data/features/{settings.scale}/pretrained-{pretrained}.safetensors", tensors)
+    files.write_json(f"runs/{settings.scale}/features-pretrained-{pretrained}.json", clock.describe())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from headstart import datasets, files, models
 from headstart.compute import Compute
 from headstart.console import UserError
 from headstart.forward import Examples, Kept, activations
-from headstart.params import Experiment, Params
+from headstart.params import Experiment, Params, Scale
 from headstart.snapshot import Snapshot
 
 
@@ -31,13 +31,26 @@ def paths(experiment: Experiment, settings: Params) -> Paths:
     )
 
 
-def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Return (owner, trunk, head): the frozen trunk, the head, and the module that names the head's tensors."""
+def model_file(folder: Path, seed: int, scale: Scale) -> Path:
+    """Where in ``folder`` the network trained with ``seed`` is."""
+    return folder / ("model.safetensors" if seed == scale.seeds[0] else f"model-{seed}.safetensors")
+
+
+class Parts(NamedTuple):
+    """What a configuration trains, and what it does not."""
+
+    owner: nn.Module  # which names the head's tensors
+    trunk: nn.Module
+    head: nn.Module
+
+
+def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> Parts:
+    """The frozen trunk and the head of ``snapshot``'s network."""
     if experiment.finetuning:
         network = snapshot.network()
-        return network, *models.cut(network, settings.current.finetune_from)
+        return Parts(network, *models.cut(network, settings.current.finetune_from))
     classifier = snapshot.linear_classifier()  # its trunk, all the rest, has run in the stage `features`
-    return nn.ModuleDict({snapshot.classifier: classifier}), nn.Identity(), classifier
+    return Parts(nn.ModuleDict({snapshot.classifier: classifier}), nn.Identity(), classifier)
 
 
 def examples(

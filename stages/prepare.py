@@ -3,7 +3,7 @@
 import torch
 
 from headstart import datasets, files, params
-from headstart.console import run
+from headstart.console import Clock, run
 
 
 def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
@@ -24,8 +24,10 @@ def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
+    clock = Clock()
     settings = params.read()
     files.write_tensors(f"data/prepared/{settings.scale}.safetensors", prepared(settings.current))
+    files.write_json(f"runs/{settings.scale}/prepare.json", clock.describe())
 
 
 if __name__ == "__main__":

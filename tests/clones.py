@@ -22,7 +22,7 @@ def tiny_clone(clone: Path, *, every: bool = False) -> Path:
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).exists() and not name.startswith("metrics/") and name != "dvc.lock":
+        if (ROOT / name).exists() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
     edit(clone, lambda settings: shrink(settings, every=every))
@@ -40,16 +40,24 @@ def edit(clone: Path, change) -> None:
 
 def shrink(settings, *, every: bool) -> None:
     settings["scales"]["quick"] |= TINY
-    # Another scale of the same model, which recomputes its activations: so both ways run.
-    settings["scales"]["full"] = settings["scales"]["quick"] | {"training_images": 96, "store_activations": False}
+    # Another scale of the same model, which recomputes its activations and has two seeds: so both ways run.
+    settings["scales"]["full"] = settings["scales"]["quick"] | {
+        "training_images": 96, "store_activations": False, "seeds": [0, 7],
+    }  # fmt: skip
     if not every:
         settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
 
 
 def results(clone: Path) -> dict[str, str]:
     """Hashes of everything that must not differ from run to run."""
-    paths = [path for kind in ("metrics", "predictions", "data") for path in (clone / kind).rglob("*")]
-    paths += [path for path in (clone / "models").rglob("*") if path.name != "run.json"]  # which has the times
+    kinds = (
+        "data",
+        "models",
+        "predictions",
+        "metrics",
+        "plots",
+    )  # not runs/, which has the times, and the page with them
+    paths = [path for kind in kinds for path in (clone / kind).rglob("*")]
     return {
         str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths

@@ -42,7 +42,18 @@ def killed(clone: Path, seconds: float) -> str | None:
 
 def forget(clone: Path) -> None:
     """Remove all that a run has made, DVC's memory of it included."""
-    for folder in ("checkpoints", "data", "models", "predictions", "metrics", "report", ".dvc/cache", ".dvc/tmp"):
+    for folder in (
+        "checkpoints",
+        "data",
+        "models",
+        "predictions",
+        "metrics",
+        "plots",
+        "report",
+        "runs",
+        ".dvc/cache",
+        ".dvc/tmp",
+    ):
         shutil.rmtree(clone / folder, ignore_errors=True)
     (clone / "dvc.lock").unlink(missing_ok=True)
 

@@ -272,7 +272,7 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, com
         run(stages.train.main, NAME)
     assert stopped.value.code == f"headstart: {NAME}: {message}"
     assert not Path("models").exists()
-    tensors, description = files.read_tensors(f"checkpoints/quick/{NAME}.safetensors")
+    tensors, description = files.read_tensors(f"checkpoints/quick/{NAME}/0.safetensors")
     assert [epoch["epoch"] for epoch in description["epochs"]] == [1]
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 

@@ -42,12 +42,19 @@ def test_calibration_by_hand():
 def test_summary_by_hand():
     # Every image has its logit 1 at one class and 0 elsewhere: -log p is log(e + 2) - 1 where right, log(e + 2) else.
     confidence, right = 2.718281828 / 4.718281828, 4 / 6
-    assert evaluation.summary(logits=LOGITS, labels=LABELS) == {
+    assert evaluation.summary(logits=LOGITS.unsqueeze(0), labels=LABELS) == {
         "test_accuracy": round(right, 4),
         "test_loss": round(1.551444714 - right, 4),
         "macro_f1": round((1 / 2 + 4 / 5 + 2 / 3) / 3, 4),
         "expected_calibration_error": round(right - confidence, 4),
     }
+
+
+def test_a_summary_of_several_seeds_is_the_mean_of_theirs():
+    perfect = torch.nn.functional.one_hot(LABELS, 3).float()
+    summary = evaluation.summary(logits=torch.stack([LOGITS, perfect]), labels=LABELS)
+    assert summary["test_accuracy"] == round((4 / 6 + 1) / 2, 4)
+    assert summary["macro_f1"] == round(((1 / 2 + 4 / 5 + 2 / 3) / 3 + 1) / 2, 4)
 
 
 def test_against_scikit_learn():

@@ -47,6 +47,11 @@ CASES = [
     (("n_epochs: 2", "n_epochs: 2\n    n_epochs: 4"), "the key 'n_epochs' stands twice in one section, line 6"),
     (("batch_size: 128", "batch_size: -1"), "scales.quick.batch_size must be at least 1 (it is -1)"),
     (("seed: 0", "seed: -1"), "scales.quick.seed must not be negative (it is -1)"),
+    (("seeds:\n    - 0", "seeds: 0"), "scales.quick.seeds must be a list such as [0, 1], not 0"),
+    (("seeds:\n    - 0", "seeds: []"), "scales.quick.seeds is empty: name at least one, such as [0]"),
+    (("seeds:\n    - 0", "seeds: [0, 1, 0]"), "scales.quick.seeds must differ from each other (it is [0, 1, 0])"),
+    (("seeds:\n    - 0", "seeds: [0, -1]"), "scales.quick.seeds must not be negative (it is -1)"),
+    (("seeds:\n    - 0", "seeds: [0.5]"), "scales.quick.seeds must be a whole number, not 0.5"),
     (("image_size: 64", "image_size: 16"), "scales.quick.image_size must be at least 32 (it is 16)"),
     (("image_size: 64", "image_size: big"), "scales.quick.image_size must be a whole number, not 'big'"),
     (("training_images: 8000", "training_images: 0"), "scales.quick.training_images must be at least 1 (it is 0)"),
@@ -116,11 +121,12 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
             f"experiments.{name}.finetuning={str(finetuning).lower()}",
             f"experiments.{name}.momentum=0.5",
             f"scales.quick.seed={seed}",
+            f"scales.quick.seeds=[0,{seed + 1}]",
         ])  # fmt: skip
         changed = params.read(path)
     experiment = changed.experiment(name)
     assert (experiment.lr, experiment.weight_decay, experiment.finetuning) == (lr, weight_decay, finetuning)
-    assert changed.current.seed == seed
+    assert (changed.current.seed, changed.current.seeds) == (seed, (0, seed + 1))
     before = params.read(ROOT / "params.yaml")
     assert changed.experiments["scratch-frozen-adam"] == before.experiments["scratch-frozen-adam"]
     assert changed.scales["full"] == before.scales["full"]

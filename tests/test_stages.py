@@ -45,7 +45,7 @@ def test_a_stage_is_thin(name):
 
 
 def test_training_has_only_cached_outputs():
-    assert STAGES["train"]["outs"] == ["models/${scale}/${key}"]
+    assert STAGES["train"]["outs"] == ["models/${scale}/${key}", "runs/${scale}/train-${key}.json"]
     assert not {"metrics", "plots"} & STAGES["train"].keys()
 
 

@@ -43,7 +43,8 @@ class Scale:
     validation_images: int
     batch_size: int
     n_epochs: int
-    seed: int
+    seed: int  # of the choice of images and of the starts
+    seeds: tuple[int, ...]  # every configuration is trained once with each: of the order of the images, and of dropout
     store_activations: bool  # keep what fine-tuning starts from on disk, or compute it in each training
 
     def __post_init__(self) -> None:
@@ -52,6 +53,9 @@ class Scale:
             _require(getattr(self, key) >= 1, key, "must be at least 1", getattr(self, key))
         for key in ("validation_images", "seed"):
             _require(getattr(self, key) >= 0, key, "must not be negative", getattr(self, key))
+        _require(bool(self.seeds), "seeds", "is empty: name at least one, such as [0]")
+        _require(min(self.seeds) >= 0, "seeds", "must not be negative", min(self.seeds))
+        _require(len(set(self.seeds)) == len(self.seeds), "seeds", "must differ from each other", list(self.seeds))
         images = self.training_images + self.validation_images
         problem = f"and validation_images must add up to at most {TRAINING_SET:,}, the images there are"
         _require(images <= TRAINING_SET, "training_images", problem, images)
@@ -158,12 +162,16 @@ _UniqueKeys.add_implicit_resolver(
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn parsed YAML into ``kind``: a dataclass, a dict of named sections, or a plain value."""
+    """Turn parsed YAML into ``kind``: a dataclass, a dict of named sections, a list, or a plain value."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _build_section(kind, value, where)
     if typing.get_origin(kind) is dict:
         section = _mapping(value, where)
         return {str(key): _build(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in section.items()}
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ParamsError(f"{where} must be a list such as [0, 1], not {_SHORTENED.repr(value)}")
+        return tuple(_plain(typing.get_args(kind)[0], item, where) for item in value)
     return _plain(kind, value, where)
 
 

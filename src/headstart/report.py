@@ -1,15 +1,26 @@
-"""The results of a study as a page and as a Markdown table."""
+"""The results of a study as a page, and as tables for the terminal, for Markdown and for DVC's plots."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
-from headstart.params import Experiment
+from headstart import figures
+from headstart.comparison import ERROR, Difference, Estimate, Findings
+from headstart.figures import Curve
+from headstart.gallery import Examples
+from headstart.params import Experiment, Scale
 
 PUBLISHED_SECONDS = 7_008.95  # all eight trainings of the published study, on one A6000
+COMMITTED = ("accuracy", "learning_curves", "examples")  # figures that git has, for the README and for pull requests
+
+Table = list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -19,8 +30,51 @@ class Row:
     name: str
     experiment: Experiment
     metrics: Mapping[str, float]
-    run: Mapping[str, Any]
+    accuracy: Estimate
     published: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the page says of a configuration beyond its row."""
+
+    epochs: Sequence[Mapping[str, str]]  # of all seeds
+    run: Mapping[str, Any]
+    confusion: np.ndarray  # [classes, classes]
+    f1: np.ndarray  # [classes]
+    calibration: np.ndarray  # [bins, 3]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the page and the tables are made of."""
+
+    scale: str
+    setting: Scale
+    classes: Sequence[str]
+    rows: Sequence[Row]
+    details: Mapping[str, Details]
+    findings: Findings
+    stage_seconds: Mapping[str, float]
+    examples: Examples  # of the best configuration
+    feature_maps: Mapping[str, np.ndarray]
+
+    @cached_property
+    def ranked(self) -> list[Row]:
+        """The best test accuracy first."""
+        return sort_rows(self.rows)
+
+    @property
+    def best(self) -> Row:
+        return self.ranked[0]
+
+    @property
+    def worst(self) -> Row:
+        return self.ranked[-1]
+
+    @property
+    def experiments(self) -> dict[str, Experiment]:
+        return {row.name: row.experiment for row in self.ranked}
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
@@ -38,47 +92,176 @@ def published_results(rows: Sequence[Mapping[str, str]]) -> dict[tuple[bool, boo
     return results
 
 
-def page(rows: Sequence[Row], *, scale: str, setting: Mapping[str, Any], study: Mapping[str, float]) -> str:
-    """The results as one self-contained HTML page."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("headstart").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.render(
-        rows=sort_rows(rows),
-        scale=scale,
-        setting=setting,
-        study=study,
-        seconds=sum(row.run["seconds"] for row in rows),
-        published_seconds=PUBLISHED_SECONDS,
-        runs=unique_runs(rows),
-    )
-
-
-def unique_runs(rows: Sequence[Row]) -> dict[str, str]:
-    """How the configurations were run: each fact once, and all its values where they differ."""
-    facts = ("device", "precision", "torch", "python")
-    found = {fact: sorted({str(row.run[fact]) for row in rows}) for fact in facts}
-    weights = {
-        f"{row.run['weights']} (SHA-256 {row.run['weights_sha256']})" for row in rows if row.experiment.pretrained
-    }
-    return {fact: ", ".join(values) for fact, values in {**found, "weights": sorted(weights)}.items() if values}
-
-
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The results as a Markdown table, accuracies in percent."""
+    """The results as a Markdown table, accuracies in percent with their 95 % intervals."""
     lines = [
         "| pretrained | finetuning | optimizer | avg train loss | avg train accuracy | test accuracy % | published % |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
     for row in sort_rows(rows):
-        published = f"{100 * row.published['test_accuracy']:.2f}" if row.published else "–"
         cells = [
             str(row.experiment.pretrained).lower(),
             str(row.experiment.finetuning).lower(),
             row.experiment.optimizer,
             f"{row.metrics['average_train_loss']:.4f}",
             f"{row.metrics['average_train_accuracy']:.4f}",
-            f"{100 * row.metrics['test_accuracy']:.2f}",
-            published,
+            f"{percent(row.accuracy.value, 2)} ({percent(row.accuracy.low)} to {percent(row.accuracy.high)})",
+            percent(row.published["test_accuracy"], 2) if row.published else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def points(difference: float, digits: int = 1) -> str:
+    """A difference of accuracies in percentage points."""
+    return figures.signed(100 * difference, digits)
+
+
+def tables(study: Study) -> dict[str, Table]:
+    """What DVC plots, by name: the columns' names, then the rows, accuracies in percent."""
+    return {
+        "accuracy": _accuracy_table(study),
+        "learning_curves": _curves_table(study),
+        "confusion": _confusion_table(study),
+    }
+
+
+def _accuracy_table(study: Study) -> Table:
+    """A row a configuration."""
+    columns = ["configuration", "pretrained", "finetuning", "optimizer", "accuracy", "low", "high", "published"]
+    rows: Table = [columns]
+    for row in study.ranked:
+        e, published = row.experiment, row.published
+        factors = [str(e.pretrained).lower(), str(e.finetuning).lower(), e.optimizer]
+        # A digit more, or rounding it again would round the wrong way.
+        accuracies = [percent(row.accuracy.value, 2), percent(row.accuracy.low, 3), percent(row.accuracy.high, 3)]
+        rows.append([row.name, *factors, *accuracies, percent(published["test_accuracy"], 2) if published else ""])
+    return rows
+
+
+def _curves_table(study: Study) -> Table:
+    """A row a configuration, epoch and metric."""
+    curves = learning_curves(study)
+    rows: Table = [["configuration", "metric", "epoch", "accuracy"]]
+    rows += [
+        [row.name, metric, epoch, percent(value, 2)]
+        for row in study.ranked
+        for metric, by_name in curves.items()
+        for epoch, value in zip(*by_name[row.name], strict=True)
+    ]
+    return rows
+
+
+def _confusion_table(study: Study) -> Table:
+    """A row an actual and a predicted class, of the best configuration and the worst."""
+    rows: Table = [["configuration", "actual", "predicted", "images"]]
+    rows += [
+        [name, actual, predicted, int(count)]
+        for name in dict.fromkeys([study.best.name, study.worst.name])
+        for actual, counts in zip(study.classes, study.details[name].confusion, strict=True)
+        for predicted, count in zip(study.classes, counts, strict=True)
+    ]
+    return rows
+
+
+def learning_curves(study: Study) -> dict[str, dict[str, Curve]]:
+    """By metric and configuration; validation only where there is some."""
+    kinds = {"training": "train_accuracy", "validation": "validation_accuracy"}
+    if not study.setting.validation_images:
+        del kinds["validation"]
+    return {
+        f"{kind} accuracy": {row.name: _curve(study.details[row.name].epochs, column) for row in study.ranked}
+        for kind, column in kinds.items()
+    }
+
+
+def _curve(epochs: Sequence[Mapping[str, str]], column: str) -> Curve:
+    by_epoch: dict[int, list[float]] = {}
+    for epoch in epochs:
+        by_epoch.setdefault(int(epoch["epoch"]), []).append(float(epoch[column]))
+    return Curve(list(by_epoch), [sum(values) / len(values) for values in by_epoch.values()])
+
+
+def draw(study: Study) -> dict[str, str]:
+    """All figures as SVG, by name."""
+    found, experiments = study.findings, study.experiments
+    published = {row.name: row.published["test_accuracy"] for row in study.rows if row.published}
+    details = {name: study.details[name] for name in experiments}
+    cost = {
+        "seconds of training": {name: detail.run["training_seconds"] for name, detail in details.items()},
+        "trained parameters": {name: detail.run["trained_parameters"] for name, detail in details.items()},
+    }
+    f1 = np.stack([detail.f1 for detail in details.values()], axis=1)
+    calibration = {name: detail.calibration for name, detail in details.items()}
+    svg = figures.as_svg
+    drawn = {
+        "accuracy": svg(figures.accuracy, experiments, found.accuracy, published),
+        "learning_curves": svg(figures.learning_curves, experiments, learning_curves(study)),
+        "confusion_best": svg(figures.confusion, details[study.best.name].confusion, study.classes),
+        "confusion_worst": svg(figures.confusion, details[study.worst.name].confusion, study.classes),
+        "f1": svg(figures.f1, f1, study.classes, list(details)),
+        "examples": svg(figures.examples, study.examples),
+        "feature_maps": svg(figures.feature_maps, study.feature_maps),
+        "calibration": svg(figures.calibration, experiments, calibration),
+        "cost": svg(figures.cost, experiments, found.accuracy, cost),
+    }
+    return drawn | ({"effects": svg(figures.effects, found)} if found.effects else {})
+
+
+def page(study: Study, drawn: Mapping[str, str]) -> str:
+    """The results as one HTML page that needs nothing else, with the figures that ``draw`` has drawn."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "points": points}
+    template = environment.from_string(_resource("report.html"))
+    return template.render(
+        study=study,
+        style=_resource("report.css"),
+        figure=partial(_inline, drawn),
+        real=[difference for difference in study.findings.differences if difference.is_real],
+        noise=[difference for difference in study.findings.differences if not difference.is_real],
+        p_value=p_value,
+        mistake=worst_mistake(study.details[study.best.name].confusion, study.classes),
+        training_seconds=sum(detail.run["training_seconds"] for detail in study.details.values()),
+        published_seconds=PUBLISHED_SECONDS,
+        facts=run_facts(study),
+        error=ERROR,
+    )
+
+
+def p_value(difference: Difference) -> str:
+    return "< 0.0001" if difference.p < 0.0001 else f"{difference.p:.4f}"
+
+
+def worst_mistake(confusion: np.ndarray, classes: Sequence[str]) -> tuple[str, str, int] | None:
+    """The commonest mistake: what it is, what it was taken for, how often; None if there is none."""
+    wrong = confusion - np.diag(confusion.diagonal())
+    actual, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    count = int(wrong.max())
+    return (classes[int(actual)], classes[int(predicted)], count) if count else None
+
+
+def run_facts(study: Study) -> dict[str, str]:
+    """How the configurations were run: each fact once, and all its values where they differ."""
+    runs = [study.details[row.name].run for row in study.rows]
+    facts = {fact: {str(run[fact]) for run in runs} for fact in ("device", "precision", "torch", "python")}
+    facts["weights"] = {f"{run['weights']} (SHA-256 {run['weights_sha256']})" for run in runs if run["weights_sha256"]}
+    return {fact: ", ".join(sorted(values)) for fact, values in facts.items() if values}
+
+
+def _resource(name: str) -> str:
+    return files("headstart").joinpath(name).read_text(encoding="utf-8")
+
+
+def _inline(drawn: Mapping[str, str], name: str, label: str) -> Markup:
+    """The figure ``name`` as a part of the page: its colours are the page's, its ids its own, its size the column's."""
+    svg = drawn[name]
+    for colour, variable in figures.VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    opening = f'<svg role="img" aria-label="{escape(label)}" class="{name}"'
+    return Markup(re.sub(r'<svg width="[^"]*" height="[^"]*"', lambda _: opening, svg, count=1))

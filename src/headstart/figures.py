@@ -1,0 +1,251 @@
+"""The figures of a study, in one style, as SVG: pure functions of what was found."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+
+from headstart.comparison import Estimate, Findings
+from headstart.gallery import Example, Examples
+from headstart.params import Experiment
+
+# Two hues of Okabe and Ito's palette (2008), which the colour-blind can tell apart; lines and markers say the rest.
+PRETRAINED, SCRATCH = "#0072b2", "#d55e00"
+INK, SOFT, LINE, BACK = "#1d2433", "#59617a", "#d5d9e2", "#fffffe"
+# The page replaces these by its own variables, so that the figures follow light and dark.
+VARIABLES = {
+    PRETRAINED: "var(--pretrained)", SCRATCH: "var(--scratch)", INK: "var(--ink)", SOFT: "var(--soft)",
+    LINE: "var(--line)", BACK: "none",
+}  # fmt: skip
+PER_ROW = 5  # examples
+FEWEST = 20  # images in a bin of confidence whose accuracy is worth showing
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif"
+STYLE: Any = {
+    "axes.edgecolor": SOFT, "axes.labelcolor": INK, "axes.spines.right": False, "axes.spines.top": False,
+    "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titlesize": 9, "axes.labelsize": 9,
+    "axes.facecolor": "none", "axes.axisbelow": True, "figure.facecolor": BACK, "font.size": 9, "grid.color": LINE,
+    "grid.linewidth": 0.8, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5,
+    "svg.fonttype": "none", "svg.hashsalt": "headstart", "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "image.interpolation": "nearest",
+}  # fmt: skip
+
+
+class Curve(NamedTuple):
+    """One metric of one configuration over its epochs, the mean over the seeds."""
+
+    epochs: Sequence[int]
+    values: Sequence[float]
+
+
+def signed(number: float, digits: int = 1) -> str:
+    """A number with its sign, which is a real minus sign."""
+    return f"{number:+.{digits}f}".replace("-", "−")
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element, the same for the same figure, with text as text."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style[^>]*>[^<]*</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    return svg.replace("'DejaVu Sans'", FONTS)
+
+
+def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches, and its axes as [rows, columns]."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(squeeze=False, **grid)
+
+
+def _look(experiment: Experiment) -> dict[str, Any]:
+    """Colour: the start; filled and drawn through: fine-tuned; circle or square: the optimizer."""
+    colour = PRETRAINED if experiment.pretrained else SCRATCH
+    return {
+        "color": colour,
+        "markerfacecolor": colour if experiment.finetuning else BACK,
+        "linestyle": "-" if experiment.finetuning else (0, (2, 1.5)),
+        "marker": "o" if experiment.optimizer == "Adam" else "s",
+    }
+
+
+def _legend(figure: Figure, experiments: Mapping[str, Experiment], **options: Any) -> None:
+    handles = [Line2D([], [], label=name, **_look(experiment)) for name, experiment in experiments.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3, **options)
+
+
+def accuracy(
+    experiments: Mapping[str, Experiment], found: Mapping[str, Estimate], published: Mapping[str, float]
+) -> Figure:
+    """Test accuracy of every configuration; pretrained and random start of otherwise equal ones stand on one line."""
+    groups: dict[str, list[str]] = {}
+    for name, experiment in experiments.items():
+        start = "pretrained-" if experiment.pretrained else "scratch-"
+        groups.setdefault(name.removeprefix(start), []).append(name)
+    ordered = sorted(groups, key=lambda group: max(found[name].value for name in groups[group]))
+    figure, [[axes]] = _figure(5.2, 0.9 + 0.5 * len(ordered))
+    for row, group in enumerate(ordered):
+        values = [100 * found[name].value for name in groups[group]]
+        axes.plot([min(values), max(values)], [row, row], color=LINE, linewidth=5, solid_capstyle="round", zorder=1)
+        for name in groups[group]:
+            value, low, high = (100 * number for number in found[name])
+            colour = PRETRAINED if experiments[name].pretrained else SCRATCH
+            axes.plot([low, high], [row, row], color=colour, linewidth=3.5, zorder=2)
+            axes.plot(value, row, "o", color=colour, markersize=7, zorder=3)
+            axes.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+            if name in published:
+                axes.plot(100 * published[name], row - 0.24, "D", color=colour, markerfacecolor=BACK, markersize=4.5)
+    axes.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(ordered)), yticklabels=ordered)
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], color=PRETRAINED, marker="o", linestyle="", label="pretrained"),
+        Line2D([], [], color=SCRATCH, marker="o", linestyle="", label="from scratch"),
+    ]
+    if published:
+        handles.append(Line2D([], [], color=SOFT, marker="D", markerfacecolor=BACK, linestyle="", label="published"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    return figure
+
+
+def effects(findings: Findings) -> Figure:
+    """Effects and interactions with their intervals, in percentage points."""
+    named: dict[str, Estimate] = dict(findings.effects)
+    named |= {f"{first} × {second}": effect for (first, second), effect in findings.interactions.items()}
+    figure, [[axes]] = _figure(5.2, 0.7 + 0.3 * len(named))
+    for row, (value, low, high) in enumerate(reversed(named.values())):
+        axes.plot([100 * low, 100 * high], [row, row], color=PRETRAINED, linewidth=3)
+        axes.plot(100 * value, row, "o", color=PRETRAINED)
+        axes.annotate(signed(100 * value), (100 * value, row), (0, 6), textcoords="offset points", ha="center",
+                      fontsize=8)  # fmt: skip
+    axes.axvline(0, color=SOFT, linewidth=1)
+    axes.set(yticks=range(len(named)), yticklabels=list(reversed(named)), xlabel="percentage points of test accuracy")
+    axes.set_ylim(-0.5, len(named) - 0.3)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def learning_curves(experiments: Mapping[str, Experiment], curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """A panel for each metric, which ``curves`` has by its name and then by configuration."""
+    figure, [row] = _figure(5.6, 3.4, ncols=len(curves), sharey=True)
+    for axes, (metric, by_name) in zip(row, curves.items(), strict=True):
+        for name, curve in by_name.items():
+            axes.plot(curve.epochs, [100 * value for value in curve.values], **_look(experiments[name]))
+        axes.set(title=metric, xlabel="epoch", ylim=(0, 100))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid()
+    row[0].set_ylabel("accuracy, %")
+    _legend(figure, experiments)
+    return figure
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """How often each actual class (row) was taken for each class (column): counts [classes, classes]."""
+    figure, [[axes]] = _figure(4.6, 4.4)
+    share = counts / counts.sum(1, keepdims=True).clip(min=1)
+    _heat(axes, share, [[str(count) if count else "" for count in row] for row in counts], classes, classes)
+    axes.set(xlabel="predicted", ylabel="actual")
+    return figure
+
+
+def f1(scores: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> Figure:
+    """F1 of each class (row) in each configuration (column): [classes, configurations]."""
+    figure, [[axes]] = _figure(5.2, 4.4)
+    _heat(axes, scores, [[f"{100 * score:.0f}" for score in row] for row in scores], classes, names)
+    return figure
+
+
+def _heat(
+    axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """A matrix of values from 0 to 1 as colours, with a text in each cell."""
+    axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="#ffffff", linewidth=0.5)
+    axes.invert_yaxis()
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=55, ha="right", rotation_mode="anchor")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for y, x in np.ndindex(values.shape):
+        colour = "#ffffff" if values[y, x] > 0.7 else "#10131a"
+        axes.text(x + 0.5, y + 0.5, texts[y][x], color=colour, fontsize=7, ha="center", va="center")
+
+
+def examples(chosen: Examples) -> Figure:
+    """Test images, each with what it is and what it was taken for: those that are right, then those that are wrong."""
+    rows = [row[start : start + PER_ROW] for row in chosen for start in range(0, len(row), PER_ROW)]
+    figure, grid = _figure(5.6, 1.3 * len(rows), nrows=len(rows), ncols=PER_ROW)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, line in zip(rows, grid, strict=True):
+        for example, axes in zip(row, line, strict=False):
+            if example is not None:
+                _example(axes, example)
+    return figure
+
+
+def _example(axes: Axes, example: Example) -> None:
+    axes.imshow(example.image, cmap="gray", vmin=0, vmax=255)
+    axes.set_title(example.actual, fontsize=8, loc="center", pad=3)
+    confidence = f"{100 * example.confidence:.0f} %"
+    wrong = example.actual != example.predicted
+    axes.text(0.5, -0.06, f"{example.predicted}\n{confidence}" if wrong else confidence, transform=axes.transAxes,
+              ha="center", va="top", fontsize=8, color=SCRATCH if wrong else INK)  # fmt: skip
+
+
+def feature_maps(maps: Mapping[str, np.ndarray]) -> Figure:
+    """Rows of maps, each [maps, height, width] by its title, each map from its smallest value to its largest."""
+    n = max(len(row) for row in maps.values())
+    figure = Figure(figsize=(5.6, 0.86 * len(maps)), layout="constrained")
+    for part, (title, row) in zip(figure.subfigures(len(maps), 1, squeeze=False).flat, maps.items(), strict=True):
+        part.suptitle(title, fontsize=8, x=0.01, ha="left")
+        for axes, image in zip(part.subplots(1, n, squeeze=False).flat, row, strict=False):
+            axes.imshow(image, cmap="gray")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color=LINE)
+    return figure
+
+
+def calibration(experiments: Mapping[str, Experiment], bins: Mapping[str, np.ndarray]) -> Figure:
+    """Accuracy over confidence: of each configuration [bins, 3] with mean confidence, accuracy and number of images."""
+    figure, [[axes]] = _figure(4.6, 4.6)
+    axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1)
+    for name, values in bins.items():
+        confidence, right, _ = values[values[:, 2] >= FEWEST].T
+        axes.plot(100 * confidence, 100 * right, **_look(experiments[name]) | {"markersize": 4, "linewidth": 1.2})
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence, %", ylabel="accuracy, %", aspect="equal")
+    axes.grid()
+    _legend(figure, experiments)
+    return figure
+
+
+def cost(
+    experiments: Mapping[str, Experiment], found: Mapping[str, Estimate], by: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """Test accuracy over what each configuration costs: ``by`` has each kind of cost by its name."""
+    figure, [row] = _figure(5.6, 3.4, ncols=len(by), sharey=True)
+    for axes, (kind, values) in zip(row, by.items(), strict=True):
+        for name, experiment in experiments.items():
+            axes.plot(values[name], 100 * found[name].value, **_look(experiment))
+        axes.set(xlabel=kind, xscale="log", ylim=(0, 100))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid()
+    row[0].set_ylabel("test accuracy, %")
+    _legend(figure, experiments)
+    return figure
+
+
+def as_svg(draw: Any, *arguments: Any) -> str:
+    """What ``draw``, one of the functions above, draws of ``arguments``: an SVG element."""
+    with matplotlib.rc_context(STYLE):
+        return _svg(draw(*arguments))

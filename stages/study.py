@@ -1,0 +1,73 @@
+"""All that the stages before have found out about the configurations that params.yaml names."""
+
+import torch
+
+from headstart import comparison, datasets, evaluation, files, gallery, params, report
+from headstart.snapshot import Snapshot
+from stages.inputs import paths
+
+PUBLISHED = "docs/published.csv"
+
+
+def read(settings: params.Params) -> report.Study:
+    """Read it."""
+    scale, experiments = settings.scale, settings.experiments
+    images, labels = datasets.read_split(f"data/prepared/{scale}.safetensors", "test")
+    predictions = {name: f"predictions/{scale}/{name}/logits.safetensors" for name in experiments}
+    logits = {name: files.read_tensors(path, "logits").tensors["logits"] for name, path in predictions.items()}
+    findings = comparison.study(
+        experiments, {name: (found.argmax(2) == labels).numpy() for name, found in logits.items()}
+    )
+    published = report.published_results(files.read_csv(PUBLISHED))
+    rows = [
+        report.Row(
+            name=name,
+            experiment=experiment,
+            metrics=files.read_json(f"metrics/{scale}/{name}.json"),
+            accuracy=findings.accuracy[name],
+            published=published.get((experiment.pretrained, experiment.finetuning, experiment.optimizer)),
+        )
+        for name, experiment in experiments.items()
+    ]
+    ranked = [row.name for row in report.sort_rows(rows)]
+    best_of_start = {experiments[name].pretrained: name for name in reversed(ranked)}
+    models = {name: Snapshot.read(f"models/{scale}/{name}/model.safetensors") for name in best_of_start.values()}
+    return report.Study(
+        scale=scale,
+        setting=settings.current,
+        classes=datasets.CLASSES,
+        rows=rows,
+        details={name: _details(scale, name, logits[name], labels) for name in experiments},
+        findings=findings,
+        stage_seconds=_stage_seconds(settings),
+        examples=gallery.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=datasets.CLASSES),
+        feature_maps={
+            f"{name}, {which}": maps
+            for name in sorted(models, key=ranked.index)
+            for which, maps in gallery.feature_maps(models[name], images[0]).items()
+        },
+    )
+
+
+def _details(scale: str, name: str, logits: torch.Tensor, labels: torch.Tensor) -> report.Details:
+    every, repeated = logits.flatten(0, 1), labels.repeat(len(logits))  # all seeds together
+    confusion = evaluation.confusion_matrix(logits=every, labels=repeated)
+    return report.Details(
+        epochs=files.read_csv(f"models/{scale}/{name}/epochs.csv"),
+        run=files.read_json(f"runs/{scale}/train-{name}.json"),
+        confusion=confusion.numpy(),
+        f1=evaluation.per_class(confusion)["f1"].numpy(),
+        calibration=evaluation.calibration(logits=every, labels=repeated).numpy(),
+    )
+
+
+def _stage_seconds(settings: params.Params) -> dict[str, float]:
+    """Of each stage but the first and the last, which belong to no scale and are still running."""
+    starts = sorted({paths(experiment, settings).start.stem for experiment in settings.experiments.values()})
+    records = {"prepare": ["prepare"]}
+    records |= {stage: [f"{stage}-{start}" for start in starts] for stage in ("start", "features")}
+    records |= {stage: [f"{stage}-{name}" for name in settings.experiments] for stage in ("train", "evaluate")}
+    return {
+        stage: sum(files.read_json(f"runs/{settings.scale}/{name}.json")["seconds"] for name in names)
+        for stage, names in records.items()
+    }

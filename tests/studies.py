@@ -1,0 +1,59 @@
+"""A study of random numbers, for tests of what is made of one."""
+
+import numpy as np
+
+from headstart import comparison, files, gallery, params, report
+from headstart.datasets import CLASSES
+
+from .conftest import ROOT
+from .test_comparison import CORRECT, PUBLISHED
+
+SETTINGS = params.read(ROOT / "params.yaml")
+RUN = {
+    "seconds": 3.0, "training_seconds": 2.0, "trained_parameters": 12_810, "device": "2 CPU cores",
+    "precision": "float32", "torch": "2", "python": "3", "weights": "some <weights>", "weights_sha256": "abc",
+}  # fmt: skip
+
+
+def rows() -> list[report.Row]:
+    """Every configuration with what was published for it, as if it had been measured so."""
+    published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
+    found = []
+    for name, e in SETTINGS.experiments.items():
+        metrics = published[e.pretrained, e.finetuning, e.optimizer] | {"expected_calibration_error": 0.031}
+        accuracy = comparison.accuracy(CORRECT[name])
+        found.append(report.Row(name=name, experiment=e, metrics=metrics, accuracy=accuracy, published=metrics))
+    return found
+
+
+def study() -> report.Study:
+    generator = np.random.default_rng(0)
+    details = {
+        name: report.Details(
+            epochs=[
+                {"seed": "0", "epoch": str(epoch), "train_accuracy": f"{accuracy - 0.1 / epoch}",
+                 "validation_accuracy": f"{accuracy - 0.2 / epoch}"}
+                for epoch in (1, 2, 3)
+            ],
+            run=RUN,
+            confusion=np.diag([int(1_000 * accuracy)] * 10) + generator.integers(0, 20, (10, 10)),
+            f1=generator.random(10),
+            calibration=np.stack([np.linspace(0, 1, 15), np.linspace(0, 1, 15), np.full(15, 100)], axis=1),
+        )
+        for name, accuracy in PUBLISHED.items()
+    }  # fmt: skip
+    images = generator.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    right: list = [gallery.Example(image, label, label, 0.9) for image, label in zip(images, CLASSES, strict=False)]
+    wrong: list = [gallery.Example(image, label, "Bag", 0.8) for image, label in zip(images[10:], CLASSES, strict=True)]
+    wrong[CLASSES.index("Bag")] = None
+    return report.Study(
+        scale="quick",
+        setting=SETTINGS.current,
+        classes=CLASSES,
+        rows=rows(),
+        details=details,
+        findings=comparison.study(SETTINGS.experiments, CORRECT),
+        stage_seconds={"prepare": 0.5, "train": 24.0},
+        examples=gallery.Examples(right, wrong),
+        feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},
+    )

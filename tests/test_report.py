@@ -1,0 +1,131 @@
+import dataclasses
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from headstart import comparison, report
+from headstart.params import Scale
+
+from .studies import SETTINGS, rows, study
+from .test_comparison import CORRECT, PUBLISHED
+
+
+@pytest.fixture(scope="module")
+def made() -> report.Study:
+    return study()
+
+
+@pytest.fixture(scope="module")
+def drawn(made) -> dict[str, str]:
+    return report.draw(made)
+
+
+def test_the_published_table_is_in_the_repository():
+    assert {row.name: row.metrics["test_accuracy"] for row in rows()} == PUBLISHED
+
+
+def test_the_markdown_table_is_sorted():
+    lines = report.markdown_table(rows()).splitlines()
+    assert lines[2] == "| true | true | Adam | 0.4892 | 0.8401 | 84.62 (83.9 to 85.3) | 84.62 |"
+    assert [line.split("|")[6].split()[0] for line in lines[2:]] == [
+        f"{100 * accuracy:.2f}" for accuracy in sorted(PUBLISHED.values(), reverse=True)
+    ]
+
+
+def text(html: str) -> str:
+    """What a reader reads: no tags, single spaces."""
+    body = re.sub(r"<(style|svg).*?</\1>", "", html[html.index("<body") :], flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
+
+
+def test_the_page_says_what_was_found(made, drawn):
+    page = report.page(made, drawn)
+    said = text(page)
+    assert "+30.1 percentage points of test accuracy (95 % interval" in said
+    assert "Of the 12 differences between configurations that differ in one factor, 11 are larger than noise." in said
+    assert "Not so: scratch-finetuned-sgd against scratch-frozen-sgd." in said
+    assert "Adam rather than SGD changes test accuracy by +0.4 points" in said
+    assert said.index("84.62") < said.index("43.45")
+    assert "The epochs of all trainings took 16.0 seconds together" in said
+    assert "7,008.95 seconds on one A6000" in said
+    assert "some &lt;weights&gt; (SHA-256 abc)" in said
+    assert "One seed was run" in said
+    for heading in ("Learning curves", "Where the models err", "Examples", "Feature maps", "Calibration",
+                    "What it costs", "How it was run"):  # fmt: skip
+        assert heading in said
+
+
+def test_the_page_needs_nothing_else(made, drawn):
+    page = report.page(made, drawn)
+    assert len(page) < 3_000_000
+    assert "http://" not in page
+    assert "https://" not in page
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page):
+        assert max(target) in ids
+    assert page.count("<svg") == len(drawn) == 10
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 10
+
+
+def test_a_figure_is_a_whole_svg_and_always_the_same(made, drawn):
+    for name, svg in drawn.items():
+        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg", name
+        assert len(svg) < 300_000
+    assert report.draw(made) == drawn
+
+
+def test_figures_show_what_they_are_given(drawn):
+    for accuracy in PUBLISHED.values():
+        assert f">{100 * accuracy:.1f}<" in drawn["accuracy"]
+    assert ">+30.1<" in drawn["effects"]
+    for name in PUBLISHED:
+        assert f">{name}<" in drawn["learning_curves"]
+
+
+def test_several_seeds_are_said(made):
+    setting: Scale = dataclasses.replace(made.setting, seeds=(0, 1))
+    several = dataclasses.replace(made, setting=setting)
+    said = text(report.page(several, report.draw(several)))
+    assert "2 seeds, all 10,000 test images" in said
+    assert "One seed was run" not in said
+
+
+def test_without_validation_images_there_is_no_such_curve(made):
+    none = dataclasses.replace(made, setting=dataclasses.replace(made.setting, validation_images=0))
+    assert report.learning_curves(none).keys() == {"training accuracy"}
+
+
+def test_one_configuration_alone_has_a_page(made):
+    name = "pretrained-frozen-adam"
+    one = {name: SETTINGS.experiments[name]}
+    alone = dataclasses.replace(
+        made,
+        rows=[row for row in made.rows if row.name == name],
+        findings=comparison.study(one, {name: CORRECT[name]}),
+    )
+    said = text(report.page(alone, report.draw(alone)))
+    assert "No two of the configurations differ in one factor alone" in said
+
+
+def test_tables_for_dvc(made):
+    tables = report.tables(made)
+    assert tables["accuracy"][:2] == [
+        ["configuration", "pretrained", "finetuning", "optimizer", "accuracy", "low", "high", "published"],
+        ["pretrained-finetuned-adam", "true", "true", "Adam", "84.62", "83.900", "85.314", "84.62"],
+    ]
+    assert len(tables["accuracy"]) == 1 + 8
+    assert len(tables["learning_curves"]) == 1 + 8 * 3 * 2
+    assert ["pretrained-frozen-sgd", "validation accuracy", 2, "63.25"] in tables["learning_curves"]
+    assert len(tables["confusion"]) == 1 + 2 * 100
+    assert (
+        sum(row[3] for row in tables["confusion"][1:101]) == made.details["pretrained-finetuned-adam"].confusion.sum()
+    )
+
+
+def test_the_worst_mistake():
+    counts = np.array([[9, 2], [3, 5]])
+    assert report.worst_mistake(counts, ["a", "b"]) == ("b", "a", 3)
+    assert report.worst_mistake(np.diag(counts.diagonal()), ["a", "b"]) is None
