@@ -11,15 +11,15 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study test lint results reliability benchmark lock clean
+.PHONY: help setup study test lint table results change lock-gate reliability benchmark lock clean
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
 setup: $(READY)  ## The environment in .venv, and the data where Debian has it as a package
 	@sh scripts/data.sh
 
-$(READY): requirements.txt scripts/uv.txt scripts/environment.sh pyproject.toml
+$(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_page.py pyproject.toml
 	@sh scripts/environment.sh
 	@touch $@
 
@@ -32,11 +32,24 @@ lint: setup  ## ruff and mypy
 	mypy
 
 test: lint  ## Every check: ruff, mypy, pytest
+	@sh scripts/browser.sh
 	pytest
+
+table: setup  ## The study in the terminal, with what is different from main
+	@python -m scripts.table
 
 results: setup  ## The committed results and what ran beside them
 	dvc metrics show
-	dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$' --no-pager
+	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$' --no-pager
+
+BASE := main
+HEAD := HEAD
+
+change: setup  ## What a change does to the study, as Markdown: make change BASE=main
+	@python -m scripts.change $(BASE) $(HEAD) $(if $(PICTURES),--pictures $(PICTURES))
+
+lock-gate: setup  ## Fail where dvc repro would run anything
+	@python -m scripts.lock_gate
 
 reliability: setup  ## Kill a small study twenty times, run two at once, and compare what they end with
 	python -m tests.kills 20

@@ -25,4 +25,5 @@ bin=.venv/bin
 "$bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r scripts/uv.txt
 "$bin/uv" pip sync --quiet --python "$bin/python" --compile-bytecode --require-hashes requirements.txt
 "$bin/uv" pip install --quiet --python "$bin/python" --no-deps --no-build-isolation --editable .
-echo "headstart: the environment is in .venv"
+"$bin/python" -m scripts.plots_page .venv/plots.html
+echo "headstart: the environment is in .venv" >&2

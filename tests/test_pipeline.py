@@ -1,11 +1,13 @@
 """The pipeline as a user drives it: real DVC, in a copy of the repository, at a scale of seconds."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from headstart import files
+from headstart import datasets, files
 
 from . import kills, together
 from .clones import KEPT, edit, results, tiny_clone
@@ -24,7 +26,12 @@ def repro(clone: Path, *options: str) -> set[str]:
     return set(re.findall(r"^Running stage '(.*)':", run("dvc", "repro", *options, cwd=clone).stdout, re.MULTILINE))
 
 
-def test_the_life_of_a_study(clone):
+def commit(clone: Path, message: str) -> None:
+    run("git", "add", "-A", cwd=clone)
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", message, cwd=clone)
+
+
+def test_the_life_of_a_study(clone, tmp_path):
     everything = {"download", "prepare", "compare"}
     everything |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "scratch")}
     everything |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
@@ -32,8 +39,9 @@ def test_the_life_of_a_study(clone):
     first = results(clone)
     assert {f"metrics/quick/{name}.json" for name in (*KEPT, "study")} <= first.keys()
     assert sum(name.startswith("models/") for name in first) == 2 * len(KEPT)
+    assert sum(name.startswith("plots/") for name in first) == 6
     status = run("git", "status", "--porcelain", cwd=clone).stdout.split("\n")
-    assert {line[3:] for line in status if line} == {"dvc.lock", "metrics/"}  # all else is ignored
+    assert {line[3:] for line in status if line} == {"dvc.lock", "metrics/", "plots/"}  # all else is ignored
 
     # Nothing to do.
     assert repro(clone) == set()
@@ -43,12 +51,37 @@ def test_the_life_of_a_study(clone):
     assert results(clone) == first
 
     # One configuration's lr.
+    commit(clone, "first")
     edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
+    fresh = tmp_path / "fresh"  # as CI has it: neither data nor DVC's cache
+    run("git", "clone", "-q", str(clone), str(fresh), cwd=tmp_path)
+    gate = (sys.executable, "-m", "scripts.lock_gate")
+    assert run(*gate, cwd=fresh).stdout == "dvc.lock fits the rest: nothing would run\n"
+    tampered = fresh / f"metrics/quick/{KEPT[0]}.json"
+    kept = tampered.read_text(encoding="utf-8")
+    tampered.write_text(kept.replace('"test_accuracy": 0.', '"test_accuracy": 0.9'), encoding="utf-8")
+    assert f" evaluate@{KEPT[0]} would run" in run(*gate, cwd=fresh, check=False).stderr
+    tampered.write_text(kept, encoding="utf-8")
+    shutil.copy(clone / "params.yaml", fresh / "params.yaml")
+    closed = run(*gate, cwd=fresh, check=False)
+    assert closed.returncode == 1
+    assert closed.stderr == (
+        f"headstart: dvc.lock does not fit the rest, train@{KEPT[1]} would run: "
+        "`dvc repro`, and commit what it changes\n"
+    )
     assert repro(clone) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare"}
+    commit(clone, "second")
+    report = run(sys.executable, "-m", "scripts.change", "HEAD~1", cwd=clone).stdout
+    assert f"| `experiments.{KEPT[1]}.lr` | `0.001` | `0.002` |" in report
+    assert report.count(f"| {KEPT[1]} |") >= 2  # its accuracy, and its other metrics
+    assert f"| {KEPT[0]} |" not in report.partition("<details>")[2]
+    run("dvc", "plots", "diff", "HEAD~1", "HEAD", "-o", "diff", cwd=clone)
+    assert (clone / "diff/index.html").stat().st_size > 10_000
+    shutil.rmtree(clone / "diff")
     changed = results(clone)
     different = {name for name in first if changed[name] != first[name]}
     assert different
-    assert all(KEPT[1] in name or name == "metrics/quick/study.json" for name in different)
+    assert all(KEPT[1] in name or name == "metrics/quick/study.json" or "plots/" in name for name in different)
     edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
     assert repro(clone) == set()  # that has been run before
     assert results(clone) == first
@@ -58,6 +91,18 @@ def test_the_life_of_a_study(clone):
     assert repro(clone) == everything - {"download"}
     full = files.read_json(clone / f"metrics/full/{KEPT[0]}.json")
     assert 0 < full["test_accuracy"] < 1
+    for name in KEPT:  # two seeds
+        logits = files.read_tensors(clone / f"predictions/full/{name}/logits.safetensors").tensors["logits"]
+        assert logits.shape == (2, 10_000, 10)
+        assert not logits[0].equal(logits[1])
+        assert {path.name for path in (clone / f"models/full/{name}").iterdir()} == {
+            "epochs.csv", "model.safetensors", "model-7.safetensors",
+        }  # fmt: skip
+        assert [epoch["seed"] for epoch in files.read_csv(clone / f"models/full/{name}/epochs.csv")] == ["0", "7"]
+    both = files.read_tensors(clone / f"predictions/full/{KEPT[0]}/logits.safetensors").tensors["logits"]
+    labels = datasets.read_split(clone / "data/prepared/full.safetensors", "test").labels
+    means = [(each.argmax(1) == labels).double().mean().item() for each in both]
+    assert full["test_accuracy"] == round(sum(means) / 2, 4)
     edit(clone, lambda settings: settings.update(scale="quick"))
     assert repro(clone) == set()
     assert {name: results(clone)[name] for name in first} == first
@@ -78,7 +123,7 @@ def test_stored_and_recomputed_activations_give_the_same(clone):
         edit(clone, lambda settings, stored=stored: settings["scales"]["quick"].update(store_activations=stored))
         repro(clone, "--single-item", "features@pretrained", f"train@{KEPT[0]}", f"evaluate@{KEPT[0]}")
         shown[stored] = files.read_tensors(clone / f"predictions/quick/{KEPT[0]}/logits.safetensors").tensors["logits"]
-    assert shown[True].shape == (10_000, 10)
+    assert shown[True].shape == (1, 10_000, 10)
     assert shown[True].equal(shown[False])
 
 
@@ -88,7 +133,7 @@ def test_a_study_that_is_killed_ends_as_one_that_is_not(tmp_path):
     clone.mkdir()
     expected, got, fell = kills.study(tiny_clone(clone), kills=3, seed=1)
     assert fell.total() == 3
-    assert len(expected) == 28
+    assert len(expected) == 34
     assert got == expected
 
 
@@ -98,5 +143,5 @@ def test_people_at_once_get_what_one_gets_alone(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     (alone, *others), failed = together.study(tmp_path, every=False)
     assert failed == []
-    assert len(alone) == 28
+    assert len(alone) == 34
     assert others == [alone, alone]

@@ -1,0 +1,117 @@
+"""Write what a change does to the study, as Markdown for a pull request.
+
+    python -m scripts.change BASE [HEAD] [--pictures URL]
+
+BASE and HEAD are git revisions, HEAD the checked-out one if there is none. URL is where the repository's files of HEAD
+can be seen, for the picture; without it there is none.
+"""
+
+import argparse
+import json
+import subprocess
+from typing import Any
+
+from headstart import params
+from headstart.console import UserError, run
+from headstart.report import percent
+from scripts import results
+from scripts.results import Results
+
+NOTE = (
+    "Noise is what other test images would change. The intervals take the two sides for tested on different images; "
+    "they are the same ones, so the intervals are rather too wide."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base")
+    parser.add_argument("head", nargs="?", default="HEAD")
+    parser.add_argument("--pictures", metavar="URL")
+    options = parser.parse_args()
+    print(report(options.base, options.head, options.pictures), end="")
+
+
+def report(base: str, head: str, pictures: str | None = None) -> str:
+    """The Markdown.
+
+    Raises:
+        UserError: git or DVC cannot read one of the revisions.
+    """
+    parts = ["## What this change does to the study", _parameters(base, head)]
+    for scale in params.read().scales:
+        after, before = results.read(scale, head), results.read(scale, base)
+        if after is None:
+            continue
+        parts += [f"### Scale `{scale}`", _accuracies(before, after)]
+        if pictures:
+            parts.append(f"![Test accuracy of every configuration]({pictures}/plots/{scale}/accuracy.svg)")
+        if before is not None:
+            parts.append(_metrics(before, after))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _parameters(base: str, head: str) -> str:
+    found = subprocess.run(["dvc", "params", "diff", "--json", base, head], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise UserError(f"dvc cannot compare {base} with {head}: {found.stderr.strip()}")
+    changes: dict[str, dict[str, Any]] = json.loads(found.stdout)
+    lines = [
+        f"| `{name}` | {_value(change, 'old')} | {_value(change, 'new')} |"
+        for file in sorted(changes)
+        for name, change in sorted(changes[file].items())
+    ]
+    if not lines:
+        return "No parameter is changed."
+    return "\n".join(["| parameter | before | after |", "|---|---:|---:|", *lines])
+
+
+def _value(change: dict[str, Any], when: str) -> str:
+    return f"`{json.dumps(change[when])}`" if change.get(when) is not None else "–"
+
+
+def _accuracies(before: Results | None, after: Results) -> str:
+    """Test accuracy before and after, and whether the difference is more than noise."""
+    if before is None:
+        return "These results are new."
+    if before.accuracy == after.accuracy:
+        return "No test accuracy is changed."
+    ranked = sorted(after.accuracy, key=lambda name: after.accuracy[name].value, reverse=True)
+    lines = [
+        "| configuration | before % | after % | points | 95 % interval | more than noise |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name in ranked:
+        now = percent(after.accuracy[name].value, 2)
+        if name not in before.accuracy:
+            lines.append(f"| {name} | – | {now} | new | | |")
+            continue
+        change = results.difference(after.accuracy[name], before.accuracy[name])
+        verdict = "no" if change.low <= 0 <= change.high else "**yes**"
+        old = percent(before.accuracy[name].value, 2)
+        interval = f"{100 * change.low:+.2f} to {100 * change.high:+.2f}"
+        lines.append(f"| {name} | {old} | {now} | {100 * change.value:+.2f} | {interval} | {verdict} |")
+    lines += [f"| {name} | {percent(old.value, 2)} | – | removed | | |" for name, old in before.accuracy.items()
+              if name not in after.accuracy]  # fmt: skip
+    return "\n".join([*lines, "", NOTE])
+
+
+def _metrics(before: Results, after: Results) -> str:
+    """Every other number that is changed, folded away."""
+    old, new = ({"study": found.study, **found.metrics} for found in (before, after))
+    lines = [
+        f"| {name} | {metric} | {old[name][metric]:.4f} | {value:.4f} | {value - old[name][metric]:+.4f} |"
+        for name, metrics in new.items()
+        for metric, value in metrics.items()
+        if name in old and metric in old[name] and old[name][metric] != value
+    ]
+    if not lines:
+        return ""
+    table = ["| file | metric | before | after | difference |", "|---|---|---:|---:|---:|", *lines]
+    return "\n".join(
+        [f"<details><summary>All {len(lines)} metrics that changed</summary>", "", *table, "", "</details>"]
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,74 @@
+"""Print the study of the working tree as a table, with what is different from the branch main.
+
+    python -m scripts.table [SCALE] [REVISION]
+
+SCALE: the one that params.yaml names if there is none; REVISION: what to compare with, main if there is none.
+"""
+
+import sys
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from headstart import params
+from headstart.console import UserError, run
+from headstart.report import percent
+from scripts import results
+from scripts.results import Results
+
+
+def table(now: Results, before: Results | None, *, scale: str, revision: str) -> Table:
+    """The configurations by test accuracy; a column of differences where there are any."""
+    ranked = sorted(now.accuracy, key=lambda name: now.accuracy[name].value, reverse=True)
+    changed = before is not None and before.accuracy != now.accuracy
+    shown = Table(
+        title=f"Test accuracy at scale {scale}, %", title_justify="left", caption=_caption(now), caption_justify="left",
+        box=SIMPLE_HEAD,
+    )  # fmt: skip
+    shown.add_column("configuration", no_wrap=True)
+    for column in ("accuracy", "95 %", "F1", "published", *([f"since {revision}"] if changed else [])):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name in ranked:
+        mark, style = {ranked[0]: (" ▲ best", "bold green"), ranked[-1]: (" ▼ worst", "red")}.get(name, ("", ""))
+        accuracy = now.accuracy[name]
+        cells = [
+            name + mark,
+            percent(accuracy.value, 2),
+            f"{percent(accuracy.low)}–{percent(accuracy.high)}",
+            percent(now.metrics[name]["macro_f1"]),
+            percent(now.published[name]) if name in now.published else "–",
+        ]
+        if changed:
+            cells.append(_change(now, before, name))
+        shown.add_row(*cells, style=style)
+    return shown
+
+
+def _change(now: Results, before: Results | None, name: str) -> str:
+    if before is None or name not in before.accuracy:
+        return "new"
+    change = results.difference(now.accuracy[name], before.accuracy[name])
+    noise = " (noise)" if change.low <= 0 <= change.high and change.value else ""
+    return f"{100 * change.value:+.2f}{noise}"
+
+
+def _caption(now: Results) -> str:
+    """The effects of the factors, in words."""
+    effects = {name: value for name, value in now.study.items() if name.startswith("effect_")}
+    return "Effects in points: " + ", ".join(
+        f"{name.removeprefix('effect_')} {100 * value:+.1f}" for name, value in effects.items()
+    )
+
+
+def main(scale: str = "", revision: str = "main") -> None:
+    scale = scale or params.read().scale
+    now = results.read(scale)
+    if now is None:
+        raise UserError(f"there are no results at scale {scale} yet: `dvc repro` makes them")
+    before = results.read(scale, revision) if results.exists(revision) else None
+    Console().print(table(now, before, scale=scale, revision=revision))
+
+
+if __name__ == "__main__":
+    run(main, *sys.argv[1:])

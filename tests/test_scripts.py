@@ -1,0 +1,131 @@
+"""What people run beside the pipeline; what it says of real commits is in test_pipeline.py."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from headstart import comparison
+from headstart.comparison import Estimate
+from headstart.console import UserError
+from scripts import change, results, table
+
+from .conftest import ROOT, run
+from .test_browser import CHROMIUM, chromium
+from .test_comparison import right
+
+
+def estimate(count: int, of: int = 10_000) -> Estimate:
+    return comparison.accuracy(right(count, of))
+
+
+@pytest.mark.parametrize("counts", [(56, 70, 48, 80), (9, 10, 3, 10), (8_846, 10_000, 8_820, 10_000)])
+def test_the_interval_of_a_difference_is_newcombe_s(counts):
+    ours = results.difference(estimate(*counts[:2]), estimate(*counts[2:]))
+    theirs = confint_proportions_2indep(*counts, method="newcomb", compare="diff")
+    assert ours[1:] == pytest.approx(theirs, abs=1e-9)
+    if counts[0] == 56:  # as printed in Newcombe 1998, Statistics in Medicine 17, 873–890, table II, method 10
+        assert ours == pytest.approx((0.2, 0.0524, 0.3339), abs=0.00005)
+
+
+BEFORE = results.Results(
+    accuracy={"a": estimate(8_846), "b": estimate(8_312), "c": estimate(2_001)},
+    metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.8} for name in "abc"},
+    published={"a": 0.8462},
+    study={"best_accuracy": 0.8846, "effect_pretrained": 0.525},
+)
+AFTER = dataclasses.replace(
+    BEFORE,
+    accuracy={"a": estimate(8_850), "b": estimate(8_612), "d": estimate(5_000)},
+    metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.81} for name in "abd"},
+)
+
+
+def printed(now: results.Results, before: results.Results | None) -> list[str]:
+    console = Console(width=100, record=True, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table.table(now, before, scale="quick", revision="main"))
+    return [" ".join(line.split()) for line in captured.get().splitlines()]
+
+
+def test_the_table_marks_best_worst_and_what_changed():
+    lines = printed(AFTER, BEFORE)
+    assert "configuration accuracy 95 % F1 published since main" in lines
+    assert "a ▲ best 88.50 87.9–89.1 81.0 84.6 +0.04 (noise)" in lines
+    assert "b 86.12 85.4–86.8 81.0 – +3.00" in lines
+    assert "d ▼ worst 50.00 49.0–51.0 81.0 – new" in lines
+    assert "Effects in points: pretrained +52.5" in lines
+
+
+def test_the_table_without_changes_has_no_such_column():
+    assert not any("main" in line for line in printed(BEFORE, BEFORE) + printed(BEFORE, None))
+
+
+def test_the_report_of_a_change(monkeypatch):
+    revisions = {"old": BEFORE, "new": AFTER}
+    monkeypatch.setattr(results, "read", lambda scale, revision: revisions[revision] if scale == "quick" else None)
+    monkeypatch.setattr(change, "_parameters", lambda base, head: "PARAMETERS")
+    assert change.report("old", "new", "https://example.org/x") == (ROOT / "tests/change.md").read_text(
+        encoding="utf-8"
+    )
+    assert "No test accuracy is changed." in change.report("old", "old")
+    assert "plots/" not in change.report("old", "old")
+
+
+def test_an_unknown_revision():
+    with pytest.raises(UserError, match="git knows no revision 'nonsense' here: fetch it, or name another one"):
+        results.read("quick", "nonsense")
+
+
+def test_the_committed_results_can_be_read():
+    found = results.read("quick")
+    assert len(found.accuracy) == len(found.metrics) == len(found.published) == 8
+    assert results.read("no such scale") is None
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+def test_dvc_plots_works_without_a_network(tmp_path):
+    """As `make setup` configures it: nothing is requested but files, and the three plots are drawn."""
+    shutil.copytree(ROOT / ".dvc/plots", tmp_path / ".dvc/plots")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "plots", tmp_path / "plots")
+    run("git", "init", "-q", cwd=tmp_path)
+    run("dvc", "init", "-q", "-f", cwd=tmp_path)
+    shutil.copytree(ROOT / ".dvc/plots", tmp_path / ".dvc/plots", dirs_exist_ok=True)
+    run("dvc", "config", "--local", "plots.html_template", str(ROOT / ".venv/plots.html"), cwd=tmp_path)
+    run("dvc", "plots", "show", "-o", "out", cwd=tmp_path)
+    with chromium() as browser:
+        page = browser.new_page()
+        requests, errors = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((tmp_path / "out/index.html").as_uri())
+        page.wait_for_function("document.querySelectorAll('.vega-embed canvas, .vega-embed svg.marks').length == 3")
+        assert all(url.startswith(("file:", "blob:", "data:")) for url in requests)
+        assert errors == []
+
+
+def test_workflows_use_pinned_actions_of_github_alone():
+    for file in (ROOT / ".github/workflows").glob("*.yml"):
+        jobs = yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"]
+        used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+        for action in used:
+            name, _, version = action.partition("@")
+            assert name in ("actions/checkout", "actions/setup-python", "actions/upload-artifact")
+            assert len(version) == 40
+
+
+def test_zizmor_finds_nothing_in_the_workflows():
+    done = run("zizmor", "--offline", "--persona", "pedantic", "--no-progress", str(ROOT / ".github"), cwd=ROOT)
+    assert "No findings to report" in done.stdout + done.stderr
+
+
+def test_a_table_without_results(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there are no results at scale quick yet: `dvc repro` makes them"):
+        table.main("quick")
