@@ -6,11 +6,13 @@ import subprocess
 import pytest
 
 from benchmarks.speed import line
-from headstart import params, report
+from headstart import files, params, report
+from scripts import results
 
 from .conftest import ROOT
 
-EXPERIMENTS = params.read(ROOT / "params.yaml").experiments
+SETTINGS = params.read(ROOT / "params.yaml")
+EXPERIMENTS, SCALES = SETTINGS.experiments, SETTINGS.scales
 
 
 def committed(name: str) -> dict[str, float]:
@@ -38,15 +40,37 @@ def test_pretrained_weights_are_worth_eight_points_and_reach_88_percent():
             assert accuracy[name] - accuracy[name.replace("pretrained", "scratch")] >= 0.08, name
 
 
-def test_the_readme_shows_the_committed_results():
-    published: dict = {}
+def table(scale: str) -> list[str]:
+    """The rows of the Markdown table that the results in git make."""
+    found = results.read(scale, "HEAD")
+    published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
     rows = [
-        report.Row(name=name, experiment=experiment, metrics=committed(name), run={}, published=published.get(name))
-        for name, experiment in EXPERIMENTS.items()
-    ]
+        report.Row(name=name, experiment=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
+                   published=published[e.pretrained, e.finetuning, e.optimizer])
+        for name, e in EXPERIMENTS.items()
+    ]  # fmt: skip
+    return report.markdown_table(rows).splitlines()[2:]
+
+
+def test_the_readme_shows_the_committed_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for shown in report.markdown_table(rows).splitlines()[2:]:
-        assert shown.removesuffix("– |") in readme
+    assert all(row in readme for row in table("quick"))
+    study = results.read("quick", "HEAD").study
+    assert all(f"{100 * value:.1f}" in readme for effect, value in study.items() if effect.startswith("effect_"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_docs_show_the_committed_results(scale):
+    found = results.read(scale, "HEAD")
+    docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    part = docs.partition(f"\n## Scale `{scale}`\n")[2].partition("\n## ")[0]
+    if found is None:
+        assert "has not been run" in part
+        return
+    assert all(row in part for row in table(scale))
+    for effect, value in found.study.items():
+        if effect.startswith("effect_"):
+            assert f"{100 * value:+.1f}" in part, effect
 
 
 def test_the_docs_show_the_committed_benchmark():
