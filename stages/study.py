@@ -25,7 +25,7 @@ def read(settings: params.Params) -> report.Study:
             experiment=experiment,
             metrics=files.read_json(f"metrics/{scale}/{name}.json"),
             accuracy=findings.accuracy[name],
-            published=published.get((experiment.pretrained, experiment.finetuning, experiment.optimizer)),
+            published=published.get(experiment),
         )
         for name, experiment in experiments.items()
     ]

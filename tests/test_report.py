@@ -5,9 +5,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from headstart import comparison, report
+from headstart import comparison, figures, files, report
 from headstart.params import Scale
 
+from .conftest import ROOT
 from .studies import SETTINGS, rows, study
 from .test_comparison import CORRECT, PUBLISHED
 
@@ -67,6 +68,7 @@ def test_the_page_needs_nothing_else(made, drawn):
     for target in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page):
         assert max(target) in ids
     assert page.count("<svg") == len(drawn) == 10
+    assert page.count("<details>") == 6
     assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 10
 
 
@@ -123,6 +125,31 @@ def test_tables_for_dvc(made):
     assert (
         sum(row[3] for row in tables["confusion"][1:101]) == made.details["pretrained-finetuned-adam"].confusion.sum()
     )
+
+
+def test_what_figures_show_is_in_tables_too(made):
+    numbers = report.numbers(made)
+    first = made.best.name
+    assert numbers["learning_curves"][0][:3] == ["accuracy, %", "training, epoch 1", "training, epoch 2"]
+    assert numbers["learning_curves"][1][:3] == [first, "74.6", "79.6"]
+    assert numbers["confusion_best"][3][3] == made.details[first].confusion[2, 2]
+    assert numbers["f1"][1][1] == f"{100 * made.details[first].f1[0]:.1f}"
+    assert numbers["cost"][1] == [first, "84.6", "2.0", "12,810"]
+
+
+def test_configurations_that_differ_in_more_than_their_start_stand_on_lines_of_their_own(made):
+    name = "scratch-frozen-adam"
+    experiments = made.experiments | {name: dataclasses.replace(made.experiments[name], lr=0.01)}
+    svg = figures.as_svg(figures.accuracy, experiments, made.findings.accuracy, {})
+    labels = [label for label in (name, "frozen-adam", "pretrained-frozen-adam") if f">{label}<" in svg]
+    assert labels == [name, "pretrained-frozen-adam"]
+
+
+def test_what_was_published_belongs_to_its_learning_rate():
+    published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
+    frozen = SETTINGS.experiments["pretrained-frozen-sgd"]
+    assert published[frozen]["test_accuracy"] == 0.7325
+    assert dataclasses.replace(frozen, lr=0.01) not in published
 
 
 def test_the_worst_mistake():

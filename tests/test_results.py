@@ -46,7 +46,7 @@ def table(scale: str) -> list[str]:
     published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
     rows = [
         report.Row(name=name, experiment=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
-                   published=published[e.pretrained, e.finetuning, e.optimizer])
+                   published=published[e])
         for name, e in EXPERIMENTS.items()
     ]  # fmt: skip
     return report.markdown_table(rows).splitlines()[2:]

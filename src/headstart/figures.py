@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from headstart.comparison import Estimate, Findings
+from headstart.comparison import Estimate, Findings, pairs
 from headstart.gallery import Example, Examples
 from headstart.params import Experiment
 
@@ -85,17 +85,17 @@ def _legend(figure: Figure, experiments: Mapping[str, Experiment], **options: An
 def accuracy(
     experiments: Mapping[str, Experiment], found: Mapping[str, Estimate], published: Mapping[str, float]
 ) -> Figure:
-    """Test accuracy of every configuration; pretrained and random start of otherwise equal ones stand on one line."""
-    groups: dict[str, list[str]] = {}
-    for name, experiment in experiments.items():
-        start = "pretrained-" if experiment.pretrained else "scratch-"
-        groups.setdefault(name.removeprefix(start), []).append(name)
-    ordered = sorted(groups, key=lambda group: max(found[name].value for name in groups[group]))
+    """Test accuracy of every configuration; those that differ in their start alone stand on one line."""
+    partners = dict(pairs(experiments, "pretrained"))
+    paired = {*partners, *partners.values()}
+    lines: dict[str, tuple[str, ...]] = {pair[0].removeprefix("pretrained-"): pair for pair in partners.items()}
+    lines |= {name: (name,) for name in experiments if name not in paired}
+    ordered = sorted(lines, key=lambda line: max(found[name].value for name in lines[line]))
     figure, [[axes]] = _figure(5.2, 0.9 + 0.5 * len(ordered))
-    for row, group in enumerate(ordered):
-        values = [100 * found[name].value for name in groups[group]]
+    for row, line in enumerate(ordered):
+        values = [100 * found[name].value for name in lines[line]]
         axes.plot([min(values), max(values)], [row, row], color=LINE, linewidth=5, solid_capstyle="round", zorder=1)
-        for name in groups[group]:
+        for name in lines[line]:
             value, low, high = (100 * number for number in found[name])
             colour = PRETRAINED if experiments[name].pretrained else SCRATCH
             axes.plot([low, high], [row, row], color=colour, linewidth=3.5, zorder=2)

@@ -19,6 +19,7 @@ from headstart.params import Experiment, Scale
 
 PUBLISHED_SECONDS = 7_008.95  # all eight trainings of the published study, on one A6000
 COMMITTED = ("accuracy", "learning_curves", "examples")  # figures that git has, for the README and for pull requests
+COSTS = {"seconds of training": "training_seconds", "trained parameters": "trained_parameters"}
 
 Table = list[list[Any]]
 
@@ -82,14 +83,19 @@ def sort_rows(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row.metrics["test_accuracy"], reverse=True)
 
 
-def published_results(rows: Sequence[Mapping[str, str]]) -> dict[tuple[bool, bool, str], dict[str, float]]:
-    """The published table, read from its CSV file, by (pretrained, finetuning, optimizer)."""
-    results = {}
-    for row in rows:
-        key = (row["pretrained"] == "true", row["finetuning"] == "true", row["optimizer"])
-        metrics = ("average_train_loss", "average_train_accuracy", "test_accuracy")
-        results[key] = {name: float(row[name]) for name in metrics}
-    return results
+def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Experiment, dict[str, float]]:
+    """The published table, read from its CSV file. A configuration with another learning rate is not in it."""
+    return {
+        Experiment(
+            pretrained=row["pretrained"] == "true",
+            finetuning=row["finetuning"] == "true",
+            optimizer=row["optimizer"],
+            lr=float(row["lr"]),
+            momentum=float(row["momentum"]) if row["momentum"] else None,
+            weight_decay=float(row["weight_decay"]) if row["weight_decay"] else None,
+        ): {name: float(row[name]) for name in ("average_train_loss", "average_train_accuracy", "test_accuracy")}
+        for row in rows
+    }
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -191,10 +197,7 @@ def draw(study: Study) -> dict[str, str]:
     found, experiments = study.findings, study.experiments
     published = {row.name: row.published["test_accuracy"] for row in study.rows if row.published}
     details = {name: study.details[name] for name in experiments}
-    cost = {
-        "seconds of training": {name: detail.run["training_seconds"] for name, detail in details.items()},
-        "trained parameters": {name: detail.run["trained_parameters"] for name, detail in details.items()},
-    }
+    cost = {kind: {name: detail.run[key] for name, detail in details.items()} for kind, key in COSTS.items()}
     f1 = np.stack([detail.f1 for detail in details.values()], axis=1)
     calibration = {name: detail.calibration for name, detail in details.items()}
     svg = figures.as_svg
@@ -212,6 +215,40 @@ def draw(study: Study) -> dict[str, str]:
     return drawn | ({"effects": svg(figures.effects, found)} if found.effects else {})
 
 
+def numbers(study: Study) -> dict[str, Table]:
+    """What figures show and no other table has, for those who cannot see them: by the figure's name, header first."""
+    curves = learning_curves(study)
+    epochs = range(1, study.setting.n_epochs + 1)
+    details = {row.name: study.details[row.name] for row in study.ranked}
+    confusions = {"confusion_best": study.best.name, "confusion_worst": study.worst.name}
+    return {
+        "learning_curves": [
+            ["accuracy, %", *(f"{metric.split()[0]}, epoch {epoch}" for metric in curves for epoch in epochs)],
+            *([name, *(percent(value) for by_name in curves.values() for value in by_name[name].values)]
+              for name in details),
+        ],
+        **{
+            figure: [["actual", *study.classes],
+                     *([label, *counts] for label, counts in zip(study.classes, details[name].confusion, strict=True))]
+            for figure, name in confusions.items()
+        },
+        "f1": [
+            ["F1, %", *details],
+            *([label, *(percent(detail.f1[at]) for detail in details.values())]
+              for at, label in enumerate(study.classes)),
+        ],
+        "calibration": [
+            ["configuration", "expected calibration error, points"],
+            *([row.name, percent(row.metrics["expected_calibration_error"])] for row in study.ranked),
+        ],
+        "cost": [
+            ["configuration", "test accuracy, %", *COSTS],
+            *([row.name, percent(row.accuracy.value), *(f"{details[row.name].run[key]:,}" for key in COSTS.values())]
+              for row in study.ranked),
+        ],
+    }  # fmt: skip
+
+
 def page(study: Study, drawn: Mapping[str, str]) -> str:
     """The results as one HTML page that needs nothing else, with the figures that ``draw`` has drawn."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -221,6 +258,7 @@ def page(study: Study, drawn: Mapping[str, str]) -> str:
         study=study,
         style=_resource("report.css"),
         figure=partial(_inline, drawn),
+        numbers=numbers(study),
         real=[difference for difference in study.findings.differences if difference.is_real],
         noise=[difference for difference in study.findings.differences if not difference.is_real],
         p_value=p_value,
