@@ -25,6 +25,7 @@ $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_p
 
 study: setup  ## dvc repro: every stage that is not up to date, at the scale that params.yaml names
 	dvc repro
+	@python -m scripts.table
 
 lint: setup  ## ruff and mypy
 	ruff check .

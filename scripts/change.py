@@ -67,7 +67,8 @@ def _parameters(base: str, head: str) -> str:
 
 
 def _value(change: dict[str, Any], when: str) -> str:
-    return f"`{json.dumps(change[when])}`" if change.get(when) is not None else "–"
+    value = change.get(when)
+    return "–" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _accuracies(before: Results | None, after: Results) -> str:

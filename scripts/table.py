@@ -6,6 +6,7 @@ SCALE: the one that params.yaml names if there is none; REVISION: what to compar
 """
 
 import sys
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -68,6 +69,9 @@ def main(scale: str = "", revision: str = "main") -> None:
         raise UserError(f"there are no results at scale {scale} yet: `dvc repro` makes them")
     before = results.read(scale, revision) if results.exists(revision) else None
     Console().print(table(now, before, scale=scale, revision=revision))
+    page = Path(f"report/{scale}/index.html")
+    if page.exists():
+        print(f"More is in {page}")
 
 
 if __name__ == "__main__":

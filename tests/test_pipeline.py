@@ -21,6 +21,12 @@ def clone(tmp_path_factory) -> Path:
     return tiny_clone(tmp_path_factory.mktemp("clone"))
 
 
+@pytest.fixture(scope="module")
+def first(clone) -> tuple[set[str], dict[str, str]]:
+    """The stages that the first `dvc repro` ran, and its results."""
+    return repro(clone), results(clone)
+
+
 def repro(clone: Path, *options: str) -> set[str]:
     """Run ``dvc repro``; return the stages that ran."""
     return set(re.findall(r"^Running stage '(.*)':", run("dvc", "repro", *options, cwd=clone).stdout, re.MULTILINE))
@@ -31,12 +37,12 @@ def commit(clone: Path, message: str) -> None:
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", message, cwd=clone)
 
 
-def test_the_life_of_a_study(clone, tmp_path):
+def test_the_life_of_a_study(clone, first, tmp_path):
+    ran, first = first
     everything = {"download", "prepare", "compare"}
     everything |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "scratch")}
     everything |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
-    assert repro(clone) == everything
-    first = results(clone)
+    assert ran == everything
     assert {f"metrics/quick/{name}.json" for name in (*KEPT, "study")} <= first.keys()
     assert sum(name.startswith("models/") for name in first) == 2 * len(KEPT)
     assert sum(name.startswith("plots/") for name in first) == 6
@@ -83,7 +89,9 @@ def test_the_life_of_a_study(clone, tmp_path):
     assert different
     assert all(KEPT[1] in name or name == "metrics/quick/study.json" or "plots/" in name for name in different)
     edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
-    assert repro(clone) == set()  # that has been run before
+    # That has been run before. But --force has left two runs of each stage in DVC's memory, and it may bring back the
+    # other one's times, which the page shows.
+    assert repro(clone) <= {"compare"}
     assert results(clone) == first
 
     # The other scale, and back.
@@ -104,7 +112,7 @@ def test_the_life_of_a_study(clone, tmp_path):
     means = [(each.argmax(1) == labels).double().mean().item() for each in both]
     assert full["test_accuracy"] == round(sum(means) / 2, 4)
     edit(clone, lambda settings: settings.update(scale="quick"))
-    assert repro(clone) == set()
+    assert repro(clone) <= {"compare"}  # as above
     assert {name: results(clone)[name] for name in first} == first
 
     # A configuration less: its files stay, the report forgets it.
@@ -137,11 +145,9 @@ def test_a_study_that_is_killed_ends_as_one_that_is_not(tmp_path):
     assert got == expected
 
 
-def test_people_at_once_get_what_one_gets_alone(tmp_path, monkeypatch):
+def test_people_at_once_get_what_one_gets_alone(first, tmp_path):
     """The short form of `make reliability`, which does it with eight configurations."""
-    for name, value in together.ONE_THREAD.items():
-        monkeypatch.setenv(name, value)
-    (alone, *others), failed = together.study(tmp_path, every=False)
+    both, failed = together.study(tmp_path, every=False)
     assert failed == []
-    assert len(alone) == 34
-    assert others == [alone, alone]
+    assert len(first[1]) == 34
+    assert both == [first[1], first[1]]
