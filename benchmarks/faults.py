@@ -18,6 +18,7 @@ from headstart.console import UserError, progress, run
 from headstart.forward import outputs
 from headstart.snapshot import Snapshot
 from headstart.training import image_order
+from stages.paths import start_file
 
 IMAGES = 3_000  # of the training images, so that it takes minutes
 VARIANTS = {
@@ -35,7 +36,7 @@ def main(epochs: str = "2") -> None:
         raise UserError(f"the number of epochs must be 1 or more, not {epochs!r}")
     settings, device = params.read(), compute.choose()
     data = files.read_tensors(f"data/prepared/{settings.scale}.safetensors").tensors
-    start = Snapshot.read(f"data/start/{settings.scale}/pretrained-true.safetensors")
+    start = Snapshot.read(start_file(settings, True, settings.current.seeds[0]))
     print("| fault | test accuracy % | weights moved in the fine-tuned layers % | frozen statistics moved % |")
     print("|---|---:|---:|---:|")
     for name, variant in VARIANTS.items():
@@ -43,7 +44,7 @@ def main(epochs: str = "2") -> None:
         before = copy.deepcopy(network.state_dict())
         trunk, head = models.cut(network, settings.current.finetune_from)
         _train(network, trunk, head, start, data, settings.current, variant, int(epochs), device, name)
-        [logits] = outputs(data["test_images"], network, compute=device, prepare=start.preprocess, label="testing")
+        [logits] = outputs(data["test_images"], (network,), compute=device, prepare=start.preprocess, label="testing")
         accuracy = 100 * (logits.argmax(1) == data["test_labels"]).float().mean().item()
         moved = _moved(head[:-1].state_dict(keep_vars=True), network, before, parameters=True)
         drifted = _moved(trunk.state_dict(keep_vars=True), network, before, parameters=False)

@@ -30,6 +30,7 @@ from headstart.compute import Compute
 from headstart.console import UserError, run
 from headstart.params import Params
 from headstart.snapshot import Snapshot
+from stages.paths import start_file
 
 WAYS = ("plain", "tuned", "headstart")
 NOISE = {True: 0.01, False: 0.03}  # of a test accuracy, with and without pretrained weights
@@ -74,7 +75,9 @@ def _starts(settings: Params, device: Compute) -> tuple[dict[str, float], dict[b
     for pretrained in sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()}):
         shared[f"start {pretrained}"] = _seconds(partial(stages.start.main, pretrained), device)
         shared[f"features {pretrained}"] = _seconds(partial(stages.features.main, pretrained), device)
-        starts[pretrained == "true"] = Snapshot.read(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
+        starts[pretrained == "true"] = Snapshot.read(
+            start_file(settings, pretrained == "true", settings.current.seeds[0])
+        )
     return shared, starts
 
 

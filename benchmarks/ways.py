@@ -96,7 +96,7 @@ def plain(task: Task, epochs: int) -> Result:
         head.train()
         total = 0.0
         # In the same order as the other ways, so that what they reach can be compared.
-        for inputs, labels in loader(training, sampler=image_order(task.scale.seed, epoch, len(training)).tolist()):
+        for inputs, labels in loader(training, sampler=image_order(task.scale.seeds[0], epoch, len(training)).tolist()):
             inputs, labels = inputs.to(device), labels.to(device)
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad()
@@ -129,7 +129,9 @@ def tuned(task: Task, epochs: int) -> Result:
     for epoch in range(1, epochs + 1):
         head.train()
         total = torch.zeros((), device=compute.device)
-        for batch in image_order(task.scale.seed, epoch, len(labels)).to(compute.device).split(task.scale.batch_size):
+        for batch in (
+            image_order(task.scale.seeds[0], epoch, len(labels)).to(compute.device).split(task.scale.batch_size)
+        ):
             with compute.autocast():
                 logits = network(task.start.preprocess(images["training_images"][batch]))
                 loss = F.cross_entropy(logits, labels[batch])
@@ -139,7 +141,7 @@ def tuned(task: Task, epochs: int) -> Result:
             total += loss.detach() * len(batch)
     train_loss = total.item() / len(labels)  # waits for the device
     started = time.perf_counter()
-    [logits] = outputs(images["test_images"], network, compute=compute, prepare=task.start.preprocess)
+    [logits] = outputs(images["test_images"], (network,), compute=compute, prepare=task.start.preprocess)
     right = logits.argmax(1) == task.images["test_labels"]
     return Result(train_loss, right.double().mean().item(), time.perf_counter() - started)
 

@@ -1,31 +1,28 @@
 """Test one configuration: the logits of all test images for each seed, and what follows from them."""
 
 import sys
-from pathlib import Path
 from statistics import mean
 
 import torch
 
 from headstart import compute, evaluation, files, params
-from headstart.console import Clock, run
+from headstart.compute import Compute
+from headstart.console import run
 from headstart.datasets import CLASSES
 from headstart.forward import predict
+from headstart.params import Params
+from headstart.runs import Clock
 from headstart.snapshot import Snapshot
-from stages.inputs import examples, model_file, trainable
+from stages.inputs import examples, require_precision, trainable
+from stages.paths import model_file
 
 
 def main(name: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose()
-    experiment, folder = settings.experiment(name), Path("models", settings.scale, name)
-    models = [Snapshot.read(model_file(folder, seed, settings.current)) for seed in settings.current.seeds]
-    parts = [trainable(experiment, settings, model) for model in models]
-    trunk = parts[0].trunk  # the same in all: only heads were trained
-    inputs, labels = examples("test", experiment, settings, models[0], trunk, device, keep=len(parts) > 1)
-    for part in parts:
-        part.head.to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    logits = torch.stack([predict(part.head, inputs, len(labels), device).cpu() for part in parts])
-    epochs = files.read_csv(folder / "epochs.csv")
+    results = [_logits(name, settings, seed, device) for seed in settings.current.seeds]
+    logits, labels = torch.stack([logits for logits, _ in results]), results[0][1]
+    epochs = files.read_csv(model_file(settings, name, 0).with_name("epochs.csv"))
     metrics = {
         **evaluation.summary(logits=logits, labels=labels),
         "average_train_loss": round(mean(float(epoch["train_loss"]) for epoch in epochs), 4),
@@ -43,7 +40,18 @@ def main(name: str) -> None:
         files.write_csv(predictions / "classes.csv", ["class", *scores],
                         zip(CLASSES, *(values.tolist() for values in scores.values()), strict=True))  # fmt: skip
     files.write_json(f"metrics/{settings.scale}/{name}.json", metrics)
-    files.write_json(f"runs/{settings.scale}/evaluate-{name}.json", clock.describe())
+    files.write_json(f"runs/{settings.scale}/evaluate-{name}.json", {**clock.describe(), **device.describe()})
+
+
+def _logits(name: str, settings: Params, seed: int, device: Compute) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the network trained with ``seed``: the logits of all test images, and their labels."""
+    experiment, path = settings.experiment(name), model_file(settings, name, seed)
+    model = Snapshot.read(path)
+    require_precision(str(path), model.precision, device)
+    _, trunk, head = trainable(experiment, settings, model)
+    inputs, labels = examples("test", experiment, settings, model, trunk, device, seed=seed, keep=False)
+    head.to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return predict(head, inputs, len(labels), device).cpu(), labels
 
 
 if __name__ == "__main__":

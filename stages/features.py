@@ -1,34 +1,46 @@
 """Run the frozen network of one start over all images, once for all configurations that begin from it."""
 
 import sys
+from functools import partial
 
 import torch
 from torch import nn
 
 from headstart import compute, datasets, files, models, params
-from headstart.console import Clock, run
+from headstart.console import run
 from headstart.forward import outputs
+from headstart.runs import Clock
 from headstart.snapshot import Snapshot
+from stages.paths import features_file, prepared_file, start_file
+
+SPLITS = ("training", "validation", "test")
+REMEDY = "free some space, or set store_activations to false in params.yaml"
 
 
 def main(pretrained: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose()
-    start = Snapshot.read(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
-    trunk, head = models.cut(start.network(), settings.current.finetune_from)
-    parts = {"activations": trunk, "features": head[:-1]}
-    if not settings.current.store_activations:
-        parts = {"features": nn.Sequential(trunk, head[:-1])}
-    tensors: dict[str, torch.Tensor] = {}
-    for split in ("training", "validation", "test"):
-        images = datasets.read_split(f"data/prepared/{settings.scale}.safetensors", split).images
-        results = outputs(
-            images, *parts.values(), compute=device,
-            prepare=start.preprocess, label=f"features of {split} images",
-        )  # fmt: skip
-        tensors |= {f"{split}_{name}": result for name, result in zip(parts, results, strict=True)}
-    files.write_tensors(f"data/features/{settings.scale}/pretrained-{pretrained}.safetensors", tensors)
-    files.write_json(f"runs/{settings.scale}/features-pretrained-{pretrained}.json", clock.describe())
+    images = {split: datasets.read_split(prepared_file(settings), split).images for split in SPLITS}
+    # With pretrained weights all seeds share one file, which the first of them makes.
+    seeds = {features_file(settings, pretrained == "true", seed): seed for seed in reversed(settings.current.seeds)}
+    folder = next(iter(seeds)).parent
+    with files.replacing(folder) as beside:
+        for path, seed in seeds.items():
+            start = Snapshot.read(start_file(settings, pretrained == "true", seed))
+            trunk, head = models.cut(start.network(), settings.current.finetune_from)
+            parts = {"activations": trunk, "features": head[:-1]}
+            if not settings.current.store_activations:
+                parts = {"features": nn.Sequential(trunk, head[:-1])}
+            through = partial(outputs, modules=tuple(parts.values()), compute=device, prepare=start.preprocess)
+            size = sum(one.nbytes for one in through(images["test"][:1])) * sum(map(len, images.values()))
+            files.require_room(folder, size * len(seeds), REMEDY)
+            tensors: dict[str, torch.Tensor] = {}
+            for split in SPLITS:
+                results = through(images[split], label=f"features of {split} images")
+                tensors |= {f"{split}_{name}": result for name, result in zip(parts, results, strict=True)}
+            files.write_tensors(beside / path.name, tensors, {"precision": device.precision})
+    facts = {**clock.describe(), **device.describe(), **device.peak_memory()}
+    files.write_json(f"runs/{settings.scale}/features-pretrained-{pretrained}.json", facts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What a configuration trains, and on what: shared by the stages that train it and test it."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
@@ -9,31 +8,9 @@ from headstart import datasets, files, models
 from headstart.compute import Compute
 from headstart.console import UserError
 from headstart.forward import Examples, Kept, activations
-from headstart.params import Experiment, Params, Scale
+from headstart.params import Experiment, Params
 from headstart.snapshot import Snapshot
-
-
-class Paths(NamedTuple):
-    """The files that a configuration's training reads."""
-
-    prepared: Path
-    start: Path
-    features: Path
-
-
-def paths(experiment: Experiment, settings: Params) -> Paths:
-    """Where the stages before have put them."""
-    scale, start = settings.scale, f"pretrained-{str(experiment.pretrained).lower()}.safetensors"
-    return Paths(
-        prepared=Path(f"data/prepared/{scale}.safetensors"),
-        start=Path(f"data/start/{scale}/{start}"),
-        features=Path(f"data/features/{scale}/{start}"),
-    )
-
-
-def model_file(folder: Path, seed: int, scale: Scale) -> Path:
-    """Where in ``folder`` the network trained with ``seed`` is."""
-    return folder / ("model.safetensors" if seed == scale.seeds[0] else f"model-{seed}.safetensors")
+from stages.paths import features_file, prepared_file
 
 
 class Parts(NamedTuple):
@@ -61,20 +38,31 @@ def examples(
     trunk: nn.Module,
     compute: Compute,
     *,
+    seed: int,
     keep: bool,
 ) -> Examples:
     """The head's inputs for ``split`` ("training", "validation" or "test") and their labels.
 
     ``keep``: whether they will be used in more than one epoch.
     """
-    prepared, _, features = paths(experiment, settings)
+    prepared = prepared_file(settings)
     images, labels = datasets.read_split(prepared, split)
+    if experiment.finetuning and not settings.current.store_activations:
+        label, prepare = f"frozen layers, {split} images", snapshot.preprocess
+        return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)
+    features = features_file(settings, experiment.pretrained, seed)
     stored = f"{split}_activations" if experiment.finetuning else f"{split}_features"
-    if not experiment.finetuning or settings.current.store_activations:
-        inputs = files.read_tensors(features, stored).tensors[stored]
-        if len(inputs) != len(labels) or not inputs.isfinite().all():
-            raise UserError(f"{features} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
-        return Examples(Kept.of(inputs, compute), labels)
-    label = f"frozen layers, {split} images"
-    prepare = snapshot.preprocess
-    return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)
+    tensors, description = files.read_tensors(features, stored)
+    require_precision(str(features), description.get("precision", ""), compute)
+    inputs = tensors[stored]
+    if len(inputs) != len(labels) or not inputs.isfinite().all():
+        raise UserError(f"{features} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
+    return Examples(Kept.of(inputs, compute), labels)
+
+
+def require_precision(what: str, precision: str, compute: Compute) -> None:
+    """Raise UserError where ``what`` was computed in another precision than is computed in now."""
+    if precision != compute.precision:
+        raise UserError(f"{what} was computed in {precision or 'no known precision'}, and this is {compute.precision}: "
+                        f"set HEADSTART_DTYPE={precision or compute.precision}, or compute all anew with "
+                        "`dvc repro --force`")  # fmt: skip

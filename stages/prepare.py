@@ -3,7 +3,9 @@
 import torch
 
 from headstart import datasets, files, params
-from headstart.console import Clock, run
+from headstart.console import run
+from headstart.runs import Clock
+from stages.paths import prepared_file
 
 
 def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
@@ -26,7 +28,7 @@ def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
 def main() -> None:
     clock = Clock()
     settings = params.read()
-    files.write_tensors(f"data/prepared/{settings.scale}.safetensors", prepared(settings.current))
+    files.write_tensors(prepared_file(settings), prepared(settings.current))
     files.write_json(f"runs/{settings.scale}/prepare.json", clock.describe())
 
 

@@ -1,20 +1,26 @@
-"""Write the complete initial network that all configurations of one start begin from."""
+"""Write the complete initial networks that all configurations of one start begin from, one a seed."""
 
 import sys
 
 from headstart import compute, datasets, files, params, starts
-from headstart.console import Clock, run
+from headstart.console import run
+from headstart.runs import Clock
+from stages.paths import prepared_file, start_file
 
 
 def main(pretrained: str) -> None:
     clock = Clock()
-    settings, device = params.read(), compute.choose()
+    settings, device = params.read(), compute.choose("cpu")
     images = None
     if pretrained == "false":
-        images = datasets.read_split(f"data/prepared/{settings.scale}.safetensors", "training").images
-    start = starts.make(settings.current, images=images, classes=datasets.CLASSES, compute=device)
-    start.write(f"data/start/{settings.scale}/pretrained-{pretrained}.safetensors")
-    files.write_json(f"runs/{settings.scale}/start-pretrained-{pretrained}.json", clock.describe())
+        images = datasets.read_split(prepared_file(settings), "training").images
+    seeds = settings.current.seeds
+    with files.replacing(start_file(settings, pretrained == "true", seeds[0]).parent) as folder:
+        for seed in seeds:
+            start = starts.make(settings.current, seed=seed, images=images, classes=datasets.CLASSES)
+            start.write(folder / start_file(settings, pretrained == "true", seed).name)
+    facts = {**clock.describe(), **device.describe(), "weights": start.weights, "weights_sha256": start.sha256}
+    files.write_json(f"runs/{settings.scale}/start-pretrained-{pretrained}.json", facts)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import torch
 
 from headstart import comparison, datasets, evaluation, files, gallery, params, report
 from headstart.snapshot import Snapshot
-from stages.inputs import paths
+from stages.paths import model_file, prepared_file
 
 PUBLISHED = "docs/published.csv"
 
@@ -12,7 +12,7 @@ PUBLISHED = "docs/published.csv"
 def read(settings: params.Params) -> report.Study:
     """Read it."""
     scale, experiments = settings.scale, settings.experiments
-    images, labels = datasets.read_split(f"data/prepared/{scale}.safetensors", "test")
+    images, labels = datasets.read_split(prepared_file(settings), "test")
     predictions = {name: f"predictions/{scale}/{name}/logits.safetensors" for name in experiments}
     logits = {name: files.read_tensors(path, "logits").tensors["logits"] for name, path in predictions.items()}
     findings = comparison.study(
@@ -31,7 +31,8 @@ def read(settings: params.Params) -> report.Study:
     ]
     ranked = [row.name for row in report.sort_rows(rows)]
     best_of_start = {experiments[name].pretrained: name for name in reversed(ranked)}
-    models = {name: Snapshot.read(f"models/{scale}/{name}/model.safetensors") for name in best_of_start.values()}
+    seed = settings.current.seeds[0]
+    models = {name: Snapshot.read(model_file(settings, name, seed)) for name in best_of_start.values()}
     return report.Study(
         scale=scale,
         setting=settings.current,
@@ -63,9 +64,9 @@ def _details(scale: str, name: str, logits: torch.Tensor, labels: torch.Tensor) 
 
 def _stage_seconds(settings: params.Params) -> dict[str, float]:
     """Of each stage but the first and the last, which belong to no scale and are still running."""
-    starts = sorted({paths(experiment, settings).start.stem for experiment in settings.experiments.values()})
+    starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
     records = {"prepare": ["prepare"]}
-    records |= {stage: [f"{stage}-{start}" for start in starts] for stage in ("start", "features")}
+    records |= {stage: [f"{stage}-pretrained-{start}" for start in starts] for stage in ("start", "features")}
     records |= {stage: [f"{stage}-{name}" for name in settings.experiments] for stage in ("train", "evaluate")}
     return {
         stage: sum(files.read_json(f"runs/{settings.scale}/{name}.json")["seconds"] for name in names)

@@ -1,79 +1,109 @@
 """Train one configuration with each seed, going on after the last complete epoch if it was interrupted."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, astuple, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from headstart import compute, files, params
 from headstart.checkpoints import Checkpoint, fingerprint
-from headstart.console import Clock, progress, run
+from headstart.compute import Compute
+from headstart.console import UserError, progress, run
+from headstart.forward import Examples
+from headstart.params import Params
+from headstart.runs import Clock
 from headstart.snapshot import Snapshot
 from headstart.training import Epoch, fit, make_optimizer
-from stages.inputs import examples, model_file, paths, trainable
+from stages.inputs import examples, trainable
+from stages.paths import features_file, model_file, prepared_file, start_file
 
 COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
 CODE = sorted(Path(__file__).parent.glob("*.py"))
 
 
-def _checkpoints(name: str, settings: params.Params, device: compute.Compute) -> dict[int, Checkpoint]:
-    """One a seed."""
-    experiment, folder = settings.experiment(name), Path("checkpoints", settings.scale, name)
-    made_with = [asdict(experiment), asdict(settings.current), device.describe()]
-    made_from = fingerprint(made_with, [*paths(experiment, settings), *CODE])
-    return {seed: Checkpoint(folder / f"{seed}.safetensors", made_from) for seed in settings.current.seeds}
+class Trained(NamedTuple):
+    """What came of one seed."""
+
+    model: Snapshot
+    epochs: list[Epoch]
+    parameters: int
+    place: str  # where the inputs were kept
 
 
 def main(name: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose()
-    experiment, scale = settings.experiment(name), settings.current
-    start = Snapshot.read(paths(experiment, settings).start)
-    owner, trunk, head = trainable(experiment, settings, start)
-    training, validation = (
-        examples(split, experiment, settings, start, trunk, device, keep=True) for split in ("training", "validation")
-    )
-    checkpoints, images = _checkpoints(name, settings, device), len(training.labels)
-    trained: dict[int, tuple[Snapshot, list[Epoch]]] = {}
-    with progress(len(scale.seeds) * scale.n_epochs * images, f"training {name}") as bar:
-        for seed, checkpoint in checkpoints.items():
-            start.restore(owner, new_classifier=seed if trained else None)
-            optimizer = make_optimizer(experiment, head, device)
-            done = checkpoint.restore(head, optimizer)
-            bar.update(len(done) * images)
-            for epoch in fit(
-                head, optimizer, training, validation, epochs=range(len(done) + 1, scale.n_epochs + 1),
-                batch_size=scale.batch_size, seed=seed, compute=device, name=name, on_batch=bar.update,
-            ):  # fmt: skip
-                done.append(epoch)
-                checkpoint.save(head, optimizer, done)
-            trained[seed] = start.trained(owner.state_dict()), done
-    seconds = [epoch.seconds for _, epochs in trained.values() for epoch in epochs]
+    trained = dict(_train(name, settings, device))
+    with files.replacing(model_file(settings, name, 0).parent) as folder:
+        for seed, result in trained.items():
+            result.model.write(folder / model_file(settings, name, seed).name)
+        rows = [[seed, *astuple(epoch)[: len(COLUMNS)]] for seed, result in trained.items() for epoch in result.epochs]
+        files.write_csv(folder / "epochs.csv", ["seed", *COLUMNS], rows)
+    last = list(trained.values())[-1]
+    seconds = [epoch.seconds for result in trained.values() for epoch in result.epochs]
     facts = {
         **clock.describe(),
         **device.describe(),
         **device.peak_memory(),
-        "activations": training.inputs.place,
+        "activations": last.place,
         "training_seconds": round(sum(seconds), 3),
-        "images_per_second": round(images / min(seconds), 1),
-        "trained_parameters": sum(parameter.numel() for parameter in head.parameters()),
+        "images_per_second": round(settings.current.training_images / min(seconds), 1),
+        "trained_parameters": last.parameters,
+        "weights": last.model.weights,
+        "weights_sha256": last.model.sha256,
     }
-    _write(name, settings, trained, facts)
-    for checkpoint in checkpoints.values():
-        checkpoint.delete()
-
-
-def _write(
-    name: str, settings: params.Params, trained: dict[int, tuple[Snapshot, list[Epoch]]], facts: dict[str, Any]
-) -> None:
-    with files.replacing(f"models/{settings.scale}/{name}") as folder:
-        rows = []
-        for seed, (model, epochs) in trained.items():
-            model.write(model_file(folder, seed, settings.current))
-            rows += [[seed, *astuple(epoch)[: len(COLUMNS)]] for epoch in epochs]
-        files.write_csv(folder / "epochs.csv", ["seed", *COLUMNS], rows)
-    facts |= {"weights": model.weights, "weights_sha256": model.sha256}
     files.write_json(f"runs/{settings.scale}/train-{name}.json", facts)
+    for seed in trained:
+        _checkpoint(name, settings, device, seed).delete()
+
+
+def _checkpoint(name: str, settings: Params, device: Compute, seed: int) -> Checkpoint:
+    experiment = settings.experiment(name)
+    made_with = [asdict(experiment), asdict(settings.current), device.describe()]
+    start, features = (where(settings, experiment.pretrained, seed) for where in (start_file, features_file))
+    made_from = fingerprint(made_with, [prepared_file(settings), start, features, *CODE])
+    return Checkpoint(Path(f"checkpoints/{settings.scale}/{name}/{seed}.safetensors"), made_from)
+
+
+def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, Trained]]:
+    """Yield what comes of each seed; a checkpoint is written after each epoch."""
+    experiment, study = settings.experiment(name), settings.current
+    inputs: tuple[Path, Examples, Examples] | None = None
+    with progress(len(study.seeds) * study.n_epochs * study.training_images, f"training {name}") as bar:
+        for seed in study.seeds:
+            start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
+            _require_weights(study.weights, start)
+            owner, trunk, head = trainable(experiment, settings, start)
+            features = features_file(settings, experiment.pretrained, seed)
+            if inputs is None or inputs[0] != features:  # with pretrained weights all seeds share them
+                inputs = None  # frees them first
+                of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk,
+                             compute=device, seed=seed, keep=True)  # fmt: skip
+                inputs = features, of("training"), of("validation")
+            _, training, validation = inputs
+            optimizer = make_optimizer(experiment, head, device)
+            checkpoint = _checkpoint(name, settings, device, seed)
+            done = checkpoint.restore(head, optimizer)
+            bar.update(len(done) * study.training_images)
+            for epoch in fit(
+                head, optimizer, training, validation, epochs=range(len(done) + 1, study.n_epochs + 1),
+                batch_size=study.batch_size, seed=seed, compute=device, name=name, on_batch=bar.update,
+            ):  # fmt: skip
+                done.append(epoch)
+                checkpoint.save(head, optimizer, done)
+            model = start.trained(owner.state_dict(), device.precision)
+            parameters = sum(parameter.numel() for parameter in head.parameters())
+            yield seed, Trained(model, done, parameters, training.inputs.place)
+
+
+def _require_weights(weights: str, start: Snapshot) -> None:
+    """Raise UserError where the file that ``start`` was made from has other content now."""
+    path = Path(weights)
+    if start.sha256 and path.is_file() and files.sha256(path) != start.sha256:
+        raise UserError(f"{path} is no longer the file that the start was made from: put that back, or run "
+                        "`dvc repro --force start@pretrained`")  # fmt: skip
 
 
 if __name__ == "__main__":

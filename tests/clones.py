@@ -9,7 +9,7 @@ import yaml
 
 from .conftest import ROOT, run
 
-KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "scratch-frozen-sgd")
+KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
 TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
 
 

@@ -26,8 +26,8 @@ from .conftest import ROOT
 ANEW = "delete it, and `dvc repro` makes it anew"
 NAME = "pretrained-frozen-sgd"
 PREPARED = "data/prepared/quick.safetensors"
-START = "data/start/quick/pretrained-true.safetensors"
-FEATURES = "data/features/quick/pretrained-true.safetensors"
+START = "data/start/quick/pretrained-true/seed-0.safetensors"
+FEATURES = "data/features/quick/pretrained-true/every-seed.safetensors"
 
 
 @pytest.fixture
@@ -139,11 +139,11 @@ def test_prepared_data_whose_content_was_replaced(workspace, change):
     assert complaint(stages.start, "false") == expected
 
 
-def write_start(compute) -> None:
+def write_start() -> None:
     from headstart import params
 
     settings = params.read()
-    start = starts.make(settings.current, images=None, classes=datasets.CLASSES, compute=compute)
+    start = starts.make(settings.current, seed=0, images=None, classes=datasets.CLASSES)
     start.write(START)
 
 
@@ -155,10 +155,10 @@ def write_start(compute) -> None:
     ],
     ids=["too few", "not finite"],
 )
-def test_features_of_other_images(workspace, compute, features, message):
+def test_features_of_other_images(workspace, features, message):
     files.write_tensors(PREPARED, prepared())
-    files.write_tensors(FEATURES, {"training_features": features})
-    write_start(compute)
+    files.write_tensors(FEATURES, {"training_features": features}, {"precision": "float32"})
+    write_start()
     assert complaint(stages.train, NAME) == f"headstart: {message}"
 
 
@@ -175,7 +175,7 @@ def test_a_start_cut_short(workspace):
 
 
 def test_a_model_that_is_missing(workspace):
-    path = f"models/quick/{NAME}/model.safetensors"
+    path = f"models/quick/{NAME}/model-0.safetensors"
     assert complaint(stages.evaluate, NAME) == f"headstart: {path} is missing: `dvc repro` makes it"
 
 
@@ -255,7 +255,7 @@ def test_more_memory_than_there_is(take):
     ],
     ids=["loss", "weights"],
 )
-def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, compute, lr, batch_size, message):
+def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr, batch_size, message):
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     settings["scales"]["quick"] |= {"batch_size": batch_size, "n_epochs": 3}
     settings["experiments"][NAME]["lr"] = lr
@@ -266,8 +266,8 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, com
         data[f"{split}_labels"] = torch.randint(0, 10, (128,), generator=generator)
     files.write_tensors(PREPARED, data)
     features = {f"{split}_features": torch.rand(128, 1280, generator=generator) for split in ("training", "validation")}
-    files.write_tensors(FEATURES, features)
-    write_start(compute)
+    files.write_tensors(FEATURES, features, {"precision": "float32"})
+    write_start()
     with pytest.raises(SystemExit) as stopped:
         run(stages.train.main, NAME)
     assert stopped.value.code == f"headstart: {NAME}: {message}"

@@ -5,14 +5,18 @@ import pytest
 import torch
 from torch import nn
 
+from headstart import compute as computing
+from headstart import models
 from headstart.checkpoints import Checkpoint, fingerprint
-from headstart.forward import Examples, Kept
+from headstart.forward import Examples, Kept, activations
+from headstart.images import Preprocess
 from headstart.params import Experiment
 from headstart.training import Epoch, fit, make_optimizer
 
 ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
 SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)
 EPOCHS = 4
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
 def network() -> nn.Sequential:
@@ -58,6 +62,34 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples
     assert done + run(other, optimizer, examples, compute, len(done)) == expected
     for name, tensor in head.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+def test_a_resumed_head_whose_memory_is_channels_last(tmp_path, training_set, experiment, device):
+    """Fused optimizers walk through memory: a state in another layout than its parameter gives other weights."""
+    compute = computing.choose(device)
+    images, labels = (tensor[:32] for tensor in training_set)
+    checkpoint = Checkpoint(tmp_path / "x.safetensors", "fingerprint")
+    states = []
+    for interrupted in (False, True):
+        torch.manual_seed(0)
+        trunk, head = models.cut(models.build("resnet18", 10), "layer4")
+        head.to(memory_format=torch.channels_last)
+        inputs = activations(images, trunk, compute=compute, prepare=Preprocess(64, (0.5,) * 3, (0.5,) * 3), keep=True)
+        of = Examples(inputs, labels)
+        for epoch in (1, 2):
+            if epoch == 1 or interrupted:
+                optimizer = make_optimizer(experiment, head, compute)
+            done = checkpoint.restore(head, optimizer) if epoch == 2 and interrupted else []
+            assert len(done) == (epoch == 2 and interrupted)
+            [record] = fit(head, optimizer, of, of, epochs=range(epoch, epoch + 1), batch_size=16, seed=3,
+                           compute=compute)  # fmt: skip
+            if epoch == 1:
+                checkpoint.save(head, optimizer, [record])
+        states.append(head.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], tensor), name
 
 
 @pytest.mark.parametrize("what", ["missing", "damaged", "of another training"])

@@ -18,10 +18,10 @@ PUBLISHED = {
     "pretrained-frozen-adam": 0.8437,
     "pretrained-finetuned-sgd": 0.7338,
     "pretrained-frozen-sgd": 0.7325,
-    "scratch-finetuned-sgd": 0.5402,
-    "scratch-frozen-sgd": 0.5397,
-    "scratch-frozen-adam": 0.4386,
-    "scratch-finetuned-adam": 0.4345,
+    "random-finetuned-sgd": 0.5402,
+    "random-frozen-sgd": 0.5397,
+    "random-frozen-adam": 0.4386,
+    "random-finetuned-adam": 0.4345,
 }
 
 
@@ -37,8 +37,8 @@ def test_the_pairs_of_a_factor_differ_in_nothing_else():
     assert comparison.pairs(EXPERIMENTS, "optimizer") == [
         ("pretrained-finetuned-adam", "pretrained-finetuned-sgd"),
         ("pretrained-frozen-adam", "pretrained-frozen-sgd"),
-        ("scratch-finetuned-adam", "scratch-finetuned-sgd"),
-        ("scratch-frozen-adam", "scratch-frozen-sgd"),
+        ("random-finetuned-adam", "random-finetuned-sgd"),
+        ("random-frozen-adam", "random-frozen-sgd"),
     ]
     assert [len(comparison.pairs(EXPERIMENTS, factor)) for factor in comparison.FACTORS] == [4, 4, 4]
 
@@ -68,8 +68,8 @@ def test_effects_and_interactions_by_hand():
 
 
 def test_a_configuration_with_another_lr_is_no_twin():
-    changed = dataclasses.replace(EXPERIMENTS["scratch-frozen-adam"], lr=0.01)
-    experiments = EXPERIMENTS | {"scratch-frozen-adam": changed}
+    changed = dataclasses.replace(EXPERIMENTS["random-frozen-adam"], lr=0.01)
+    experiments = EXPERIMENTS | {"random-frozen-adam": changed}
     assert len(comparison.pairs(experiments, "pretrained")) == 3
     assert len(comparison.squares(experiments, "pretrained", "optimizer")) == 1
 
@@ -93,7 +93,7 @@ def test_wilson_s_interval_as_newcombe_has_it(count, of, low, high):
 
 def test_exact_mcnemar_by_hand():
     # 1 image only the one has right, 9 only the other: 2 · (C(10,0) + C(10,1)) / 2¹⁰ = 22 / 1024.
-    names = ("pretrained-frozen-adam", "scratch-frozen-adam")
+    names = ("pretrained-frozen-adam", "random-frozen-adam")
     one, other = np.ones((2, 1, 100), dtype=bool)
     one[0, 0] = False
     other[0, 1:10] = False
@@ -115,7 +115,7 @@ def test_all_pairs_are_corrected_together():
     findings = comparison.study(EXPERIMENTS, CORRECT)
     assert len(findings.differences) == 12
     by_pair = {(found.name, found.other): found for found in findings.differences}
-    close = by_pair["scratch-finetuned-sgd", "scratch-frozen-sgd"]  # 5 images, all on one side
+    close = by_pair["random-finetuned-sgd", "random-frozen-sgd"]  # 5 images, all on one side
     # Alone p is 2 · 0.5⁵ = 0.0625, the largest of the twelve, which Holm multiplies by 1.
     assert close.p == pytest.approx(0.0625)
     assert not close.is_real

@@ -1,5 +1,6 @@
 import dataclasses
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,23 +59,37 @@ def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
     assert (compute.place(room), compute.place(room + 1)) == ("device", "recompute")
 
 
-@pytest.mark.parametrize(
-    ("flags", "dtype"),
-    [
-        ("fpu avx2 avx512f", torch.float32),
-        ("fpu avx512f avx512_bf16", torch.bfloat16),
-        ("amx_bf16 amx_tile", torch.bfloat16),
-        (None, torch.float32),
-    ],
-)
-def test_precision_by_what_the_cpu_multiplies(tmp_path, monkeypatch, flags, dtype):
-    cpuinfo = tmp_path / "cpuinfo"
-    if flags is not None:
-        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
-    has = computing._cpu_has_bfloat16
-    monkeypatch.setattr(computing, "_cpu_has_bfloat16", lambda: has(str(cpuinfo)))
+def test_a_cpu_computes_in_float32_whatever_it_is(monkeypatch):
+    """Else a result would depend on which CPU is at hand: bfloat16 moved an accuracy of `quick` by 1.2 points."""
     monkeypatch.delenv("HEADSTART_DTYPE", raising=False)
-    assert computing.choose("cpu").dtype == dtype
+    assert computing.choose("cpu").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "inactive_file", "free"),
+    [(8 * GB, 6 * GB, 5 * GB, 7 * GB), (8 * GB, 6 * GB, 0, 2 * GB), ("max", 6 * GB, 0, 16 * GB)],
+    ids=["files that were read", "none", "no limit"],
+)
+def test_files_that_may_be_forgotten_are_free_memory(tmp_path, monkeypatch, limit, used, inactive_file, free):
+    monkeypatch.setattr(computing.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * GB))
+    (tmp_path / "memory.max").write_text(f"{limit}\n", encoding="ascii")
+    (tmp_path / "memory.current").write_text(f"{used}\n", encoding="ascii")
+    stat = f"anon 1\nactive_file 7\ninactive_file {inactive_file}\nslab 3\n"
+    (tmp_path / "memory.stat").write_text(stat, encoding="ascii")
+    assert computing.free_ram(tmp_path) == free
+
+
+def test_the_devices_generator_goes_to_whichever_device_it_is_now(monkeypatch):
+    """As it was saved on cuda:1 it is restored on cuda:0, and on the CPU it is nobody's."""
+    state, put = torch.tensor([7], dtype=torch.uint8), {}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state if device.index == 1 else None)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: put.update({str(device): state}))
+    saved = computing.generator_states(torch.device("cuda:1"))
+    assert set(saved) == {"cpu", "device"}
+    computing.restore_generators(torch.device("cuda:0"), saved)
+    computing.restore_generators(torch.device("cpu"), saved)
+    assert put == {"cuda:0": state}
+    assert set(computing.generator_states(torch.device("cpu"))) == {"cpu"}
 
 
 def test_the_environment_decides(monkeypatch):

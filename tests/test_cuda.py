@@ -79,8 +79,8 @@ def test_float32_agrees_with_the_cpu(training_set, gpu, compute):
 def test_bfloat16_is_within_two_percent(test_set, gpu, compute):
     torch.manual_seed(0)
     network = models.build("resnet18", 10)
-    [exact] = outputs(test_set[0][:256], network, compute=compute, prepare=PREPROCESS)
-    [coarse] = outputs(test_set[0][:256], network, compute=gpu, prepare=PREPROCESS)
+    [exact] = outputs(test_set[0][:256], (network,), compute=compute, prepare=PREPROCESS)
+    [coarse] = outputs(test_set[0][:256], (network,), compute=gpu, prepare=PREPROCESS)
     assert (coarse - exact).std() <= 0.02 * exact.std()
 
 

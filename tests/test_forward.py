@@ -40,13 +40,13 @@ def test_kept_and_recomputed_inputs_are_the_same_to_the_bit(test_set, compute, h
         assert kept.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(kept, anew)
     # What the stage `features` stores on disk is the same too.
-    [stored] = outputs(images, halves[0], compute=compute, prepare=PREPROCESS)
+    [stored] = outputs(images, halves[:1], compute=compute, prepare=PREPROCESS)
     assert torch.equal(stored[order], torch.cat(found["device"]))
 
 
 def test_of_no_images_there_are_no_outputs(test_set, compute, halves):
     trunk, head = halves
-    shapes = [result.shape for result in outputs(test_set[0][:0], trunk, head, compute=compute, prepare=PREPROCESS)]
+    shapes = [result.shape for result in outputs(test_set[0][:0], (trunk, head), compute=compute, prepare=PREPROCESS)]
     assert shapes == [(0, 112, 4, 4), (0, 10)]
 
 
@@ -85,7 +85,7 @@ def test_bfloat16_logits_are_float32_and_close(test_set, compute):
     """bfloat16 has 8 significant bits; through 50 layers an error of 2 % of the logits' spread is what it costs."""
     torch.manual_seed(0)
     network = models.build("resnet18", 10)
-    [exact] = outputs(test_set[0][:64], network, compute=compute, prepare=PREPROCESS)
+    [exact] = outputs(test_set[0][:64], (network,), compute=compute, prepare=PREPROCESS)
     run = Forward((network,), dataclasses.replace(compute, dtype=torch.bfloat16), PREPROCESS)
     [coarse] = run(test_set[0][:64])
     assert coarse.dtype == torch.float32

@@ -23,7 +23,7 @@ def test_full_is_the_published_study():
     combinations = {(e.pretrained, e.finetuning, e.optimizer) for e in study.experiments.values()}
     assert len(combinations) == len(study.experiments) == 8
     for name, experiment in study.experiments.items():
-        start = "pretrained" if experiment.pretrained else "scratch"
+        start = "pretrained" if experiment.pretrained else "random"
         trained = "finetuned" if experiment.finetuning else "frozen"
         assert name == f"{start}-{trained}-{experiment.optimizer.lower()}"
         assert experiment.lr == 0.001
@@ -114,7 +114,7 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "params.yaml")
         path.write_text(TEXT, encoding="utf-8")
-        name = "scratch-frozen-sgd"
+        name = "random-frozen-sgd"
         apply_overrides(path, [
             f"experiments.{name}.lr={lr!r}",
             f"experiments.{name}.weight_decay={weight_decay!r}",
@@ -128,7 +128,7 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
     assert (experiment.lr, experiment.weight_decay, experiment.finetuning) == (lr, weight_decay, finetuning)
     assert (changed.current.seed, changed.current.seeds) == (seed, (0, seed + 1))
     before = params.read(ROOT / "params.yaml")
-    assert changed.experiments["scratch-frozen-adam"] == before.experiments["scratch-frozen-adam"]
+    assert changed.experiments["random-frozen-adam"] == before.experiments["random-frozen-adam"]
     assert changed.scales["full"] == before.scales["full"]
 
 

@@ -40,7 +40,7 @@ def commit(clone: Path, message: str) -> None:
 def test_the_life_of_a_study(clone, first, tmp_path):
     ran, first = first
     everything = {"download", "prepare", "compare"}
-    everything |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "scratch")}
+    everything |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "random")}
     everything |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
     assert ran == everything
     assert {f"metrics/quick/{name}.json" for name in (*KEPT, "study")} <= first.keys()
@@ -104,7 +104,7 @@ def test_the_life_of_a_study(clone, first, tmp_path):
         assert logits.shape == (2, 10_000, 10)
         assert not logits[0].equal(logits[1])
         assert {path.name for path in (clone / f"models/full/{name}").iterdir()} == {
-            "epochs.csv", "model.safetensors", "model-7.safetensors",
+            "epochs.csv", "model-0.safetensors", "model-7.safetensors",
         }  # fmt: skip
         assert [epoch["seed"] for epoch in files.read_csv(clone / f"models/full/{name}/epochs.csv")] == ["0", "7"]
     both = files.read_tensors(clone / f"predictions/full/{KEPT[0]}/logits.safetensors").tensors["logits"]
@@ -116,7 +116,7 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     assert {name: results(clone)[name] for name in first} == first
 
     # A configuration less: its files stay, the report forgets it.
-    assert "scratch" in (clone / "params.yaml").read_text(encoding="utf-8")
+    assert KEPT[2] in (clone / "params.yaml").read_text(encoding="utf-8")
     assert (clone / "report/quick/results.md").read_text(encoding="utf-8").count("| false | false |") == 1
     edit(clone, lambda settings: settings["experiments"].pop(KEPT[2]))
     assert repro(clone) == {"compare"}

@@ -46,7 +46,7 @@ def test_the_page_says_what_was_found(made, drawn):
     said = text(page)
     assert "+30.1 percentage points of test accuracy (95 % interval" in said
     assert "Of the 12 differences between configurations that differ in one factor, 11 are larger than noise." in said
-    assert "Not so: scratch-finetuned-sgd against scratch-frozen-sgd." in said
+    assert "Not so: random-finetuned-sgd against random-frozen-sgd." in said
     assert "Adam rather than SGD changes test accuracy by +0.4 points" in said
     assert said.index("84.62") < said.index("43.45")
     assert "The epochs of all trainings took 16.0 seconds together" in said
@@ -138,7 +138,7 @@ def test_what_figures_show_is_in_tables_too(made):
 
 
 def test_configurations_that_differ_in_more_than_their_start_stand_on_lines_of_their_own(made):
-    name = "scratch-frozen-adam"
+    name = "random-frozen-adam"
     experiments = made.experiments | {name: dataclasses.replace(made.experiments[name], lr=0.01)}
     svg = figures.as_svg(figures.accuracy, experiments, made.findings.accuracy, {})
     labels = [label for label in (name, "frozen-adam", "pretrained-frozen-adam") if f">{label}<" in svg]

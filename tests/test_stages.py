@@ -70,9 +70,9 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (["prepare"], ("n_epochs", "n_epoch"), "params.yaml: unknown key scales.quick.n_epoch: did you mean n_epochs?"),
         (["train", "nonsense"], ("", ""), "there is no configuration 'nonsense' in params.yaml: known are "),
         (
-            ["features", "true"],
+            ["train", "pretrained-frozen-sgd"],
             ("", ""),
-            "data/start/quick/pretrained-true.safetensors is missing: `dvc repro` makes it",
+            "data/start/quick/pretrained-true/seed-0.safetensors is missing: `dvc repro` makes it",
         ),
         (["start", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
         (["start", "true"], (": tf_efficientnet_lite0", ": vgg16"), "model_name 'vgg16' is unknown; known are "),
@@ -98,7 +98,7 @@ def test_an_unknown_device(tmp_path, monkeypatch):
         ("cuda:99", "HEADSTART_DEVICE is 'cuda:99', and PyTorch sees"),
     ):
         monkeypatch.setenv("HEADSTART_DEVICE", device)
-        done = stage("start", "true", cwd=tmp_path)
+        done = stage("features", "true", cwd=tmp_path)
         assert done.returncode == 1
         assert done.stderr.startswith(f"headstart: {message}")
         assert len(done.stderr.splitlines()) == 1

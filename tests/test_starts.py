@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import pickle
 
@@ -5,8 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import models, starts
+from headstart import models, params, starts
+from headstart.compute import Compute
 from headstart.console import UserError
+from headstart.datasets import CLASSES
+
+from .conftest import ROOT
+
+SCALE = params.read(ROOT / "params.yaml").scales["quick"]
 
 
 def test_the_package_s_weights_are_in_their_places():
@@ -198,3 +205,50 @@ def test_batch_norm_statistics_are_the_plain_average_over_batches():
     assert norm.running_var.item() == pytest.approx(5)
     assert norm.momentum == 0.1
     assert not norm.training
+
+
+@pytest.mark.parametrize("n", [2, 65, 100, 129, 1_025])
+def test_a_random_start_is_of_all_images_whatever_their_number(training_set, n):
+    scale = dataclasses.replace(
+        SCALE, model_name="resnet18", weights="IMAGENET1K_V1", finetune_from="layer4", image_size=32
+    )
+    images = training_set[0][:n]
+    batches = starts.statistics_batches(images)
+    assert sum(map(len, batches)) == min(n, 1_024)
+    assert min(map(len, batches)) >= min(n, 64)
+    assert max(map(len, batches)) < 128
+    start = starts.make(scale, seed=0, images=images, classes=CLASSES)
+    # By hand for the first batch norm, which sees the first convolution's maps: the mean over the batches.
+    torch.manual_seed(0)
+    convolution = models.build("resnet18", 10).conv1
+    with torch.no_grad():
+        means = [convolution(start.preprocess(batch)).mean((0, 2, 3)) for batch in batches]
+    torch.testing.assert_close(start.state["bn1.running_mean"], torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_start_does_not_know_what_else_computes(training_set, monkeypatch):
+    made = []
+    for chunk in (64, 256):  # a CPU's and a GPU's
+        monkeypatch.setattr(Compute, "chunk", chunk)
+        made.append(starts.make(SCALE, seed=3, images=training_set[0][:300], classes=CLASSES).state)
+    assert all(torch.equal(made[1][name], tensor) for name, tensor in made[0].items())
+
+
+def test_one_image_is_too_few_for_a_random_start(training_set):
+    with pytest.raises(UserError, match="a random start needs two images for its batch-norm statistics: raise train"):
+        starts.make(SCALE, seed=0, images=training_set[0][:1], classes=CLASSES)
+
+
+def test_both_starts_of_a_seed_have_the_same_new_classifier_and_each_seed_its_own(training_set):
+    made = {
+        (seed, random): starts.make(SCALE, seed=seed, images=training_set[0][:64] if random else None, classes=CLASSES)
+        for seed in (0, 1)
+        for random in (False, True)
+    }
+    weight = {key: start.state["classifier.weight"] for key, start in made.items()}
+    assert torch.equal(weight[0, False], weight[0, True])
+    assert not torch.equal(weight[0, False], weight[1, False])
+    stem = {key: start.state["conv_stem.weight"] for key, start in made.items()}
+    assert torch.equal(stem[0, False], stem[1, False])
+    assert not torch.equal(stem[0, True], stem[1, True])
+    assert made[1, True].weights == "random, seed 1"

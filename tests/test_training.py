@@ -113,7 +113,7 @@ def test_frozen_means_frozen_and_finetuned_means_all_of_it(training_set, compute
     in_head = {name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in of_head}
     assert 0 < len(in_head) < len(before)
 
-    [inputs] = outputs(images, trunk, compute=compute, prepare=PREPROCESS)
+    [inputs] = outputs(images, (trunk,), compute=compute, prepare=PREPROCESS)
     examples = Examples(Kept.of(inputs, compute), labels)
     trained(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=32, seed=0, compute=compute)
     after = network.state_dict()

@@ -9,15 +9,23 @@ if TYPE_CHECKING:
     from headstart.snapshot import Classifier
 
 
-def load(folder: str | Path) -> Classifier:
+def load(folder: str | Path, seed: int | None = None) -> Classifier:
     """Return the complete trained network of ``folder``, for example ``models/quick/pretrained-finetuned-adam``.
 
     It is in eval mode and maps uint8 images [N, height, width] of any size to logits [N, classes];
     ``probabilities`` maps them to probabilities.
 
+    Args:
+        seed: the network trained with it; without one the only network, or that of the smallest seed.
+
     Raises:
-        UserError: the folder holds no readable ``model.safetensors``.
+        UserError: the folder holds no such network.
     """
+    from headstart.console import UserError
     from headstart.snapshot import Classifier, Snapshot  # PyTorch takes seconds to import, so only who loads pays
 
-    return Classifier(Snapshot.read(Path(folder) / "model.safetensors"))
+    there = {int(path.stem.removeprefix("model-")): path for path in Path(folder).glob("model-*.safetensors")}
+    if not there or (seed is not None and seed not in there):
+        which = "no trained network" if seed is None else f"no network trained with seed {seed}"
+        raise UserError(f"{folder} has {which}: `dvc repro` makes them")
+    return Classifier(Snapshot.read(there[min(there) if seed is None else seed]))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from headstart import files
+from headstart.compute import generator_states, restore_generators
 from headstart.console import UserError
 from headstart.training import Epoch
 
@@ -34,10 +35,7 @@ class Checkpoint:
         tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in state.items()}
-        tensors["generator.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            states = torch.cuda.get_rng_state_all()
-            tensors |= {f"generator.cuda.{number}": state for number, state in enumerate(states)}
+        tensors |= {f"generator.{kind}": state for kind, state in generator_states(_device(head)).items()}
         description = {"fingerprint": self.fingerprint, "epochs": [asdict(epoch) for epoch in epochs]}
         files.write_tensors(self.path, tensors, description)
 
@@ -53,18 +51,28 @@ class Checkpoint:
         if description.get("fingerprint") != self.fingerprint:
             return []
         head.load_state_dict(_part(tensors, "head."))
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         states: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer.").items():
             number, key = name.split(".")
-            states.setdefault(int(number), {})[key] = tensor
+            states.setdefault(int(number), {})[key] = _laid_out_like(parameters[int(number)], tensor)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-        torch.set_rng_state(tensors["generator.cpu"])
-        for number, state in _part(tensors, "generator.cuda.").items():
-            torch.cuda.set_rng_state(state, int(number))
+        restore_generators(_device(head), _part(tensors, "generator."))
         return [Epoch(**epoch) for epoch in description["epochs"]]
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _device(head: nn.Module) -> torch.device:
+    return next(head.parameters()).device
+
+
+def _laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in memory as ``parameter`` is, which fused optimizers take for granted; files have one layout."""
+    if tensor.shape != parameter.shape:  # a count of steps
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +55,18 @@ class Compute:
             free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - used
         return free if self.memory is None else min(free, self.memory - used)
 
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``bfloat16``."""
+        return str(self.dtype).removeprefix("torch.")
+
     def describe(self) -> dict[str, str]:
         """What a reader of a result wants to know of the machine."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else f"{os.cpu_count()} CPU cores",
-            "precision": str(self.dtype).removeprefix("torch."),
+            "threads": str(torch.get_num_threads()),
+            "precision": self.precision,
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
@@ -83,7 +90,7 @@ def choose(device: str | None = None) -> Compute:
     """Choose what to compute on, and make PyTorch deterministic on it.
 
     The environment decides: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),
-    ``HEADSTART_DTYPE`` is float32 or bfloat16 (default: bfloat16 on a GPU and on CPUs with instructions for it),
+    ``HEADSTART_DTYPE`` is float32 or bfloat16 (default: bfloat16 on a GPU, float32 on a CPU, whichever CPU it is),
     ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: what is free).
 
     Args:
@@ -126,7 +133,7 @@ def _device(asked: str) -> torch.device:
 def _dtype(asked: str | None, device: torch.device) -> torch.dtype:
     if asked and asked not in DTYPES:
         raise UserError(f"HEADSTART_DTYPE is {asked!r}: it must be one of {', '.join(DTYPES)}")
-    default = "bfloat16" if device.type == "cuda" or _cpu_has_bfloat16() else "float32"
+    default = "bfloat16" if device.type == "cuda" else "float32"
     return DTYPES[asked or default]
 
 
@@ -142,24 +149,33 @@ def _memory(asked: str | None) -> int | None:
     return int(gigabytes * GIGABYTE)
 
 
-def _cpu_has_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether the CPU multiplies bfloat16 itself; PyTorch runs it on others too, several times slower than float32."""
-    try:
-        flags = set(Path(cpuinfo).read_text(encoding="utf-8").split())
-    except OSError:  # not Linux
-        return False
-    return bool(flags & {"amx_bf16", "avx512_bf16"})
+def free_ram(group: str | Path = "/sys/fs/cgroup") -> int:
+    """Bytes of RAM that this process may still take, in a container too, whose control ``group`` has a limit.
 
-
-def free_ram() -> int:
-    """Bytes of RAM that this process may still take, in a container too."""
+    Files that were read and may be forgotten count as free, as they do in what the system says of itself.
+    """
     free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no such file, or the limit is "max"
+        limit, used, stat = (
+            Path(group, name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        cached = dict(line.split() for line in stat.splitlines())["inactive_file"]
+        return min(free, int(limit) - int(used) + int(cached))
+    except (OSError, ValueError, KeyError):  # no such file, or the limit is "max"
         return free
+
+
+def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the random generators that a computation on ``device`` uses: the CPU's, and the device's own."""
+    states = {"cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else {**states, "device": torch.cuda.get_rng_state(device)}
+
+
+def restore_generators(device: torch.device, states: Mapping[str, torch.Tensor]) -> None:
+    """Put the generators into ``states``, whatever number the device had then."""
+    torch.set_rng_state(states["cpu"])
+    if "device" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["device"], device)
 
 
 def _keep_freed_memory() -> None:

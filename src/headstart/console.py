@@ -3,15 +3,9 @@
 import errno
 import os
 import sys
-import time
 from collections.abc import Callable
 
 from tqdm import tqdm
-
-try:
-    import resource
-except ImportError:  # Windows has no such module
-    resource = None  # type: ignore[assignment]
 
 
 class UserError(Exception):
@@ -57,20 +51,3 @@ def progress(total: int, label: str, done: int = 0) -> tqdm:
     return tqdm(
         total=total, initial=done, desc=label, unit=" images", unit_scale=True, disable=None, leave=False, delay=1
     )
-
-
-class Clock:
-    """How long a stage has run and how much memory it took."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def describe(self) -> dict[str, float]:
-        """Seconds since the clock was made, and the process's peak memory in MB where the system tells it."""
-        seconds = {"seconds": round(time.perf_counter() - self._started, 3)}
-        return seconds if resource is None else {**seconds, "peak_memory_mb": _peak_memory_mb()}
-
-
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))

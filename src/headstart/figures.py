@@ -17,11 +17,11 @@ from headstart.gallery import Example, Examples
 from headstart.params import Experiment
 
 # Two hues of Okabe and Ito's palette (2008), which the colour-blind can tell apart; lines and markers say the rest.
-PRETRAINED, SCRATCH = "#0072b2", "#d55e00"
+PRETRAINED, RANDOM = "#0072b2", "#d55e00"
 INK, SOFT, LINE, BACK = "#1d2433", "#59617a", "#d5d9e2", "#fffffe"
 # The page replaces these by its own variables, so that the figures follow light and dark.
 VARIABLES = {
-    PRETRAINED: "var(--pretrained)", SCRATCH: "var(--scratch)", INK: "var(--ink)", SOFT: "var(--soft)",
+    PRETRAINED: "var(--pretrained)", RANDOM: "var(--random)", INK: "var(--ink)", SOFT: "var(--soft)",
     LINE: "var(--line)", BACK: "none",
 }  # fmt: skip
 PER_ROW = 5  # examples
@@ -68,7 +68,7 @@ def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarra
 
 def _look(experiment: Experiment) -> dict[str, Any]:
     """Colour: the start; filled and drawn through: fine-tuned; circle or square: the optimizer."""
-    colour = PRETRAINED if experiment.pretrained else SCRATCH
+    colour = PRETRAINED if experiment.pretrained else RANDOM
     return {
         "color": colour,
         "markerfacecolor": colour if experiment.finetuning else BACK,
@@ -97,7 +97,7 @@ def accuracy(
         axes.plot([min(values), max(values)], [row, row], color=LINE, linewidth=5, solid_capstyle="round", zorder=1)
         for name in lines[line]:
             value, low, high = (100 * number for number in found[name])
-            colour = PRETRAINED if experiments[name].pretrained else SCRATCH
+            colour = PRETRAINED if experiments[name].pretrained else RANDOM
             axes.plot([low, high], [row, row], color=colour, linewidth=3.5, zorder=2)
             axes.plot(value, row, "o", color=colour, markersize=7, zorder=3)
             axes.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha="center", fontsize=8)
@@ -109,7 +109,7 @@ def accuracy(
     axes.tick_params(axis="y", length=0)
     handles = [
         Line2D([], [], color=PRETRAINED, marker="o", linestyle="", label="pretrained"),
-        Line2D([], [], color=SCRATCH, marker="o", linestyle="", label="from scratch"),
+        Line2D([], [], color=RANDOM, marker="o", linestyle="", label="random"),
     ]
     if published:
         handles.append(Line2D([], [], color=SOFT, marker="D", markerfacecolor=BACK, linestyle="", label="published"))
@@ -199,7 +199,7 @@ def _example(axes: Axes, example: Example) -> None:
     confidence = f"{100 * example.confidence:.0f} %"
     wrong = example.actual != example.predicted
     axes.text(0.5, -0.06, f"{example.predicted}\n{confidence}" if wrong else confidence, transform=axes.transAxes,
-              ha="center", va="top", fontsize=8, color=SCRATCH if wrong else INK)  # fmt: skip
+              ha="center", va="top", fontsize=8, color=RANDOM if wrong else INK)  # fmt: skip
 
 
 def feature_maps(maps: Mapping[str, np.ndarray]) -> Figure:

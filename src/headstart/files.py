@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from headstart.console import UserError
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a place beside ``path`` to write a file or a folder to; it becomes ``path`` if the block succeeds."""
     path = Path(path)
+    new = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):  # by a process that was killed
         if not psutil.pid_exists(int(left.name.split(".")[-2])):
@@ -40,6 +41,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _synchronise(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # not empty: the block has succeeded, or others write there too
+            for parent in new:
+                parent.rmdir()
 
 
 def _synchronise(path: Path) -> None:
@@ -56,6 +60,14 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_room(path: str | Path, size: int, remedy: str) -> None:
+    """Raise UserError where ``size`` bytes more do not fit on the disk that ``path`` will be on."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(f"{path} needs {size:,} bytes, and the disk has {free:,}: {remedy}")
 
 
 def write_text(path: str | Path, content: str) -> None:

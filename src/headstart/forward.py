@@ -53,16 +53,22 @@ class Forward:
 
 
 def outputs(
-    inputs: torch.Tensor, *modules: nn.Module, compute: Compute, prepare: Prepare | None = None, label: str = ""
+    inputs: torch.Tensor,
+    modules: tuple[nn.Module, ...],
+    *,
+    compute: Compute,
+    prepare: Prepare | None = None,
+    label: str = "",
 ) -> list[torch.Tensor]:
     """Run ``modules``, each on the output of the one before, over ``inputs`` [N, ...] in eval mode.
 
     Returns:
-        For each module its outputs, float32 [N, ...] on the CPU, in the order of ``inputs``.
+        For each module its outputs, [N, ...] on the CPU, in the order of ``inputs`` and in the precision that they were
+        computed in.
     """
     forward = Forward(modules, compute, prepare)
     first = inputs[:1] if len(inputs) else inputs.new_zeros(1, *inputs.shape[1:])
-    results = [torch.empty(len(inputs), *like.shape[1:]) for like in forward(first)]
+    results = [torch.empty(len(inputs), *like.shape[1:], dtype=like.dtype) for like in forward(first)]
     for stretch, chunks in forward.over(inputs, label):
         for result, chunk in zip(results, chunks, strict=True):
             result[stretch] = chunk

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from headstart.compute import generator_states, restore_generators
+
 Results = tuple[torch.Tensor, ...]
 Step = Callable[[torch.Tensor, torch.Tensor], Results]
 
@@ -69,7 +71,8 @@ def undone(head: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """
     before = copy.deepcopy(head.state_dict())
     states = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}
-    generators = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    device = next(head.parameters()).device
+    generators = generator_states(device)
     yield
     head.load_state_dict(before)
     for parameter, state in optimizer.state.items():
@@ -77,6 +80,4 @@ def undone(head: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
             if isinstance(value, torch.Tensor):
                 earlier = states.get(parameter, {}).get(key)
                 value.zero_() if earlier is None else value.copy_(earlier)
-    torch.set_rng_state(generators[0])
-    if generators[1]:
-        torch.cuda.set_rng_state_all(generators[1])
+    restore_generators(device, generators)

@@ -43,8 +43,8 @@ class Scale:
     validation_images: int
     batch_size: int
     n_epochs: int
-    seed: int  # of the choice of images and of the starts
-    seeds: tuple[int, ...]  # every configuration is trained once with each: of the order of the images, and of dropout
+    seed: int  # of the choice of training and validation images
+    seeds: tuple[int, ...]  # of all other chance: random weights, order of images, dropout; one training with each
     store_activations: bool  # keep what fine-tuning starts from on disk, or compute it in each training
 
     def __post_init__(self) -> None:

