@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study test lint table results change lock-gate reliability benchmark lock clean
+.PHONY: help setup study test lint table results change record lock-gate reliability benchmark lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -49,23 +49,26 @@ HEAD := HEAD
 change: setup  ## What a change does to the study, as Markdown: make change BASE=main
 	@python -m scripts.change $(BASE) $(HEAD) $(if $(PICTURES),--pictures $(PICTURES))
 
-lock-gate: setup  ## Fail where dvc repro would run anything
+SCALE :=
+OPTIONS :=
+
+record: setup  ## What the results were made with, to be committed beside them: make record SCALE=full
+	@python -m scripts.record $(SCALE) $(OPTIONS)
+
+lock-gate: setup  ## Fail where dvc repro would run anything, or a record has other settings than params.yaml
 	@python -m scripts.lock_gate
 
 reliability: setup  ## Kill a small study twenty times, run two at once, and compare what they end with
 	python -m tests.kills 20
 	python -m tests.together
 
-SCALE := quick
-OPTIONS := --plain-epochs 1
-
-benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark SCALE=full
+benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark SCALE=full OPTIONS='--plain-epochs 1'
 	dvc repro --quiet download
-	python -m benchmarks.speed --scale $(SCALE) $(OPTIONS)
+	python -m benchmarks.speed $(if $(SCALE),--scale $(SCALE)) $(OPTIONS)
 
 lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and hashes
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \
 	  --quiet pyproject.toml --output-file requirements.txt
 
-clean:  ## Remove the environment and all outputs of the pipeline
-	rm -rf .venv checkpoints data models predictions report
+clean:  ## Remove the environment, all outputs of the pipeline that git does not have, and DVC's cache of them
+	rm -rf .venv checkpoints data models predictions report runs dvc_plots .dvc/cache .dvc/tmp

@@ -2,13 +2,14 @@
 
     python -m benchmarks.parts [--scale full] [--set KEY=VALUE]
 
-The trunk: as it is, with batch norm folded into its convolutions, as TorchScript optimised for inference, and in
-chunks of other sizes. A training step of the head: with PyTorch's own convolutions and as Headstart trains it. All
-alternate in one run, on random weights; the table has the median of the ratios. Writes
-benchmarks/results/parts-<device>-<scale>.json.
+The trunk: as it is, in bfloat16, with batch norm folded into its convolutions, as TorchScript optimised for inference,
+and in chunks of other sizes. A training step of the head: with PyTorch's own convolutions, as Headstart trains it, and
+that in bfloat16, which is fast on processors that multiply it and very slow on others. All alternate in one run, on
+random weights; the table has the median of the ratios. Writes benchmarks/results/parts-<device>-<scale>.json.
 """
 
 import copy
+import dataclasses
 import itertools
 import statistics
 import sys
@@ -23,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks import settings as common
 from headstart import compute, models
+from headstart.compute import Compute
 from headstart.console import run
 from headstart.convolutions import use_matmul
 
@@ -44,9 +46,15 @@ def main(*arguments: str) -> None:
         sizes = {f"chunks of {size}": _in_chunks(trunk, images, size) for size in (device.chunk, 32, 128, 256)}
         trunks |= _ratios(sizes, device)
     inputs = activations[: scale.batch_size].contiguous(memory_format=torch.channels_last)
-    steps = _ratios(
-        {"own convolutions": _step(head, inputs), "as Headstart trains": _step(_fast(head), inputs)}, device
-    )
+    coarse = dataclasses.replace(device, dtype=torch.bfloat16)
+    steps = _ratios({
+        "own convolutions": _step(head, inputs, device),
+        "as Headstart trains": _step(_fast(head), inputs, device),
+        "as Headstart trains in bfloat16": _step(_fast(head), inputs, coarse),
+    }, device)  # fmt: skip
+    with torch.no_grad(), coarse.autocast():
+        trunks |= _ratios({"as it is": lambda: _exact(trunk, images[: device.chunk]),
+                           "trunk, bfloat16": lambda: trunk(images[: device.chunk])}, device)  # fmt: skip
     print("| way | times as fast |\n|---|---:|")
     for name, ratio in {**trunks, **steps}.items():
         print(f"| {name} | {ratio:.2f} |")
@@ -98,6 +106,11 @@ def _folded(module: nn.Module) -> nn.Module:
     return module
 
 
+def _exact(trunk: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(images.device.type, enabled=False):
+        return trunk(images)
+
+
 def _in_chunks(trunk: nn.Module, images: torch.Tensor, size: int) -> Callable[[], object]:
     return lambda: [trunk(chunk) for chunk in images.split(size)]
 
@@ -108,14 +121,16 @@ def _fast(head: nn.Module) -> nn.Module:
     return head
 
 
-def _step(head: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
+def _step(head: nn.Module, inputs: torch.Tensor, compute: Compute) -> Callable[[], object]:
     head = copy.deepcopy(head).train()
     optimizer = torch.optim.Adam(head.parameters(), fused=True)
     labels = torch.arange(len(inputs), device=inputs.device) % 10
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(head(inputs), labels).backward()
+        with compute.autocast():
+            loss = F.cross_entropy(head(inputs), labels)
+        loss.backward()
         optimizer.step()
 
     return step

@@ -3,17 +3,21 @@
     python -m benchmarks.speed [--scale full] [--set KEY=VALUE] [--plain-epochs N] [--tuned-epochs N]
 
 Each way trains and tests every configuration; Headstart also makes the starts and the features, which only it needs.
-What all need (imports, prepared images) is not counted; benchmarks/fixed_costs.py tells what imports cost. A way that
-would take too long is timed on fewer epochs: its training time is then scaled up, which the table says, and its
-accuracy is not compared. Prints a table; for all configurations of a scale, with whatever weights, it also writes
+What all need (prepared images) is not counted. The plain and the tuned loop run in one process; Headstart is timed
+twice, in one process as `python -m stages` runs it, and with a process a stage as `dvc repro` does. A way that would
+take too long is timed on fewer epochs: its training time is then scaled up, which the table says, and its accuracy is
+not compared. Prints a table; for all configurations of a scale, with whatever weights, it also writes
 benchmarks/results/<device>-<scale>.json.
 """
 
 import dataclasses
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +36,7 @@ from headstart.params import Params
 from headstart.snapshot import Snapshot
 from stages.paths import start_file
 
+ROOT = str(Path(__file__).parent.parent)
 WAYS = ("plain", "tuned", "headstart")
 NOISE = {True: 0.01, False: 0.03}  # of a test accuracy, with and without pretrained weights
 
@@ -61,8 +66,9 @@ def main(*arguments: str) -> None:
             rows.append({"configuration": name} | {way: _timed(task, way, epochs[way]) for way in WAYS})
             print(line(rows[-1]), file=sys.stderr, flush=True)
         start = starts[max(starts)]  # the pretrained one, if it is among them
+        processes = _in_processes(settings)
         floor = _floor(settings, device, start, len(images["training_labels"]), len(images["test_labels"]))
-        found = _summary(rows, shared, epochs, n_epochs, floor)
+        found = _summary(rows, shared, epochs, n_epochs, floor, processes)
         weights = {"weights": start.weights, "weights_sha256": start.sha256}
         if not options.only and all(change.startswith("weights=") for change in options.set):
             common.write("", settings, device, {**weights, **found, "configurations": rows})
@@ -86,6 +92,18 @@ def _seconds(work: Callable[[], object], device: Compute) -> float:
     work()
     if device.device.type == "cuda":
         torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _in_processes(settings: Params) -> float:
+    """Seconds of the same stages, each in a process of its own, as `dvc repro` runs them."""
+    starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
+    commands = [(stage, start) for start in starts for stage in ("start", "features")]
+    commands += [(stage, name) for name in settings.experiments for stage in ("train", "evaluate")]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    started = time.perf_counter()
+    for stage, argument in commands:
+        subprocess.run([sys.executable, "-m", f"stages.{stage}", argument], env=environment, check=True)
     return time.perf_counter() - started
 
 
@@ -146,7 +164,12 @@ def _matmul_rate(device: Compute) -> float:
 
 
 def _summary(
-    rows: list[dict[str, Any]], shared: dict[str, float], epochs: dict[str, int], n_epochs: int, floor: dict[str, float]
+    rows: list[dict[str, Any]],
+    shared: dict[str, float],
+    epochs: dict[str, int],
+    n_epochs: int,
+    floor: dict[str, float],
+    processes: float,
 ) -> dict[str, Any]:
     totals = {way: sum(row[way]["seconds"] for row in rows) for way in epochs}
     totals["headstart"] += sum(shared.values())
@@ -160,6 +183,8 @@ def _summary(
     return {
         "seconds": totals,
         "times_as_fast_as": {way: totals[way] / totals["headstart"] for way in epochs if way != "headstart"},
+        "seconds_in_processes": processes,
+        "times_as_fast_in_processes": {way: totals[way] / processes for way in epochs if way != "headstart"},
         "floor": floor,
         "times_the_floor": totals["headstart"] / floor["seconds"],
         "epochs_timed": epochs,
@@ -188,7 +213,10 @@ def _print(rows: list[dict[str, Any]], found: dict[str, Any], n_epochs: int) -> 
     for way, ratio in found["times_as_fast_as"].items():
         timed = found["epochs_timed"][way]
         note = "" if timed == n_epochs else f" (timed on {timed} of {n_epochs} epochs, and scaled up)"
-        print(f"Headstart is {ratio:.1f} times as fast as the {way} loop{note}.")
+        apart = found["times_as_fast_in_processes"][way]
+        print(
+            f"Headstart is {ratio:.1f} times as fast as the {way} loop{note}; with a process a stage {apart:.1f} times."
+        )
     floor = found["floor"]
     print(f"The operations that cannot be saved, {floor['operations']:.3g}, would take {floor['seconds']:.1f} s at "
           f"{floor['operations_per_second'] / 1e12:.3g} TFLOP/s; Headstart takes {found['times_the_floor']:.1f} times "

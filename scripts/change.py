@@ -18,9 +18,10 @@ from scripts import results
 from scripts.results import Results
 
 NOTE = (
-    "Noise is what other test images would change. The intervals take the two sides for tested on different images; "
-    "they are the same ones, so the intervals are rather too wide."
+    "More than noise: exact McNemar tests on the same test images, with Holm's correction, and an interval that leaves "
+    "out 0. They tell what other test images would change{seeds}."
 )
+ONE_SEED = ", not what another training would: two trained networks are compared"
 
 
 def main() -> None:
@@ -78,6 +79,7 @@ def _accuracies(before: Results | None, after: Results) -> str:
     if before.accuracy == after.accuracy:
         return "No test accuracy is changed."
     ranked = sorted(after.accuracy, key=lambda name: after.accuracy[name].value, reverse=True)
+    tested = results.changes(after, before)
     lines = [
         "| configuration | before % | after % | points | 95 % interval | more than noise |",
         "|---|---:|---:|---:|---:|---|",
@@ -87,14 +89,18 @@ def _accuracies(before: Results | None, after: Results) -> str:
         if name not in before.accuracy:
             lines.append(f"| {name} | – | {now} | new | | |")
             continue
-        change = results.difference(after.accuracy[name], before.accuracy[name])
-        verdict = "no" if change.low <= 0 <= change.high else "**yes**"
-        old = percent(before.accuracy[name].value, 2)
-        interval = f"{100 * change.low:+.2f} to {100 * change.high:+.2f}"
-        lines.append(f"| {name} | {old} | {now} | {100 * change.value:+.2f} | {interval} | {verdict} |")
+        old, points = before.accuracy[name].value, after.accuracy[name].value - before.accuracy[name].value
+        change = tested.get(name)
+        if change is None:
+            interval, verdict = "", "not tested: git has not which images were right"
+        else:
+            interval = f"{100 * change.gain.low:+.2f} to {100 * change.gain.high:+.2f}"
+            verdict = "**yes**" if change.is_real else "no"
+        lines.append(f"| {name} | {percent(old, 2)} | {now} | {100 * points:+.2f} | {interval} | {verdict} |")
     lines += [f"| {name} | {percent(old.value, 2)} | – | removed | | |" for name, old in before.accuracy.items()
               if name not in after.accuracy]  # fmt: skip
-    return "\n".join([*lines, "", NOTE])
+    alone = any(len(right) == 1 for found in (before, after) for right in found.right.values())
+    return "\n".join([*lines, "", NOTE.format(seeds=ONE_SEED if alone else " and other seeds")])
 
 
 def _metrics(before: Results, after: Results) -> str:

@@ -1,18 +1,70 @@
-"""Fail where `dvc repro` would run anything: what is committed is then not what the committed settings and code make.
+"""Fail where what is committed is not what the committed settings and code make.
 
     python -m scripts.lock_gate
 
-It needs neither the data nor DVC's cache. The exit status of `dvc repro --dry` is 0 whether it would run stages or not,
-so what it prints is read.
+For the study that params.yaml names, `dvc repro` must have nothing to do. For every study with committed results, its
+record must fit: it was made with the settings that params.yaml has now, and the results are those it was made with. It
+needs neither the data nor DVC's cache.
 """
 
+import dataclasses
 import re
 import subprocess
+from typing import Any
 
+from headstart import files, params
 from headstart.console import UserError, run
+from headstart.params import Params
+from scripts import record
 
 
 def main() -> None:
+    settings = params.read()
+    checked = [scale for scale in settings.scales if _check_record(scale, settings)]
+    _check_lock()
+    print(
+        f"dvc.lock fits the rest: nothing would run; the records of {', '.join(checked) or 'no study'} fit params.yaml"
+    )
+
+
+def _check_record(scale: str, settings: Params) -> bool:
+    """Whether there are committed results of ``scale``; raise UserError where their record does not fit."""
+    path = record.path(scale)
+    if not path.parent.is_dir():
+        return False
+    remedy = f"run `dvc exp run -S scale={scale}` and `make record SCALE={scale}`, and commit what they change"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {remedy}")
+    found = files.read_json(path)
+    made_with = _flat({f"scales.{scale}": found["settings"], "experiments": found["experiments"]})
+    now = dataclasses.asdict(settings)
+    has = _flat({f"scales.{scale}": now["scales"][scale], "experiments": now["experiments"]})
+    for key in made_with | has:
+        if made_with.get(key) != has.get(key):
+            raise UserError(f"the study {scale} was made with {key} {made_with.get(key)}, and params.yaml has "
+                            f"{has.get(key)}: set it back, or {remedy}")  # fmt: skip
+    for file in record.results(scale, settings.experiments):
+        if not file.is_file() or files.sha256(file) != found["sha256"].get(str(file)):
+            raise UserError(f"{file} is not what the record of the study {scale} says: {remedy}")
+    return True
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names; a setting that is None is none."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _check_lock() -> None:
+    """Raise UserError where `dvc repro` would run something.
+
+    Its exit status with --dry is 0 whether it would run stages or not, so what it prints is read.
+    """
     command = ["dvc", "repro", "--allow-missing", "--dry"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     stages = re.findall(r"^Running stage '(.*)':", done.stdout, re.MULTILINE)
@@ -23,7 +75,6 @@ def main() -> None:
         raise UserError(f"dvc.lock does not fit the rest, {names} would run: `dvc repro`, and commit what it changes")
     if done.returncode:
         raise UserError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-    print("dvc.lock fits the rest: nothing would run")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
-import math
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from headstart.comparison import Estimate
+import numpy as np
+
+from headstart import comparison, evaluation
+from headstart.comparison import Estimate, Gain
 from headstart.console import UserError
 
 
@@ -20,6 +22,7 @@ class Results:
     metrics: dict[str, dict[str, float]]
     published: dict[str, float]
     study: dict[str, float]
+    right: dict[str, np.ndarray]  # bool [seeds, test images]: which of them each configuration has right
 
 
 def read(scale: str, revision: str | None = None) -> Results | None:
@@ -33,17 +36,26 @@ def read(scale: str, revision: str | None = None) -> Results | None:
     if text is None or study is None:
         return None
     rows = list(csv.DictReader(io.StringIO(text)))
-    metrics = {row["configuration"]: _show(revision, f"metrics/{scale}/{row['configuration']}.json") for row in rows}
+    names = [row["configuration"] for row in rows]
+    metrics = {name: _show(revision, f"metrics/{scale}/{name}.json") for name in names}
     return Results(
         accuracy={row["configuration"]: _estimate(row) for row in rows},
         metrics={name: json.loads(found) for name, found in metrics.items() if found},
         published={row["configuration"]: float(row["published"]) / 100 for row in rows if row["published"]},
         study=json.loads(study),
+        right=_right(_show(revision, f"metrics/{scale}/right.csv") or ""),
     )
 
 
 def _estimate(row: dict[str, str]) -> Estimate:
     return Estimate(*(float(row[column]) / 100 for column in ("accuracy", "low", "high")))
+
+
+def _right(text: str) -> dict[str, np.ndarray]:
+    seeds: dict[str, list[np.ndarray]] = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        seeds.setdefault(row["configuration"], []).append(evaluation.unpack(row["right"], int(row["images"])))
+    return {name: np.stack(right) for name, right in seeds.items()}
 
 
 def _show(revision: str | None, path: str) -> str | None:
@@ -62,13 +74,11 @@ def exists(revision: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def difference(after: Estimate, before: Estimate) -> Estimate:
-    """``after`` minus ``before`` with the interval that theirs give: Newcombe 1998, method 10.
-
-    Their test images are taken for independent samples. They are the same ones, so the interval is too wide rather
-    than too narrow.
-    """
-    value = after.value - before.value
-    low = value - math.hypot(after.value - after.low, before.high - before.value)
-    high = value + math.hypot(after.high - after.value, before.value - before.low)
-    return Estimate(value, low, high)
+def changes(after: Results, before: Results) -> dict[str, Gain]:
+    """What each configuration has gained, tested on the same images, where git knows which of them were right."""
+    names = [
+        name for name, right in after.right.items()
+        if name in before.right and before.right[name].shape[1] == right.shape[1]
+    ]  # fmt: skip
+    found = comparison.gains([(after.right[name], before.right[name]) for name in names])
+    return dict(zip(names, found, strict=True))

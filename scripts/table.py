@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headstart import params
+from headstart.comparison import Gain
 from headstart.console import UserError, run
 from headstart.report import percent
 from scripts import results
@@ -23,12 +24,14 @@ def table(now: Results, before: Results | None, *, scale: str, revision: str) ->
     """The configurations by test accuracy; a column of differences where there are any."""
     ranked = sorted(now.accuracy, key=lambda name: now.accuracy[name].value, reverse=True)
     changed = before is not None and before.accuracy != now.accuracy
+    tested = results.changes(now, before) if before is not None else {}
     shown = Table(
         title=f"Test accuracy at scale {scale}, %", title_justify="left", caption=_caption(now), caption_justify="left",
         box=SIMPLE_HEAD,
     )  # fmt: skip
     shown.add_column("configuration", no_wrap=True)
-    for column in ("accuracy", "95 %", "F1", "published", *([f"since {revision}"] if changed else [])):
+    compared = ["published"] if now.published else []
+    for column in ("accuracy", "95 %", "F1", *compared, *([f"since {revision}"] if changed else [])):
         shown.add_column(column, justify="right", no_wrap=True)
     for name in ranked:
         mark, style = {ranked[0]: (" ▲ best", "bold green"), ranked[-1]: (" ▼ worst", "red")}.get(name, ("", ""))
@@ -38,20 +41,21 @@ def table(now: Results, before: Results | None, *, scale: str, revision: str) ->
             percent(accuracy.value, 2),
             f"{percent(accuracy.low)}–{percent(accuracy.high)}",
             percent(now.metrics[name]["macro_f1"]),
-            percent(now.published[name]) if name in now.published else "–",
         ]
+        if compared:
+            cells.append(percent(now.published[name]) if name in now.published else "–")
         if changed:
-            cells.append(_change(now, before, name))
+            cells.append(_change(now, before, name, tested.get(name)))
         shown.add_row(*cells, style=style)
     return shown
 
 
-def _change(now: Results, before: Results | None, name: str) -> str:
+def _change(now: Results, before: Results | None, name: str, tested: Gain | None) -> str:
     if before is None or name not in before.accuracy:
         return "new"
-    change = results.difference(now.accuracy[name], before.accuracy[name])
-    noise = " (noise)" if change.low <= 0 <= change.high and change.value else ""
-    return f"{100 * change.value:+.2f}{noise}"
+    change = now.accuracy[name].value - before.accuracy[name].value
+    noise = " (noise)" if change and tested is not None and not tested.is_real else ""
+    return f"{100 * change:+.2f}{noise}"
 
 
 def _caption(now: Results) -> str:

@@ -16,9 +16,11 @@ def main() -> None:
         files.write_text(folder / "results.md", report.markdown_table(found.rows))
     for name, table in report.tables(found).items():
         files.write_csv(f"plots/{found.scale}/{name}.csv", table[0], table[1:])
+    right = report.right_table(found)
+    files.write_csv(f"metrics/{found.scale}/right.csv", right[0], right[1:])
     for name in report.COMMITTED:
         files.write_text(f"plots/{found.scale}/{name}.svg", drawn[name])
-    files.write_json(f"metrics/{found.scale}/study.json", comparison.metrics(found.findings))
+    files.write_json(f"metrics/{found.scale}/study.json", comparison.metrics(found.findings, found.validation))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ def read(settings: params.Params) -> report.Study:
     images, labels = datasets.read_split(prepared_file(settings), "test")
     predictions = {name: f"predictions/{scale}/{name}/logits.safetensors" for name in experiments}
     logits = {name: files.read_tensors(path, "logits").tensors["logits"] for name, path in predictions.items()}
-    findings = comparison.study(
-        experiments, {name: (found.argmax(2) == labels).numpy() for name, found in logits.items()}
-    )
-    published = report.published_results(files.read_csv(PUBLISHED))
+    right = {name: (found.argmax(2) == labels).numpy() for name, found in logits.items()}
+    findings = comparison.study(experiments, right)
+    compared = report.is_published_size(settings.current)
+    published = report.published_results(files.read_csv(PUBLISHED)) if compared else {}
     rows = [
         report.Row(
             name=name,
@@ -40,6 +40,7 @@ def read(settings: params.Params) -> report.Study:
         rows=rows,
         details={name: _details(scale, name, logits[name], labels) for name in experiments},
         findings=findings,
+        right=right,
         stage_seconds=_stage_seconds(settings),
         examples=gallery.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=datasets.CLASSES),
         feature_maps={

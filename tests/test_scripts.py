@@ -4,10 +4,11 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from statsmodels.stats.proportion import confint_proportions_2indep
+from scipy import stats
 
 from headstart import comparison
 from headstart.comparison import Estimate
@@ -23,26 +24,38 @@ def estimate(count: int, of: int = 10_000) -> Estimate:
     return comparison.accuracy(right(count, of))
 
 
-@pytest.mark.parametrize("counts", [(56, 70, 48, 80), (9, 10, 3, 10), (8_846, 10_000, 8_820, 10_000)])
-def test_the_interval_of_a_difference_is_newcombe_s(counts):
-    ours = results.difference(estimate(*counts[:2]), estimate(*counts[2:]))
-    theirs = confint_proportions_2indep(*counts, method="newcomb", compare="diff")
-    assert ours[1:] == pytest.approx(theirs, abs=1e-9)
-    if counts[0] == 56:  # as printed in Newcombe 1998, Statistics in Medicine 17, 873–890, table II, method 10
-        assert ours == pytest.approx((0.2, 0.0524, 0.3339), abs=0.00005)
-
-
+# b is right on 300 images more; a gains 10 images and loses 6.
 BEFORE = results.Results(
     accuracy={"a": estimate(8_846), "b": estimate(8_312), "c": estimate(2_001)},
     metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.8} for name in "abc"},
     published={"a": 0.8462},
     study={"best_accuracy": 0.8846, "effect_pretrained": 0.525},
+    right={"a": right(8_846), "b": right(8_312), "c": right(2_001)},
 )
 AFTER = dataclasses.replace(
     BEFORE,
     accuracy={"a": estimate(8_850), "b": estimate(8_612), "d": estimate(5_000)},
     metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.81} for name in "abd"},
+    right={"a": np.roll(right(8_850), 6), "b": right(8_612), "d": right(5_000)},
 )
+
+
+def test_a_change_is_tested_on_the_same_images():
+    found = results.changes(AFTER, BEFORE)
+    assert found.keys() == {"a", "b"}
+    # a: images 0 to 5 are lost, 8,846 to 8,855 gained; b: 8,312 to 8,611 gained.
+    assert [(gain.only_one, gain.only_other) for gain in found.values()] == [(10, 6), (300, 0)]
+    assert found["a"].p == pytest.approx(stats.binomtest(6, 16).pvalue)
+    assert [gain.is_real for gain in found.values()] == [False, True]
+    assert found["b"].gain.value == pytest.approx(0.03)
+
+
+def test_without_the_images_of_before_nothing_is_tested():
+    without = dataclasses.replace(BEFORE, right={"b": right(8_312, 9_999)})
+    assert results.changes(AFTER, without) == {}
+    assert "| a | 88.46 | 88.50 | +0.04 |  | not tested: git has not which images were right |" in change._accuracies(
+        without, AFTER
+    )
 
 
 def printed(now: results.Results, before: results.Results | None) -> list[str]:
@@ -59,6 +72,12 @@ def test_the_table_marks_best_worst_and_what_changed():
     assert "b 86.12 85.4–86.8 81.0 – +3.00" in lines
     assert "d ▼ worst 50.00 49.0–51.0 81.0 – new" in lines
     assert "Effects in points: pretrained +52.5" in lines
+
+
+def test_the_table_of_a_study_that_was_not_published_has_no_such_column():
+    lines = printed(dataclasses.replace(AFTER, published={}), None)
+    assert "configuration accuracy 95 % F1" in lines
+    assert "b 86.12 85.4–86.8 81.0" in lines
 
 
 def test_the_table_without_changes_has_no_such_column():

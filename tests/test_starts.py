@@ -37,6 +37,7 @@ def test_torchvision_s_weights_bring_their_mean_and_std():
     assert weights.label == "torchvision ResNet50_Weights.IMAGENET1K_V2"
     assert weights.mean == (0.485, 0.456, 0.406)
     assert weights.std == (0.229, 0.224, 0.225)
+    assert weights.top1 == 80.858
 
 
 def test_no_network_for_torchvision_s_weights(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -15,7 +16,7 @@ from headstart.params import Experiment
 
 # In each factor, the level whose gain over the other is the effect.
 FACTORS = {"pretrained": True, "finetuning": True, "optimizer": "Adam"}
-BELONGS_TO_OPTIMIZER = ("momentum", "weight_decay")
+SETTINGS = ("lr", "momentum", "weight_decay")  # what a level may bring along, and what may be tuned for each
 
 ERROR = 0.05  # intervals are 95 % intervals, and a difference is real if its p-value is below this
 RESAMPLES = 10_000
@@ -31,22 +32,29 @@ class Estimate(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Two configurations that differ in ``factor`` alone, on the same test images."""
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What one network has over another, on the same test images; of several seeds the mean."""
 
-    factor: str
-    name: str  # with the level that gains
-    other: str
     gain: Estimate  # in accuracy
-    only_name: int  # images that it alone has right, of the networks of the first seed
+    only_one: int  # images that it alone has right, of the networks of the first seed
     only_other: int
-    p: float  # exact McNemar test, after Holm's correction for all differences
+    p: float  # exact McNemar test of these, after Holm's correction for all that are tested together
 
     @property
     def is_real(self) -> bool:
         """Whether the difference is more than noise, by the test and by the interval."""
         return self.p < ERROR and not self.gain.low <= 0 <= self.gain.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Gain):
+    """Two configurations that differ in one ``factor``."""
+
+    factor: str
+    name: str  # with the level that gains
+    other: str
+    settings: dict[str, tuple[float | None, float | None]]  # that differ too: of the one and of the other
 
 
 @dataclass(frozen=True)
@@ -60,11 +68,13 @@ class Findings:
 
 
 def pairs(experiments: Mapping[str, Experiment], factor: str) -> list[tuple[str, str]]:
-    """Configurations that differ in ``factor`` and nothing else: (with the gaining level, with the other)."""
+    """Configurations that differ in ``factor`` and no other factor: (with the gaining level, with the other).
 
-    def others(experiment: Experiment) -> dict[str, object]:
-        ignored = {factor, *(BELONGS_TO_OPTIMIZER if factor == "optimizer" else ())}
-        return {key: value for key, value in vars(experiment).items() if key not in ignored}
+    Their settings may differ: which pairs there are does not change when one of them is tuned.
+    """
+
+    def others(experiment: Experiment) -> list[object]:
+        return [getattr(experiment, other) for other in FACTORS if other != factor]
 
     return [
         (gaining, other)
@@ -76,8 +86,14 @@ def pairs(experiments: Mapping[str, Experiment], factor: str) -> list[tuple[str,
     ]
 
 
+def unequal_settings(one: Experiment, other: Experiment) -> dict[str, tuple[float | None, float | None]]:
+    """The settings in which two configurations differ, None where an optimizer has no such setting."""
+    values = {key: (getattr(one, key), getattr(other, key)) for key in SETTINGS}
+    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+
+
 def squares(experiments: Mapping[str, Experiment], first: str, second: str) -> list[tuple[str, str, str, str]]:
-    """Two pairs of ``first`` that differ in ``second`` and nothing else: first the pair with ``second``'s gain."""
+    """Two pairs of ``first`` that differ in ``second`` and no other factor: first the pair with ``second``'s gain."""
     ours, theirs = pairs(experiments, first), pairs(experiments, second)
     return [
         (*pair, *twin)
@@ -94,50 +110,64 @@ def contrast(correct: Correct, groups: Sequence[tuple[str, ...]], signs: tuple[i
 
 
 def bootstrap(values: np.ndarray) -> Estimate:
-    """The mean of ``values`` [seeds, images] with a percentile interval (Efron and Tibshirani 1993, chapter 13).
+    """The mean of ``values`` [seeds, images] with its interval.
 
-    The images are resampled as wholes, so values that are differences on the same images stay paired. With several
-    seeds these are resampled too, and their spread is enlarged to what makes its variance unbiased: resampling two
-    or three of them would show half or two thirds of it.
+    What other test images would change is a percentile interval over resampled images (Efron and Tibshirani 1993,
+    chapter 13). They are resampled as wholes, so values that are differences on the same images stay paired. What other
+    seeds would change is Student's interval over the seeds' means, because resampling two or three of them would show
+    too little of their spread. The distances of both from the mean are combined as the root of their squares (Zou and
+    Donner 2008, Statistics in Medicine 27, 1693–1702).
     """
     generator = np.random.default_rng(0)
     n_seeds, n_images = values.shape
     # Few values are distinct, so drawing how often each occurs is the same as drawing images, and much faster.
     distinct, counts = np.unique(values.mean(0), return_counts=True)
     means = generator.multinomial(n_images, counts / n_images, size=RESAMPLES) @ distinct / n_images
-    if n_seeds > 1:
-        deviations = values.mean(1) - values.mean()
-        drawn = deviations[generator.integers(n_seeds, size=(RESAMPLES, n_seeds))].mean(1)
-        means += drawn * math.sqrt(n_seeds / (n_seeds - 1))
-    low, high = np.quantile(means, [ERROR / 2, 1 - ERROR / 2])
-    return Estimate(float(values.mean()), float(low), float(high))
+    value = float(values.mean())
+    low, high = (float(end) for end in np.quantile(means, [ERROR / 2, 1 - ERROR / 2]))
+    if n_seeds == 1:
+        return Estimate(value, low, high)
+    seeds = float(student.ppf(1 - ERROR / 2, n_seeds - 1)) * values.mean(1).std(ddof=1) / math.sqrt(n_seeds)
+    return Estimate(value, value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds))
 
 
 def accuracy(correct: np.ndarray) -> Estimate:
-    """Of one configuration, bool [seeds, images]: with Wilson's interval (1927), or bootstrapped with several seeds."""
+    """Of one configuration, bool [seeds, images]: with Wilson's interval (1927); of several seeds ``bootstrap``'s."""
     if len(correct) > 1:
-        return bootstrap(correct.astype(float))
+        value, low, high = bootstrap(correct.astype(float))
+        return Estimate(value, max(low, 0.0), min(high, 1.0))
     low, high = proportion_confint(correct.sum(), correct.size, alpha=ERROR, method="wilson")
     return Estimate(float(correct.mean()), float(low), float(high))
+
+
+def gains(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Gain]:
+    """Test each of ``pairs``, the correctness of the one and of the other: bool [seeds, images].
+
+    Where one has been trained with more seeds than the other, the first seeds are compared.
+    """
+    if not pairs:
+        return []
+    only = [(int((one[0] & ~other[0]).sum()), int((other[0] & ~one[0]).sum())) for one, other in pairs]
+    tests = [mcnemar([[0, left], [right, 0]], exact=True).pvalue for left, right in only]
+    corrected = multipletests(tests, alpha=ERROR, method="holm")[1]
+    found = []
+    for (one, other), (left, right), p in zip(pairs, only, corrected, strict=True):
+        seeds = min(len(one), len(other))
+        gain = bootstrap(one[:seeds].astype(float) - other[:seeds])
+        found.append(Gain(gain=gain, only_one=left, only_other=right, p=float(p)))
+    return found
 
 
 def differences(experiments: Mapping[str, Experiment], correct: Correct) -> list[Difference]:
     """All pairs of all factors, by factor."""
     named = [(factor, *pair) for factor in FACTORS for pair in pairs(experiments, factor)]
-    if not named:
-        return []
-    only = [_only(correct[name][0], correct[other][0]) for _, name, other in named]
-    tests = [mcnemar([[0, left], [right, 0]], exact=True).pvalue for left, right in only]
-    corrected = multipletests(tests, alpha=ERROR, method="holm")[1]
-    gains = [bootstrap(contrast(correct, [(name, other)], (1, -1))) for _, name, other in named]
     return [
-        Difference(*labels, gain, *counts, float(p))
-        for labels, gain, counts, p in zip(named, gains, only, corrected, strict=True)
-    ]
-
-
-def _only(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
-    return int((left & ~right).sum()), int((right & ~left).sum())
+        Difference(**vars(gain), factor=factor, name=name, other=other,
+                   settings=unequal_settings(experiments[name], experiments[other]))
+        for (factor, name, other), gain in zip(
+            named, gains([(correct[name], correct[other]) for _, name, other in named]), strict=True
+        )
+    ]  # fmt: skip
 
 
 def study(experiments: Mapping[str, Experiment], correct: Correct) -> Findings:
@@ -154,8 +184,14 @@ def study(experiments: Mapping[str, Experiment], correct: Correct) -> Findings:
     )
 
 
-def metrics(findings: Findings) -> dict[str, float]:
-    """The study in at most four numbers, rounded to four places."""
+def metrics(findings: Findings, validation: Mapping[str, float]) -> dict[str, float]:
+    """The study in at most four numbers, rounded to four places.
+
+    Args:
+        validation: accuracy of each configuration on validation images, empty where there are none. The best is then
+            the best of these: a number that is looked at while settings are tuned must not be of the test images.
+    """
     named = {f"effect_{factor}": effect.value for factor, effect in findings.effects.items()}
-    best = max(estimate.value for estimate in findings.accuracy.values())
-    return {name: round(value, 4) for name, value in {"best_accuracy": best, **named}.items()}
+    test = {name: estimate.value for name, estimate in findings.accuracy.items()}
+    best = {f"best_{'validation' if validation else 'test'}_accuracy": max((validation or test).values())}
+    return {name: round(value, 4) for name, value in {**best, **named}.items()}

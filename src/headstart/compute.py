@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -68,7 +69,7 @@ class Compute:
             "threads": str(torch.get_num_threads()),
             "precision": self.precision,
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            **{package: version(package) for package in ("torch", "torchvision", "timm")},
         }
 
     def peak_memory(self) -> dict[str, int]:

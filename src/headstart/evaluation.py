@@ -1,7 +1,9 @@
 """Metrics as pure functions of (logits, labels)."""
 
+import base64
 from statistics import mean
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -56,6 +58,23 @@ def calibration(*, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     sums = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64).index_add(0, number, each)
     sums[:, :2] /= sums[:, 2:].clamp(min=1)
     return sums
+
+
+def pack(right: np.ndarray) -> str:
+    """Whether each image was classified rightly, bool [N], as text: base64, eight images a byte, highest bit first."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
+
+
+def unpack(text: str, n: int) -> np.ndarray:
+    """What ``pack`` made of ``n`` images: bool [n].
+
+    Raises:
+        ValueError: it is of another number of images.
+    """
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8))
+    if not n <= len(bits) < n + 8:
+        raise ValueError(f"{len(bits)} bits for {n} images")
+    return bits[:n].astype(bool)
 
 
 def summary(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

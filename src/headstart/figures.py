@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from headstart.comparison import Estimate, Findings, pairs
+from headstart.comparison import Estimate, Findings, pairs, unequal_settings
 from headstart.gallery import Example, Examples
 from headstart.params import Experiment
 
@@ -85,8 +85,12 @@ def _legend(figure: Figure, experiments: Mapping[str, Experiment], **options: An
 def accuracy(
     experiments: Mapping[str, Experiment], found: Mapping[str, Estimate], published: Mapping[str, float]
 ) -> Figure:
-    """Test accuracy of every configuration; those that differ in their start alone stand on one line."""
-    partners = dict(pairs(experiments, "pretrained"))
+    """Test accuracy of every configuration; those that differ in their start and nothing else stand on one line."""
+    partners = {
+        name: other
+        for name, other in pairs(experiments, "pretrained")
+        if not unequal_settings(experiments[name], experiments[other])
+    }
     paired = {*partners, *partners.values()}
     lines: dict[str, tuple[str, ...]] = {pair[0].removeprefix("pretrained-"): pair for pair in partners.items()}
     lines |= {name: (name,) for name in experiments if name not in paired}

@@ -128,20 +128,29 @@ def read(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
     """
+    document = load(path)
+    try:
+        return _build(Params, document, "")
+    except ParamsError as error:
+        raise ParamsError(f"{path}: {error}") from None
+
+
+def load(path: str | Path = "params.yaml") -> Any:
+    """Read ``path`` as YAML and check nothing else: what its values are is said by ``read``.
+
+    Raises:
+        ParamsError: the file is missing, or is not YAML.
+    """
     try:
         if Path(path).stat().st_size > LARGEST_FILE:
             raise ParamsError(f"{path} has more than {LARGEST_FILE:,} bytes: it must be another file than you mean")
-        document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise ParamsError(f"there is no {path} here: run this in the root of the repository") from None
     except RecursionError:
         raise ParamsError(f"{path} is not YAML that can be read: sections are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
         raise ParamsError(f"{path} is not YAML: {error}") from None
-    try:
-        return _build(Params, document, "")
-    except ParamsError as error:
-        raise ParamsError(f"{path}: {error}") from None
 
 
 class _UniqueKeys(yaml.SafeLoader):

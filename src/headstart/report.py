@@ -11,13 +11,16 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from headstart import figures
-from headstart.comparison import ERROR, Difference, Estimate, Findings
+from headstart import evaluation, figures
+from headstart.comparison import ERROR, Correct, Difference, Estimate, Findings
 from headstart.figures import Curve
 from headstart.gallery import Examples
 from headstart.params import Experiment, Scale
 
-PUBLISHED_SECONDS = 7_008.95  # all eight trainings of the published study, on one A6000
+# The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
+PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
+PUBLISHED_SIZE = {"model_name": "resnet50", "training_images": 60_000, "n_epochs": 10, "batch_size": 64}
+PUBLISHED_SECONDS = 7_008.95  # of all eight trainings, on one A6000
 COMMITTED = ("accuracy", "learning_curves", "examples")  # figures that git has, for the README and for pull requests
 COSTS = {"seconds of training": "training_seconds", "trained parameters": "trained_parameters"}
 
@@ -26,7 +29,7 @@ Table = list[list[Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, measured and published; None where it was not published."""
+    """One configuration, measured and published; None where no study of this size with its settings was published."""
 
     name: str
     experiment: Experiment
@@ -56,9 +59,14 @@ class Study:
     rows: Sequence[Row]
     details: Mapping[str, Details]
     findings: Findings
+    right: Correct
     stage_seconds: Mapping[str, float]
     examples: Examples  # of the best configuration
     feature_maps: Mapping[str, np.ndarray]
+
+    @property
+    def is_published_size(self) -> bool:
+        return is_published_size(self.setting)
 
     @cached_property
     def ranked(self) -> list[Row]:
@@ -74,6 +82,12 @@ class Study:
         return self.ranked[-1]
 
     @property
+    def validation(self) -> dict[str, float]:
+        """Accuracy on validation images of every configuration; empty where there are none."""
+        key = "validation_accuracy"
+        return {row.name: row.metrics[key] for row in self.rows if key in row.metrics}
+
+    @property
     def experiments(self) -> dict[str, Experiment]:
         return {row.name: row.experiment for row in self.ranked}
 
@@ -81,6 +95,12 @@ class Study:
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
     """The best test accuracy first."""
     return sorted(rows, key=lambda row: row.metrics["test_accuracy"], reverse=True)
+
+
+def is_published_size(setting: Scale) -> bool:
+    """Whether the published study had as many images, epochs and layers, so that its numbers may stand beside these."""
+    values = {key: getattr(setting, key) for key in PUBLISHED_SIZE}
+    return values | {"model_name": setting.model_name.lower()} == PUBLISHED_SIZE
 
 
 def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Experiment, dict[str, float]]:
@@ -100,10 +120,13 @@ def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Experiment, dic
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The results as a Markdown table, accuracies in percent with their 95 % intervals."""
+    compared = any(row.published for row in rows)
     lines = [
-        "| pretrained | finetuning | optimizer | avg train loss | avg train accuracy | test accuracy % | published % |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| pretrained | finetuning | optimizer | avg train loss | avg train accuracy | test accuracy % |",
+        "|---|---|---|---:|---:|---:|",
     ]
+    if compared:
+        lines = [f"{lines[0]} published % |", f"{lines[1]}---:|"]
     for row in sort_rows(rows):
         cells = [
             str(row.experiment.pretrained).lower(),
@@ -112,8 +135,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
             f"{row.metrics['average_train_loss']:.4f}",
             f"{row.metrics['average_train_accuracy']:.4f}",
             f"{percent(row.accuracy.value, 2)} ({percent(row.accuracy.low)} to {percent(row.accuracy.high)})",
-            percent(row.published["test_accuracy"], 2) if row.published else "–",
         ]
+        if compared:
+            cells.append(percent(row.published["test_accuracy"], 2) if row.published else "–")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -134,6 +158,17 @@ def tables(study: Study) -> dict[str, Table]:
         "learning_curves": _curves_table(study),
         "confusion": _confusion_table(study),
     }
+
+
+def right_table(study: Study) -> Table:
+    """A row a configuration and seed: how many test images, and which of them it has right, as ``unpack`` reads it."""
+    rows: Table = [["configuration", "seed", "images", "right"]]
+    rows += [
+        [name, seed, len(right), evaluation.pack(right)]
+        for name, of_seeds in study.right.items()
+        for seed, right in zip(study.setting.seeds, of_seeds, strict=True)
+    ]
+    return rows
 
 
 def _accuracy_table(study: Study) -> Table:
@@ -252,7 +287,7 @@ def numbers(study: Study) -> dict[str, Table]:
 def page(study: Study, drawn: Mapping[str, str]) -> str:
     """The results as one HTML page that needs nothing else, with the figures that ``draw`` has drawn."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "points": points}
+    environment.filters |= {"percent": percent, "points": points, "settings": settings_in_words}
     template = environment.from_string(_resource("report.html"))
     return template.render(
         study=study,
@@ -264,10 +299,32 @@ def page(study: Study, drawn: Mapping[str, str]) -> str:
         p_value=p_value,
         mistake=worst_mistake(study.details[study.best.name].confusion, study.classes),
         training_seconds=sum(detail.run["training_seconds"] for detail in study.details.values()),
+        published_title=PUBLISHED_TITLE,
         published_seconds=PUBLISHED_SECONDS,
+        confounded=confounded(study.findings),
         facts=run_facts(study),
         error=ERROR,
     )
+
+
+def settings_in_words(settings: Mapping[str, tuple[float | None, float | None]]) -> str:
+    """The settings in which two configurations differ, such as "lr 0.01, not 0.001"."""
+
+    def said(value: float | None) -> str:
+        return "none" if value is None else f"{value:g}"
+
+    return "; ".join(
+        f"{key.replace('_', ' ')} {said(one)}, not {said(other)}" for key, (one, other) in settings.items()
+    )
+
+
+def confounded(findings: Findings) -> str:
+    """What the two optimizers bring along, in words; empty where it is nothing."""
+    settings = [difference.settings for difference in findings.differences if difference.factor == "optimizer"]
+    keys = [
+        key.replace("_", " ") for key in ("momentum", "weight_decay", "lr") if any(key in each for each in settings)
+    ]
+    return f"the two have other settings too ({', '.join(keys)})" if keys else ""
 
 
 def p_value(difference: Difference) -> str:

