@@ -100,7 +100,8 @@ def _in_processes(settings: Params) -> float:
     starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
     commands = [(stage, start) for start in starts for stage in ("start", "features")]
     commands += [(stage, name) for name in settings.experiments for stage in ("train", "evaluate")]
-    environment = {**os.environ, "PYTHONPATH": ROOT}
+    paths = [ROOT, str(Path(ROOT, "src")), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     started = time.perf_counter()
     for stage, argument in commands:
         subprocess.run([sys.executable, "-m", f"stages.{stage}", argument], env=environment, check=True)
@@ -111,7 +112,7 @@ def _timed(task: Task, way: str, epochs: int) -> dict[str, float]:
     results: list[ways.Result] = []
     seconds = _seconds(lambda: results.append(getattr(ways, way)(task, epochs)), task.compute)
     [result] = results
-    scaled = result.test_seconds + (seconds - result.test_seconds) * task.scale.n_epochs / epochs
+    scaled = seconds + result.epoch_seconds * (task.scale.n_epochs - epochs)
     return {"seconds": scaled, "train_loss": result.train_loss, "test_accuracy": result.test_accuracy}
 
 

@@ -89,17 +89,18 @@ def _accuracies(before: Results | None, after: Results) -> str:
         if name not in before.accuracy:
             lines.append(f"| {name} | – | {now} | new | | |")
             continue
-        old, points = before.accuracy[name].value, after.accuracy[name].value - before.accuracy[name].value
+        old = before.accuracy[name].value
+        points = after.accuracy[name].value - old
         change = tested.get(name)
         if change is None:
-            interval, verdict = "", "not tested: git has not which images were right"
+            interval, verdict = "", "no: the same images are right" if points == 0 else "not tested"
         else:
             interval = f"{100 * change.gain.low:+.2f} to {100 * change.gain.high:+.2f}"
             verdict = "**yes**" if change.is_real else "no"
         lines.append(f"| {name} | {percent(old, 2)} | {now} | {100 * points:+.2f} | {interval} | {verdict} |")
     lines += [f"| {name} | {percent(old.value, 2)} | – | removed | | |" for name, old in before.accuracy.items()
               if name not in after.accuracy]  # fmt: skip
-    alone = any(len(right) == 1 for found in (before, after) for right in found.right.values())
+    alone = any(len(seeds) == 1 for found in (before, after) for seeds in found.right.values())
     return "\n".join([*lines, "", NOTE.format(seeds=ONE_SEED if alone else " and other seeds")])
 
 

@@ -10,6 +10,7 @@ needs neither the data nor DVC's cache.
 import dataclasses
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from headstart import files, params
@@ -20,33 +21,39 @@ from scripts import record
 
 def main() -> None:
     settings = params.read()
-    checked = [scale for scale in settings.scales if _check_record(scale, settings)]
+    listed = subprocess.run(["git", "ls-files", "metrics/*/study.json"], capture_output=True, text=True, check=True)
+    scales = [Path(line).parent.name for line in listed.stdout.splitlines()]
+    for scale in scales:
+        check_record(scale, settings)
     _check_lock()
     print(
-        f"dvc.lock fits the rest: nothing would run; the records of {', '.join(checked) or 'no study'} fit params.yaml"
+        f"dvc.lock fits the rest: nothing would run; params.yaml fits the records of {', '.join(scales) or 'no study'}"
     )
 
 
-def _check_record(scale: str, settings: Params) -> bool:
-    """Whether there are committed results of ``scale``; raise UserError where their record does not fit."""
+def check_record(scale: str, settings: Params) -> None:
+    """Raise UserError where the committed results of ``scale`` were not made with ``settings``."""
     path = record.path(scale)
-    if not path.parent.is_dir():
-        return False
-    remedy = f"run `dvc exp run -S scale={scale}` and `make record SCALE={scale}`, and commit what they change"
+    if scale not in settings.scales:
+        raise UserError(
+            f"{path.parent} has results of a study that params.yaml does not have: put it back, or remove them"
+        )
+    remedy = f"run the study with `scale: {scale}` in params.yaml, then `make record`"
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
     found = files.read_json(path)
     made_with = _flat({f"scales.{scale}": found["settings"], "experiments": found["experiments"]})
     now = dataclasses.asdict(settings)
-    has = _flat({f"scales.{scale}": now["scales"][scale], "experiments": now["experiments"]})
+    current = now["scales"][scale]
+    current["weights"] = record.weights_name(current["weights"])
+    has = _flat({f"scales.{scale}": current, "experiments": now["experiments"]})
     for key in made_with | has:
         if made_with.get(key) != has.get(key):
             raise UserError(f"the study {scale} was made with {key} {made_with.get(key)}, and params.yaml has "
                             f"{has.get(key)}: set it back, or {remedy}")  # fmt: skip
     for file in record.results(scale, settings.experiments):
-        if not file.is_file() or files.sha256(file) != found["sha256"].get(str(file)):
-            raise UserError(f"{file} is not what the record of the study {scale} says: {remedy}")
-    return True
+        if not file.is_file() or files.sha256(file) != found["sha256"].get(file.as_posix()):
+            raise UserError(f"{file} is not what the record of the study {scale} says: take both from git, or {remedy}")
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

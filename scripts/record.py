@@ -3,24 +3,28 @@
     python -m scripts.record [SCALE] [--stands-in-for WEIGHTS --top1 PERCENT --licence TEXT]
 
 SCALE: the one that params.yaml names if there is none. `metrics/SCALE/record.json` then has settings, commit, device,
-precision, weights, versions, dates, the seconds of every stage, and the hashes of the results. A study that was run
-with weights from a file may stand in for the one that params.yaml describes: --stands-in-for is what `weights` is
-there, and the record says of the file how good it is on ImageNet, and under which licence it is.
+precision, weights, versions, dates, the seconds of the stages, and the hashes of the results. A study that was run with
+weights from a file may stand in for the one that the committed params.yaml describes: --stands-in-for is what `weights`
+is there, and the record says of the file how good it is on ImageNet, and under which licence it is.
 """
 
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from headstart import files, params, starts
 from headstart.console import UserError, run
 from headstart.params import Params
+from stages.__main__ import lookup, stages
+from stages.paths import run_file, stage_names
 
-# What a reader wants to know of a run, and the stages that know it.
-FACTS = ("commit", "device", "precision", "threads", "python", "torch", "torchvision", "timm")
-IMAGENET_TOP1 = "ImageNet top-1 %"
+# What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
+FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
+COMPUTED = ("features", "train", "evaluate")
+TOP1 = "imagenet_top1_percent"
 
 
 def main(*arguments: str) -> None:
@@ -30,17 +34,19 @@ def main(*arguments: str) -> None:
     parser.add_argument("--top1", type=float, metavar="PERCENT")
     parser.add_argument("--licence", metavar="TEXT")
     options = parser.parse_args(arguments)
+    stand_in = [options.stands_in_for, options.top1, options.licence]
+    if any(stand_in) and not all(stand_in):
+        raise UserError("--stands-in-for, --top1 and --licence belong together: give all three, or none")
     settings = params.read()
-    name = options.scale or settings.scale
-    if name not in settings.scales:
-        raise UserError(f"there is no scale {name!r} in params.yaml: it has {', '.join(settings.scales)}")
-    made = record(dataclasses.replace(settings, scale=name))
+    scale = options.scale or settings.scale
+    if scale not in settings.scales:
+        raise UserError(f"there is no scale {scale!r} in params.yaml: it has {', '.join(settings.scales)}")
+    made = record(dataclasses.replace(settings, scale=scale))
     if options.stands_in_for:
         made["settings"]["weights"] = options.stands_in_for
-        made["weights"] |= {"stands in for": options.stands_in_for, IMAGENET_TOP1: options.top1,
-                            "licence": options.licence}  # fmt: skip
-    files.write_json(path(name), made)
-    print(f"{path(name)} says what the results of {name} were made with: commit it with them")
+        made["weights"] |= {"stands_in_for": options.stands_in_for, TOP1: options.top1, "licence": options.licence}
+    files.write_json(path(scale), made)
+    print(f"{path(scale)} says what the results of {scale} were made with: commit it with them")
 
 
 def path(scale: str) -> Path:
@@ -51,55 +57,73 @@ def record(settings: Params) -> dict[str, Any]:
     """What the results of a scale in the working tree were made with.
 
     Raises:
-        UserError: something is missing, because not all stages have run.
+        UserError: not all stages have run, or some with other settings than params.yaml has or with uncommitted code.
     """
     runs = {name: _run(settings.scale, name) for name in stage_names(settings)}
-    trainings = {name: runs[f"train-{name}"] for name in settings.experiments}
-    pretrained = runs.get("start-pretrained-true", {})
+    _require_settings(settings, runs)
+    computed = {name: run for name, run in runs.items() if name.startswith(COMPUTED)}
     scale = dataclasses.asdict(settings.current)
-    scale["weights"] = Path(scale["weights"]).name  # a path says nothing elsewhere
     return {
-        "settings": scale,
-        "experiments": {
-            name: {key: value for key, value in dataclasses.asdict(experiment).items() if value is not None}
-            for name, experiment in settings.experiments.items()
-        },
-        "weights": {
-            "name": pretrained.get("weights", ""),
-            "sha256": pretrained.get("weights_sha256", ""),
-            IMAGENET_TOP1: starts.find(settings.current.model_name, settings.current.weights).top1,
-        },
-        **{fact: sorted({str(run[fact]) for run in runs.values() if fact in run}) for fact in FACTS},
-        "began and ended": [min(run["ended"] for run in runs.values()), max(run["ended"] for run in runs.values())],
-        "seconds of all trainings": round(sum(run["training_seconds"] for run in trainings.values()), 1),
-        "seconds": {name: run["seconds"] for name, run in runs.items()},
-        "peak memory in MB": max(run.get("peak_memory_mb", 0) for run in runs.values()),
-        "sha256": {str(file): files.sha256(file) for file in results(settings.scale, settings.experiments)},
+        "settings": {**scale, "weights": weights_name(scale["weights"])},
+        "experiments": {name: dataclasses.asdict(experiment) for name, experiment in settings.experiments.items()},
+        "weights": _weights(settings, runs),
+        "commit": sorted({run["commit"] for run in runs.values()}),
+        **{fact: sorted({run[fact] for run in computed.values() if fact in run}) for fact in FACTS},
+        "began": min(run["began"] for run in runs.values()),
+        "ended": max(run["ended"] for run in runs.values()),
+        "training_seconds": round(sum(run.get("training_seconds", 0) for run in runs.values()), 1),
+        "stage_seconds": {name: run["seconds"] for name, run in runs.items()},
+        **{peak: max(run.get(peak, 0) for run in runs.values()) for peak in ("peak_memory_mb", "peak_gpu_memory_mb")},
+        "sha256": {file.as_posix(): files.sha256(file) for file in results(settings.scale, settings.experiments)},
     }
 
 
-def stage_names(settings: Params) -> list[str]:
-    """The stages that leave a record of their run, under the names of these records."""
-    starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
-    return [
-        "prepare",
-        *(f"{stage}-pretrained-{start}" for stage in ("start", "features") for start in starts),
-        *(f"{stage}-{name}" for stage in ("train", "evaluate") for name in settings.experiments),
-    ]
+def weights_name(weights: str) -> str:
+    """``weights`` of params.yaml as a record has them: where a file lies says nothing elsewhere."""
+    return Path(weights).name
 
 
-def results(scale: str, experiments: Any) -> list[Path]:
+def results(scale: str, experiments: Iterable[str]) -> list[Path]:
     """The files that git has of the results."""
-    metrics = [Path(f"metrics/{scale}/{name}.json") for name in ("study", *experiments)]
-    plots = [Path(f"plots/{scale}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves")]
-    return [*metrics, Path(f"metrics/{scale}/right.csv"), *plots]
+    metrics = [
+        Path(f"metrics/{scale}/{name}")
+        for name in ("right.csv", "study.json", *(f"{name}.json" for name in experiments))
+    ]
+    tables = [Path(f"plots/{scale}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves")]
+    figures = [Path(f"plots/{scale}/{name}.svg") for name in ("accuracy", "examples", "learning_curves")]
+    return [*metrics, *tables, *figures]
 
 
 def _run(scale: str, name: str) -> dict[str, Any]:
-    file = Path(f"runs/{scale}/{name}.json")
+    file = run_file(scale, name)
     if not file.is_file():
         raise UserError(f"{file} is missing, so the study {scale} is not complete: run `dvc repro` at that scale first")
     return files.read_json(file)
+
+
+def _require_settings(settings: Params, runs: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError where a stage was run with other settings than params.yaml has, as far as they are its own."""
+    document = {**params.load(), "scale": settings.scale}
+    for stage in stages(document):
+        name = next((Path(out).stem for out in stage.outs if out.startswith("runs/")), "")
+        if name not in runs:  # the first and the last, which compute nothing
+            continue
+        if runs[name]["commit"].endswith("+"):
+            raise UserError(f"{name} was run with code that is not committed: commit it, and run `dvc repro`")
+        for key in stage.params:
+            was, now = (lookup(settings, key) for settings in (runs[name]["settings"], document))
+            if was != now:
+                raise UserError(f"{name} was run with another {key} than params.yaml has ({was}, now {now}): "
+                                "set it back, or run `dvc repro`")  # fmt: skip
+
+
+def _weights(settings: Params, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The pretrained weights by name, hash and ImageNet accuracy, None where it is not known; empty without any."""
+    start = runs.get("start-pretrained-true")
+    if start is None:
+        return {}
+    top1 = starts.find(settings.current.model_name, settings.current.weights).top1
+    return {"name": start["weights"], "sha256": start["weights_sha256"], TOP1: top1}
 
 
 if __name__ == "__main__":

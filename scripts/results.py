@@ -22,7 +22,7 @@ class Results:
     metrics: dict[str, dict[str, float]]
     published: dict[str, float]
     study: dict[str, float]
-    right: dict[str, np.ndarray]  # bool [seeds, test images]: which of them each configuration has right
+    right: dict[str, dict[int, np.ndarray]]  # by configuration and seed: which test images are right, bool [N]
 
 
 def read(scale: str, revision: str | None = None) -> Results | None:
@@ -51,11 +51,12 @@ def _estimate(row: dict[str, str]) -> Estimate:
     return Estimate(*(float(row[column]) / 100 for column in ("accuracy", "low", "high")))
 
 
-def _right(text: str) -> dict[str, np.ndarray]:
-    seeds: dict[str, list[np.ndarray]] = {}
+def _right(text: str) -> dict[str, dict[int, np.ndarray]]:
+    found: dict[str, dict[int, np.ndarray]] = {}
     for row in csv.DictReader(io.StringIO(text)):
-        seeds.setdefault(row["configuration"], []).append(evaluation.unpack(row["right"], int(row["images"])))
-    return {name: np.stack(right) for name, right in seeds.items()}
+        right = evaluation.unpack(row["right"], int(row["images"]))
+        found.setdefault(row["configuration"], {})[int(row["seed"])] = right
+    return found
 
 
 def _show(revision: str | None, path: str) -> str | None:
@@ -75,10 +76,17 @@ def exists(revision: str) -> bool:
 
 
 def changes(after: Results, before: Results) -> dict[str, Gain]:
-    """What each configuration has gained, tested on the same images, where git knows which of them were right."""
-    names = [
-        name for name, right in after.right.items()
-        if name in before.right and before.right[name].shape[1] == right.shape[1]
-    ]  # fmt: skip
-    found = comparison.gains([(after.right[name], before.right[name]) for name in names])
-    return dict(zip(names, found, strict=True))
+    """What each configuration has gained, tested on the same images with the networks of the same seeds.
+
+    Left out is what has nothing to be tested with, and what has the same images right: it is known not to differ, and
+    would make the correction for many tests stricter.
+    """
+    different: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, right in after.right.items():
+        earlier = before.right.get(name, {})
+        seeds = [seed for seed in right if seed in earlier and len(right[seed]) == len(earlier[seed])]
+        if seeds:
+            now, then = (np.stack([found[seed] for seed in seeds]) for found in (right, earlier))
+            if not np.array_equal(now, then):
+                different[name] = now, then
+    return dict(zip(different, comparison.gains(list(different.values())), strict=True))

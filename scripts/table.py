@@ -60,10 +60,13 @@ def _change(now: Results, before: Results | None, name: str, tested: Gain | None
 
 def _caption(now: Results) -> str:
     """The effects of the factors, in words."""
-    effects = {name: value for name, value in now.study.items() if name.startswith("effect_")}
-    return "Effects in points: " + ", ".join(
-        f"{name.removeprefix('effect_')} {100 * value:+.1f}" for name, value in effects.items()
-    )
+    effects = {name.removeprefix("effect_"): value for name, value in now.study.items() if name.startswith("effect_")}
+    said = "Effects in points: " + ", ".join(f"{name} {100 * value:+.1f}" for name, value in effects.items())
+    if "optimizer" in effects:
+        said += " (with the settings that each brings along)"
+    if all(len(seeds) == 1 for seeds in now.right.values()):
+        said += "\nOne seed: in each pair two trained networks are compared"
+    return said
 
 
 def main(scale: str = "", revision: str = "main") -> None:

@@ -3,8 +3,8 @@
     python -m stages
 
 For machines that have PyTorch and no DVC, and to time a study without process starts. It makes the same bytes as
-`dvc repro`. A stage is skipped if its outputs are there and were made with the same settings, code and inputs; after an
-interruption the same command goes on. How long each stage took is printed.
+`dvc repro`. A stage is skipped if its outputs are as it left them and its settings, code, inputs, precision and weights
+are the same; after an interruption the same command goes on. How long each stage took is printed.
 """
 
 import gc
@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from headstart import files, params
+from headstart import compute, files, params
 from headstart.console import UserError, run
 
 
@@ -38,35 +38,68 @@ class Stage:
     outs: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A stage, and one SHA-256 of all that its outputs depend on."""
+
+    stage: Stage
+    made_from: str
+
+
 def main() -> None:
     settings = params.read()
-    memory = Path(f"checkpoints/{settings.scale}/stages.json")
-    memory.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path("checkpoints")
+    folder.mkdir(exist_ok=True)
     try:
-        with FileLock(memory.with_suffix(".lock"), timeout=0):
-            _run(memory)
+        with FileLock(folder / "stages.lock", timeout=0):
+            _run(folder / settings.scale / "stages.json")
     except Timeout:
         raise UserError("another `python -m stages` runs here: wait for it, or stop it") from None
 
 
 def _run(memory: Path) -> None:
-    document = params.load("params.yaml")
     done = files.read_json(memory) if memory.exists() else {}
-    fingerprints: dict[str, str] = {}  # of what makes each output
     started = time.perf_counter()
-    for stage in stages(document):
-        made_from = fingerprint(stage, document, fingerprints)
-        fingerprints |= dict.fromkeys(stage.outs, made_from)
-        if done.get(stage.name) == made_from and all(Path(out).exists() for out in stage.outs):
+    for step in plan():
+        stage = step.stage
+        if done.get(stage.name) == [step.made_from, _state(stage.outs)]:
             print(f"{'':>10}  {stage.name}: as it was", flush=True)
             continue
+        if done.pop(stage.name, None):  # or what is half done now would pass for it if the settings went back
+            files.write_json(memory, done)
         began = time.perf_counter()
         importlib.import_module(stage.module).main(*stage.arguments)
         gc.collect()  # the next stage begins with the memory that a process of its own would have
-        done[stage.name] = made_from
+        if step not in plan():
+            raise UserError(f"settings or code changed while {stage.name} ran: run the same command again")
+        done[stage.name] = [step.made_from, _state(stage.outs)]
         files.write_json(memory, done)
         print(f"{time.perf_counter() - began:8.1f} s  {stage.name}", flush=True)
     print(f"{time.perf_counter() - started:8.1f} s  all")
+
+
+def plan() -> list[Step]:
+    """The stages in order, as settings, code and the environment are now."""
+    document = params.load()
+    settings = params.read()
+    weights = Path(settings.current.weights)
+    everywhere = [compute.choose().precision, files.sha256(weights) if weights.is_file() else ""]
+    made_from: dict[str, str] = {}  # of every output
+    steps = []
+    for stage in stages(document):
+        inputs = {out: sha256 for out, sha256 in made_from.items() if _inside(out, stage.deps)}
+        code = {dep: files.sha256(dep) for dep in stage.deps if not any(_inside(out, (dep,)) for out in inputs)}
+        values = {name: lookup(document, name) for name in stage.params}
+        text = json.dumps([stage.module, stage.arguments, values, code, inputs, everywhere], sort_keys=True)
+        steps.append(Step(stage, hashlib.sha256(text.encode()).hexdigest()))
+        made_from |= dict.fromkeys(stage.outs, steps[-1].made_from)
+    return steps
+
+
+def _state(outs: tuple[str, ...]) -> list[list[Any]]:
+    """Size and time of every file of ``outs``: who else writes one is noticed."""
+    paths = [path for out in outs for path in [Path(out), *sorted(Path(out).rglob("*"))] if path.is_file()]
+    return [[path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def stages(document: Mapping[str, Any], path: str = "dvc.yaml") -> Iterator[Stage]:
@@ -91,7 +124,7 @@ def _expand(entries: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator
             yield _stage(name, entry, document)
             continue
         items = entry["foreach"]
-        for key, item in (_lookup(document, items[2:-1]) if isinstance(items, str) else items).items():
+        for key, item in (lookup(document, items[2:-1]) if isinstance(items, str) else items).items():
             yield _stage(f"{name}@{key}", entry["do"], {**document, "key": key, "item": item})
 
 
@@ -109,27 +142,18 @@ def _fill(text: str, names: Mapping[str, Any]) -> str:
     """Replace every ``${a.b}`` by its value, written as DVC writes it."""
 
     def value(match: re.Match[str]) -> str:
-        found = _lookup(names, match[1])
+        found = lookup(names, match[1])
         return str(found).lower() if isinstance(found, bool) else str(found)
 
     return re.sub(r"\$\{([^}]*)\}", value, text)
 
 
-def _lookup(names: Mapping[str, Any], dotted: str) -> Any:
+def lookup(names: Mapping[str, Any], dotted: str) -> Any:
+    """The value at ``a.b`` in nested sections."""
     found: Any = names
     for part in dotted.split("."):
         found = found[part]
     return found
-
-
-def fingerprint(stage: Stage, document: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
-    """One SHA-256 of all that a stage's outputs depend on: its command, settings, code, and what made its inputs."""
-    inputs = {out: made_from for out, made_from in fingerprints.items() if _inside(out, stage.deps)}
-    made_here = {dep for dep in stage.deps if any(_inside(out, (dep,)) for out in inputs)}
-    content = {dep: files.sha256(dep) for dep in stage.deps if dep not in made_here}
-    values = {name: _lookup(document, name) for name in stage.params}
-    text = json.dumps([stage.module, stage.arguments, values, content, inputs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 if __name__ == "__main__":

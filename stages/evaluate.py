@@ -14,7 +14,7 @@ from headstart.params import Params
 from headstart.runs import Clock
 from headstart.snapshot import Snapshot
 from stages.inputs import examples, require_precision, trainable
-from stages.paths import model_file
+from stages.paths import model_file, write_run
 
 
 def main(name: str) -> None:
@@ -40,7 +40,7 @@ def main(name: str) -> None:
         files.write_csv(predictions / "classes.csv", ["class", *scores],
                         zip(CLASSES, *(values.tolist() for values in scores.values()), strict=True))  # fmt: skip
     files.write_json(f"metrics/{settings.scale}/{name}.json", metrics)
-    files.write_json(f"runs/{settings.scale}/evaluate-{name}.json", {**clock.describe(), **device.describe()})
+    write_run(settings, f"evaluate-{name}", clock, device.describe())
 
 
 def _logits(name: str, settings: Params, seed: int, device: Compute) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,10 +11,10 @@ from headstart.console import run
 from headstart.forward import outputs
 from headstart.runs import Clock
 from headstart.snapshot import Snapshot
-from stages.paths import features_file, prepared_file, start_file
+from stages.paths import features_file, prepared_file, start_file, write_run
 
 SPLITS = ("training", "validation", "test")
-REMEDY = "free some space, or set store_activations to false in params.yaml"
+REMEDY = "free some space (DVC's cache may want as much again), or set store_activations to false in params.yaml"
 
 
 def main(pretrained: str) -> None:
@@ -33,14 +33,14 @@ def main(pretrained: str) -> None:
                 parts = {"features": nn.Sequential(trunk, head[:-1])}
             through = partial(outputs, modules=tuple(parts.values()), compute=device, prepare=start.preprocess)
             size = sum(one.nbytes for one in through(images["test"][:1])) * sum(map(len, images.values()))
-            files.require_room(folder, size * len(seeds), REMEDY)
+            still_to_write = len(seeds) - list(seeds).index(path)
+            files.require_room(folder, size * still_to_write, REMEDY)
             tensors: dict[str, torch.Tensor] = {}
             for split in SPLITS:
                 results = through(images[split], label=f"features of {split} images")
                 tensors |= {f"{split}_{name}": result for name, result in zip(parts, results, strict=True)}
             files.write_tensors(beside / path.name, tensors, {"precision": device.precision})
-    facts = {**clock.describe(), **device.describe(), **device.peak_memory()}
-    files.write_json(f"runs/{settings.scale}/features-pretrained-{pretrained}.json", facts)
+    write_run(settings, f"features-pretrained-{pretrained}", clock, {**device.describe(), **device.peak_memory()})
 
 
 if __name__ == "__main__":

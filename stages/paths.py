@@ -1,8 +1,11 @@
 """Where the stages put what they make; dvc.yaml says the same."""
 
 from pathlib import Path
+from typing import Any
 
+from headstart import files, params
 from headstart.params import Params
+from headstart.runs import Clock
 
 
 def prepared_file(settings: Params) -> Path:
@@ -24,3 +27,27 @@ def features_file(settings: Params, pretrained: bool, seed: int) -> Path:
 def model_file(settings: Params, name: str, seed: int) -> Path:
     """The network of the configuration ``name`` that was trained with ``seed``."""
     return Path(f"models/{settings.scale}/{name}/model-{seed}.safetensors")
+
+
+def run_file(scale: str, stage: str) -> Path:
+    """What is worth knowing of the run of ``stage``."""
+    return Path(f"runs/{scale}/{stage}.json")
+
+
+def stage_names(settings: Params) -> list[str]:
+    """The stages that leave a file of their run, under its name."""
+    starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
+    return [
+        "prepare",
+        *(f"{stage}-pretrained-{start}" for stage in ("start", "features") for start in starts),
+        *(f"{stage}-{name}" for stage in ("train", "evaluate") for name in settings.experiments),
+    ]
+
+
+def write_run(settings: Params, stage: str, clock: Clock, facts: dict[str, Any]) -> None:
+    """Write the ``facts`` of a run, with its times and with the settings that it was made with."""
+    document = params.load()
+    made_with = {"scales": {settings.scale: document["scales"][settings.scale]},
+                 "experiments": document["experiments"]}  # fmt: skip
+    content = {**clock.describe(), **facts, "settings": made_with}
+    files.write_json(run_file(settings.scale, stage), content)

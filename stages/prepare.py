@@ -5,7 +5,7 @@ import torch
 from headstart import datasets, files, params
 from headstart.console import run
 from headstart.runs import Clock
-from stages.paths import prepared_file
+from stages.paths import prepared_file, write_run
 
 
 def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
@@ -29,7 +29,7 @@ def main() -> None:
     clock = Clock()
     settings = params.read()
     files.write_tensors(prepared_file(settings), prepared(settings.current))
-    files.write_json(f"runs/{settings.scale}/prepare.json", clock.describe())
+    write_run(settings, "prepare", clock, {})
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 import sys
 
+import torch
+
 from headstart import compute, datasets, files, params, starts
 from headstart.console import run
 from headstart.runs import Clock
-from stages.paths import prepared_file, start_file
+from stages.paths import prepared_file, start_file, write_run
 
 
 def main(pretrained: str) -> None:
     clock = Clock()
-    settings, device = params.read(), compute.choose("cpu")
+    settings, device = params.read(), compute.choose("cpu", dtype=torch.float32)
     images = None
     if pretrained == "false":
         images = datasets.read_split(prepared_file(settings), "training").images
@@ -19,8 +21,8 @@ def main(pretrained: str) -> None:
         for seed in seeds:
             start = starts.make(settings.current, seed=seed, images=images, classes=datasets.CLASSES)
             start.write(folder / start_file(settings, pretrained == "true", seed).name)
-    facts = {**clock.describe(), **device.describe(), "weights": start.weights, "weights_sha256": start.sha256}
-    files.write_json(f"runs/{settings.scale}/start-pretrained-{pretrained}.json", facts)
+    facts = {**device.describe(), "weights": start.weights, "weights_sha256": start.sha256}
+    write_run(settings, f"start-pretrained-{pretrained}", clock, facts)
 
 
 if __name__ == "__main__":

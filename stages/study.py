@@ -3,8 +3,9 @@
 import torch
 
 from headstart import comparison, datasets, evaluation, files, gallery, params, report
+from headstart.console import UserError
 from headstart.snapshot import Snapshot
-from stages.paths import model_file, prepared_file
+from stages.paths import model_file, prepared_file, run_file, stage_names
 
 PUBLISHED = "docs/published.csv"
 
@@ -14,6 +15,7 @@ def read(settings: params.Params) -> report.Study:
     scale, experiments = settings.scale, settings.experiments
     images, labels = datasets.read_split(prepared_file(settings), "test")
     predictions = {name: f"predictions/{scale}/{name}/logits.safetensors" for name in experiments}
+    _require_one_precision(settings)
     logits = {name: files.read_tensors(path, "logits").tensors["logits"] for name, path in predictions.items()}
     right = {name: (found.argmax(2) == labels).numpy() for name, found in logits.items()}
     findings = comparison.study(experiments, right)
@@ -51,6 +53,18 @@ def read(settings: params.Params) -> report.Study:
     )
 
 
+def _require_one_precision(settings: params.Params) -> None:
+    """Raise UserError where not all was computed in the same precision, so that it cannot stand in one table."""
+    found: dict[str, str] = {}
+    for stage in stage_names(settings):
+        if not stage.startswith(("prepare", "start")):  # which compute nothing, or always in float32
+            found.setdefault(files.read_json(run_file(settings.scale, stage))["precision"], stage)
+    if len(found) > 1:
+        mixture = " and ".join(f"{stage} in {precision}" for precision, stage in found.items())
+        raise UserError(f"the study was computed in several precisions ({mixture}): set HEADSTART_DTYPE to one, and "
+                        "compute the rest anew with `dvc repro --force`")  # fmt: skip
+
+
 def _details(scale: str, name: str, logits: torch.Tensor, labels: torch.Tensor) -> report.Details:
     every, repeated = logits.flatten(0, 1), labels.repeat(len(logits))  # all seeds together
     confusion = evaluation.confusion_matrix(logits=every, labels=repeated)
@@ -65,11 +79,8 @@ def _details(scale: str, name: str, logits: torch.Tensor, labels: torch.Tensor) 
 
 def _stage_seconds(settings: params.Params) -> dict[str, float]:
     """Of each stage but the first and the last, which belong to no scale and are still running."""
-    starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
-    records = {"prepare": ["prepare"]}
-    records |= {stage: [f"{stage}-pretrained-{start}" for start in starts] for stage in ("start", "features")}
-    records |= {stage: [f"{stage}-{name}" for name in settings.experiments] for stage in ("train", "evaluate")}
-    return {
-        stage: sum(files.read_json(f"runs/{settings.scale}/{name}.json")["seconds"] for name in names)
-        for stage, names in records.items()
-    }
+    seconds: dict[str, float] = {}
+    for name in stage_names(settings):
+        stage = name.partition("-")[0]
+        seconds[stage] = seconds.get(stage, 0.0) + files.read_json(run_file(settings.scale, name))["seconds"]
+    return seconds

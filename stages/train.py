@@ -17,7 +17,7 @@ from headstart.runs import Clock
 from headstart.snapshot import Snapshot
 from headstart.training import Epoch, fit, make_optimizer
 from stages.inputs import examples, trainable
-from stages.paths import features_file, model_file, prepared_file, start_file
+from stages.paths import features_file, model_file, prepared_file, start_file, write_run
 
 COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
 CODE = sorted(Path(__file__).parent.glob("*.py"))
@@ -28,7 +28,9 @@ class Trained(NamedTuple):
 
     model: Snapshot
     epochs: list[Epoch]
+    checkpoint: Checkpoint
     parameters: int
+    images: int
     place: str  # where the inputs were kept
 
 
@@ -44,58 +46,59 @@ def main(name: str) -> None:
     last = list(trained.values())[-1]
     seconds = [epoch.seconds for result in trained.values() for epoch in result.epochs]
     facts = {
-        **clock.describe(),
         **device.describe(),
         **device.peak_memory(),
         "activations": last.place,
         "training_seconds": round(sum(seconds), 3),
-        "images_per_second": round(settings.current.training_images / min(seconds), 1),
+        "images_per_second": round(last.images / min(seconds), 1),
         "trained_parameters": last.parameters,
         "weights": last.model.weights,
         "weights_sha256": last.model.sha256,
     }
-    files.write_json(f"runs/{settings.scale}/train-{name}.json", facts)
-    for seed in trained:
-        _checkpoint(name, settings, device, seed).delete()
+    write_run(settings, f"train-{name}", clock, facts)
+    for result in trained.values():
+        result.checkpoint.delete()
 
 
 def _checkpoint(name: str, settings: Params, device: Compute, seed: int) -> Checkpoint:
     experiment = settings.experiment(name)
-    made_with = [asdict(experiment), asdict(settings.current), device.describe()]
+    without_other_seeds = {**asdict(settings.current), "seeds": [seed]}
     start, features = (where(settings, experiment.pretrained, seed) for where in (start_file, features_file))
-    made_from = fingerprint(made_with, [prepared_file(settings), start, features, *CODE])
+    made_from = fingerprint(
+        [asdict(experiment), without_other_seeds, device.describe()], [prepared_file(settings), start, features, *CODE]
+    )
     return Checkpoint(Path(f"checkpoints/{settings.scale}/{name}/{seed}.safetensors"), made_from)
 
 
 def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, Trained]]:
     """Yield what comes of each seed; a checkpoint is written after each epoch."""
-    experiment, study = settings.experiment(name), settings.current
-    inputs: tuple[Path, Examples, Examples] | None = None
-    with progress(len(study.seeds) * study.n_epochs * study.training_images, f"training {name}") as bar:
-        for seed in study.seeds:
-            start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
-            _require_weights(study.weights, start)
-            owner, trunk, head = trainable(experiment, settings, start)
-            features = features_file(settings, experiment.pretrained, seed)
-            if inputs is None or inputs[0] != features:  # with pretrained weights all seeds share them
-                inputs = None  # frees them first
-                of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk,
-                             compute=device, seed=seed, keep=True)  # fmt: skip
-                inputs = features, of("training"), of("validation")
-            _, training, validation = inputs
-            optimizer = make_optimizer(experiment, head, device)
-            checkpoint = _checkpoint(name, settings, device, seed)
-            done = checkpoint.restore(head, optimizer)
-            bar.update(len(done) * study.training_images)
+    experiment, scale = settings.experiment(name), settings.current
+    inputs: tuple[Examples, Examples] | None = None
+    inputs_file: Path | None = None
+    for seed in scale.seeds:
+        start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
+        _require_weights(settings.current.weights, start)
+        owner, trunk, head = trainable(experiment, settings, start)
+        features = features_file(settings, experiment.pretrained, seed)
+        if inputs is None or features != inputs_file:  # with pretrained weights all seeds share them
+            inputs = None  # or there would be twice as much in memory
+            of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk,
+                         compute=device, seed=seed, keep=True)  # fmt: skip
+            inputs, inputs_file = (of("training"), of("validation")), features
+        optimizer = make_optimizer(experiment, head, device)
+        checkpoint = _checkpoint(name, settings, device, seed)
+        done = checkpoint.restore(head, optimizer)
+        images = len(inputs[0].labels)
+        with progress(scale.n_epochs * images, f"training {name}, seed {seed}", len(done) * images) as bar:
             for epoch in fit(
-                head, optimizer, training, validation, epochs=range(len(done) + 1, study.n_epochs + 1),
-                batch_size=study.batch_size, seed=seed, compute=device, name=name, on_batch=bar.update,
+                head, optimizer, *inputs, epochs=range(len(done) + 1, scale.n_epochs + 1),
+                batch_size=scale.batch_size, seed=seed, compute=device, name=name, on_batch=bar.update,
             ):  # fmt: skip
                 done.append(epoch)
                 checkpoint.save(head, optimizer, done)
-            model = start.trained(owner.state_dict(), device.precision)
-            parameters = sum(parameter.numel() for parameter in head.parameters())
-            yield seed, Trained(model, done, parameters, training.inputs.place)
+        model = start.trained(owner.state_dict(), device.precision)
+        parameters = sum(parameter.numel() for parameter in head.parameters())
+        yield seed, Trained(model, done, checkpoint, parameters, images, inputs[0].inputs.place)
 
 
 def _require_weights(weights: str, start: Snapshot) -> None:

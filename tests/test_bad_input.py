@@ -215,7 +215,7 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
     needs = "needs 4,718,592 bytes, and the disk has 4,718,591"
-    remedy = "free some space, or set store_activations to false in params.yaml"
+    remedy = "free some space (DVC's cache may want as much again), or set store_activations to false in params.yaml"
     assert complaint(stages.features, "true") == f"headstart: data/features/quick/pretrained-true {needs}: {remedy}"
 
 

@@ -84,6 +84,18 @@ def test_a_tuned_lr_drops_no_pair():
     assert settings["random-frozen-adam", "random-frozen-sgd"] == {"lr": (0.01, 0.001), **brought_along}
 
 
+def test_a_combination_that_was_tried_twice_counts_once():
+    name = "pretrained-frozen-adam"
+    experiments = EXPERIMENTS | {"again": dataclasses.replace(EXPERIMENTS[name], lr=0.01)}
+    before = comparison.study(EXPERIMENTS, CORRECT)
+    same = comparison.study(experiments, CORRECT | {"again": CORRECT[name]})
+    assert {key: effect.value for key, effect in same.effects.items()} == pytest.approx(
+        {key: effect.value for key, effect in before.effects.items()}
+    )
+    better = comparison.study(experiments, CORRECT | {"again": right(8_837)})  # 4 points more: the two have 2 more
+    assert better.effects["pretrained"].value == pytest.approx(before.effects["pretrained"].value + 0.02 / 4)
+
+
 def test_without_pairs_there_is_no_effect():
     name = "pretrained-frozen-adam"
     findings = comparison.study({name: EXPERIMENTS[name]}, {name: right(5_000)})

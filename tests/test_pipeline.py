@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from headstart import datasets, files
 
@@ -66,7 +67,7 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     fresh = tmp_path / "fresh"  # as CI has it: neither data nor DVC's cache
     run("git", "clone", "-q", str(clone), str(fresh), cwd=tmp_path)
     gate = (sys.executable, "-m", "scripts.lock_gate")
-    fits = "dvc.lock fits the rest: nothing would run; the records of quick fit params.yaml\n"
+    fits = "dvc.lock fits the rest: nothing would run; params.yaml fits the records of quick\n"
     assert run(*gate, cwd=fresh).stdout == fits
     record = fresh / "metrics/quick/record.json"
     made_with = record.read_text(encoding="utf-8")
@@ -75,7 +76,7 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     assert closed.returncode == 1
     assert closed.stderr == (
         f"headstart: the study quick was made with experiments.{KEPT[1]}.lr 0.001, and params.yaml has 0.002: set it "
-        "back, or run `dvc exp run -S scale=quick` and `make record SCALE=quick`, and commit what they change\n"
+        "back, or run the study with `scale: quick` in params.yaml, then `make record`\n"
     )
     # A record that was forged to fit does not fit dvc.lock.
     forged = files.read_json(record)
@@ -152,12 +153,14 @@ def test_without_dvc_the_same_bytes(first, tmp_path):
     """`python -m stages`: interrupted, gone on with, with nothing to do, and with another setting."""
     clone = tiny_clone(tmp_path / "clone")
     stages = (sys.executable, "-m", "stages")
+    (clone / "checkpoints").mkdir()
+    with FileLock(clone / "checkpoints/stages.lock"):
+        busy = "headstart: another `python -m stages` runs here: wait for it, or stop it\n"
+        assert run(*stages, cwd=clone, check=False).stderr == busy
     process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if "features@pretrained" in line:
             break
-    second = run(*stages, cwd=clone, check=False)
-    assert second.stderr == "headstart: another `python -m stages` runs here: wait for it, or stop it\n"
     process.send_signal(signal.SIGINT)
     interrupted = "headstart: interrupted; nothing half-written was left, the same command goes on\n"
     assert process.communicate()[1] == interrupted
@@ -168,8 +171,20 @@ def test_without_dvc_the_same_bytes(first, tmp_path):
 
     edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
     assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
-    shutil.rmtree(clone / f"models/quick/{KEPT[0]}")
-    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[0]}", "all"}
+    # Killed while it writes anew, then with the settings of before: what is there is not what they make.
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.003))
+    process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if f"s  train@{KEPT[1]}" in line:
+            process.kill()
+    process.wait()
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
+    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
+    assert results(clone) == first[1]
+    # Somebody else has written an output.
+    (clone / f"metrics/quick/{KEPT[0]}.json").write_text("{}", encoding="utf-8")
+    assert ran(run(*stages, cwd=clone).stdout) == {f"evaluate@{KEPT[0]}", "all"}
+    assert results(clone) == first[1]
 
 
 def ran(printed: str) -> set[str]:

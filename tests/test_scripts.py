@@ -30,13 +30,13 @@ BEFORE = results.Results(
     metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.8} for name in "abc"},
     published={"a": 0.8462},
     study={"best_accuracy": 0.8846, "effect_pretrained": 0.525},
-    right={"a": right(8_846), "b": right(8_312), "c": right(2_001)},
+    right={"a": {0: right(8_846)[0]}, "b": {0: right(8_312)[0]}, "c": {0: right(2_001)[0]}},
 )
 AFTER = dataclasses.replace(
     BEFORE,
     accuracy={"a": estimate(8_850), "b": estimate(8_612), "d": estimate(5_000)},
     metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.81} for name in "abd"},
-    right={"a": np.roll(right(8_850), 6), "b": right(8_612), "d": right(5_000)},
+    right={"a": {0: np.roll(right(8_850)[0], 6)}, "b": {0: right(8_612)[0]}, "d": {0: right(5_000)[0]}},
 )
 
 
@@ -50,12 +50,28 @@ def test_a_change_is_tested_on_the_same_images():
     assert found["b"].gain.value == pytest.approx(0.03)
 
 
+def test_the_same_seeds_are_compared():
+    one, other = right(60, 100)[0], right(40, 100)[0]
+    before = dataclasses.replace(BEFORE, right={"a": {0: other, 1: other}, "b": {2: one}, "c": {0: one}})
+    after = dataclasses.replace(BEFORE, right={"a": {1: one, 7: other}, "b": {0: other}, "c": {0: one, 1: other}})
+    # a: seed 1; b has no seed in common, and c's common seed has the same images right.
+    assert {name: gain.gain.value for name, gain in results.changes(after, before).items()} == {"a": 0.2}
+
+
+def test_what_did_not_change_makes_no_test_stricter():
+    earlier, later = np.zeros((2, 100), dtype=bool)
+    earlier[:35], later[35:95] = True, True  # 60 gained and 35 lost
+    same = {name: {0: earlier} for name in "bcdefgh"}
+    found = results.changes(dataclasses.replace(BEFORE, right={"a": {0: later}, **same}),
+                            dataclasses.replace(BEFORE, right={"a": {0: earlier}, **same}))  # fmt: skip
+    assert found["a"].p == pytest.approx(stats.binomtest(35, 95).pvalue)
+    assert found["a"].p < 0.05
+
+
 def test_without_the_images_of_before_nothing_is_tested():
-    without = dataclasses.replace(BEFORE, right={"b": right(8_312, 9_999)})
+    without = dataclasses.replace(BEFORE, right={"b": {0: right(8_312, 9_999)[0]}})
     assert results.changes(AFTER, without) == {}
-    assert "| a | 88.46 | 88.50 | +0.04 |  | not tested: git has not which images were right |" in change._accuracies(
-        without, AFTER
-    )
+    assert "| a | 88.46 | 88.50 | +0.04 |  | not tested |" in change._accuracies(without, AFTER)
 
 
 def printed(now: results.Results, before: results.Results | None) -> list[str]:
@@ -101,8 +117,10 @@ def test_an_unknown_revision():
 
 
 def test_the_committed_results_can_be_read():
-    found = results.read("quick")
-    assert len(found.accuracy) == len(found.metrics) == len(found.published) == 8
+    for scale, published in (("quick", 0), ("resnet50", 8)):
+        found = results.read(scale)
+        assert len(found.accuracy) == len(found.metrics) == len(found.right) == 8
+        assert len(found.published) == published
     assert results.read("no such scale") is None
 
 

@@ -25,7 +25,8 @@ def test_a_stage_s_deps_are_the_modules_it_imports(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_s_params_cover_the_settings_it_reads(name):
-    fields = set(params.Scale.__dataclass_fields__)
+    # A training compares the weights' file with its start's and refuses another one: no number depends on it.
+    fields = set(params.Scale.__dataclass_fields__) - ({"weights"} if name == "train" else set())
     read = {
         node.attr
         for file in closure(Path(f"stages/{name}.py"))

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import models, params, starts
-from headstart.compute import Compute
+from headstart import files, models, params, starts
 from headstart.console import UserError
 from headstart.datasets import CLASSES
 
@@ -227,12 +226,24 @@ def test_a_random_start_is_of_all_images_whatever_their_number(training_set, n):
     torch.testing.assert_close(start.state["bn1.running_mean"], torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_a_start_does_not_know_what_else_computes(training_set, monkeypatch):
-    made = []
-    for chunk in (64, 256):  # a CPU's and a GPU's
-        monkeypatch.setattr(Compute, "chunk", chunk)
-        made.append(starts.make(SCALE, seed=3, images=training_set[0][:300], classes=CLASSES).state)
-    assert all(torch.equal(made[1][name], tensor) for name, tensor in made[0].items())
+def test_a_start_is_in_float32_whatever_else_is_computed_in(training_set, tmp_path, monkeypatch):
+    """The stage, asked for bfloat16, writes the bytes that it writes without."""
+    import stages.start
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    images, labels = (tensor[:100] for tensor in training_set)
+    empty = {f"{split}_{what}": tensor[:0] for split in ("validation", "test")
+             for what, tensor in (("images", images), ("labels", labels))}  # fmt: skip
+    files.write_tensors("data/prepared/quick.safetensors",
+                        {"training_images": images, "training_labels": labels, **empty})  # fmt: skip
+    written = []
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setenv("HEADSTART_DTYPE", dtype)
+        stages.start.main("false")
+        written.append(files.sha256("data/start/quick/pretrained-false/seed-0.safetensors"))
+        assert files.read_json("runs/quick/start-pretrained-false.json")["precision"] == "float32"
+    assert written[0] == written[1]
 
 
 def test_one_image_is_too_few_for_a_random_start(training_set):

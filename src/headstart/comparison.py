@@ -103,6 +103,20 @@ def squares(experiments: Mapping[str, Experiment], first: str, second: str) -> l
     ]
 
 
+def cells(
+    experiments: Mapping[str, Experiment], correct: Correct
+) -> tuple[dict[str, Experiment], dict[str, np.ndarray]]:
+    """One configuration for each combination of levels, and the mean correctness of all that have it.
+
+    Else a combination that was tried with several settings would count as often.
+    """
+    members: dict[tuple[object, ...], list[str]] = {}
+    for name, experiment in experiments.items():
+        members.setdefault(tuple(getattr(experiment, factor) for factor in FACTORS), []).append(name)
+    first = {names[0]: experiments[names[0]] for names in members.values()}
+    return first, {names[0]: np.mean([correct[name] for name in names], axis=0) for names in members.values()}
+
+
 def contrast(correct: Correct, groups: Sequence[tuple[str, ...]], signs: tuple[int, ...]) -> np.ndarray:
     """The mean over ``groups`` of their configurations' correctness, added with ``signs``: [seeds, images]."""
     terms = [sign * correct[name].astype(float) for group in groups for name, sign in zip(group, signs, strict=True)]
@@ -141,10 +155,7 @@ def accuracy(correct: np.ndarray) -> Estimate:
 
 
 def gains(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Gain]:
-    """Test each of ``pairs``, the correctness of the one and of the other: bool [seeds, images].
-
-    Where one has been trained with more seeds than the other, the first seeds are compared.
-    """
+    """Test each of ``pairs``, the correctness of the one and of the other: bool [seeds, images], of the same seeds."""
     if not pairs:
         return []
     only = [(int((one[0] & ~other[0]).sum()), int((other[0] & ~one[0]).sum())) for one, other in pairs]
@@ -152,8 +163,7 @@ def gains(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Gain]:
     corrected = multipletests(tests, alpha=ERROR, method="holm")[1]
     found = []
     for (one, other), (left, right), p in zip(pairs, only, corrected, strict=True):
-        seeds = min(len(one), len(other))
-        gain = bootstrap(one[:seeds].astype(float) - other[:seeds])
+        gain = bootstrap(one.astype(float) - other)
         found.append(Gain(gain=gain, only_one=left, only_other=right, p=float(p)))
     return found
 
@@ -172,13 +182,14 @@ def differences(experiments: Mapping[str, Experiment], correct: Correct) -> list
 
 def study(experiments: Mapping[str, Experiment], correct: Correct) -> Findings:
     """All that is said of the configurations together. A factor without a pair has no effect."""
-    effects = {factor: pairs(experiments, factor) for factor in FACTORS}
-    interactions = {factors: squares(experiments, *factors) for factors in combinations(FACTORS, 2)}
+    one_each, mean = cells(experiments, correct)
+    effects = {factor: pairs(one_each, factor) for factor in FACTORS}
+    interactions = {factors: squares(one_each, *factors) for factors in combinations(FACTORS, 2)}
     return Findings(
         accuracy={name: accuracy(correct[name]) for name in experiments},
-        effects={key: bootstrap(contrast(correct, found, (1, -1))) for key, found in effects.items() if found},
+        effects={key: bootstrap(contrast(mean, found, (1, -1))) for key, found in effects.items() if found},
         interactions={
-            key: bootstrap(contrast(correct, found, (1, -1, -1, 1))) for key, found in interactions.items() if found
+            key: bootstrap(contrast(mean, found, (1, -1, -1, 1))) for key, found in interactions.items() if found
         },
         differences=differences(experiments, correct),
     )

@@ -6,8 +6,9 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -69,7 +70,8 @@ class Compute:
             "threads": str(torch.get_num_threads()),
             "precision": self.precision,
             "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "torchvision", "timm")},
+            "torch": torch.__version__,  # with the CUDA that it was built for
+            **_versions("torchvision", "timm"),
         }
 
     def peak_memory(self) -> dict[str, int]:
@@ -87,7 +89,7 @@ def choose_place(size: int, *, device: int, host: int) -> str:
     return "device" if size <= device else "host" if size <= host else "recompute"
 
 
-def choose(device: str | None = None) -> Compute:
+def choose(device: str | None = None, dtype: torch.dtype | None = None) -> Compute:
     """Choose what to compute on, and make PyTorch deterministic on it.
 
     The environment decides: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),
@@ -96,16 +98,18 @@ def choose(device: str | None = None) -> Compute:
 
     Args:
         device: instead of ``HEADSTART_DEVICE``.
+        dtype: instead of ``HEADSTART_DTYPE``.
 
     Raises:
         UserError: one of them is set to something else, or to a device that is not there.
     """
     asked = device or os.environ.get("HEADSTART_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = _device(asked)
-    dtype = _dtype(os.environ.get("HEADSTART_DTYPE"), chosen)
+    dtype = dtype or _dtype(os.environ.get("HEADSTART_DTYPE"), chosen)
     memory = _memory(os.environ.get("HEADSTART_MEMORY_GB"))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # where streams and graphs are made
+        torch.cuda.reset_peak_memory_stats(chosen)  # of a stage before, in the same process
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
         if memory is not None:
             total = torch.cuda.get_device_properties(chosen).total_memory
@@ -117,6 +121,15 @@ def choose(device: str | None = None) -> Compute:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _keep_freed_memory()
     return Compute(chosen, dtype, memory)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _device(asked: str) -> torch.device:

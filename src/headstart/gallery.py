@@ -59,7 +59,7 @@ def feature_maps(model: Snapshot, image: torch.Tensor) -> dict[str, np.ndarray]:
     maps = _maps(models.chain(model.network()), model.preprocess(image.unsqueeze(0)))
     chosen = {}
     for name, layer in (("first convolution", maps[0]), ("last stage", maps[-1])):
-        strongest = layer[0].flatten(1).std(1).argsort(descending=True, stable=True)[:MAPS]
+        strongest = layer[0].flatten(1).std(1, correction=0).argsort(descending=True, stable=True)[:MAPS]
         chosen[f"{name}: {layer.shape[2]}×{layer.shape[3]}"] = layer[0, strongest].numpy()
     return chosen
 

@@ -13,20 +13,29 @@ except ImportError:  # Windows has no such module
 
 
 class Clock:
-    """How long a stage has run and how much memory it took."""
+    """When a stage began, and what is to be said of its run."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
+        self._began = _now()
+        self._commit = commit()  # of the code that was imported, whatever is committed meanwhile
 
     def describe(self) -> dict[str, float | str]:
-        """Seconds since the clock was made, the time now, the commit, and the peak memory in MB where it is known."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        """Seconds since the clock was made, when that was and is, the commit, and the process's peak memory in MB.
+
+        The last is missing where the system does not tell it.
+        """
         found: dict[str, float | str] = {
             "seconds": round(time.perf_counter() - self._started, 3),
-            "ended": now,
-            "commit": commit(),
+            "began": self._began,
+            "ended": _now(),
+            "commit": self._commit,
         }
         return found if resource is None else {**found, "peak_memory_mb": _peak_memory_mb()}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def commit() -> str:
@@ -34,7 +43,7 @@ def commit() -> str:
     root = Path(__file__).parent
     try:
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/stages", ":/dvc.yaml")
+        changed = _git(root, "status", "--porcelain", "--", ":/src", ":/stages", ":/dvc.yaml")
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+" if changed else "")
