@@ -1,9 +1,9 @@
 """What the three faults of the published script do, each measured alone, at the scale that params.yaml names.
 
-    python -m benchmarks.faults [EPOCHS]
+    python -m benchmarks.faults [CONFIGURATION] [EPOCHS]
 
-It trains the whole network on prepared images, plainly, as the published script did, from the same pretrained start;
-so run `dvc repro` first. It prints a Markdown table.
+It trains the whole network on prepared images, plainly, as the published script did, from the start of the configuration
+(pretrained-finetuned-adam if none is named); so run `dvc repro` first. It prints a Markdown table.
 """
 
 import copy
@@ -18,7 +18,7 @@ from headstart.console import UserError, progress, run
 from headstart.forward import outputs
 from headstart.snapshot import Snapshot
 from headstart.training import image_order
-from stages.paths import start_file
+from stages.paths import prepared_file, start_file
 
 IMAGES = 3_000  # of the training images, so that it takes minutes
 VARIANTS = {
@@ -31,42 +31,46 @@ VARIANTS = {
 }
 
 
-def main(epochs: str = "2") -> None:
+def main(configuration: str = "pretrained-finetuned-adam", epochs: str = "2") -> None:
     if not epochs.isdecimal() or int(epochs) < 1:
         raise UserError(f"the number of epochs must be 1 or more, not {epochs!r}")
     settings, device = params.read(), compute.choose()
-    data = files.read_tensors(f"data/prepared/{settings.scale}.safetensors").tensors
-    start = Snapshot.read(start_file(settings, True, settings.current.seeds[0]))
+    experiment = settings.experiment(configuration)
+    data = files.read_tensors(prepared_file(settings)).tensors
+    start = Snapshot.read(start_file(settings, experiment.pretrained, settings.current.seeds[0]))
+    layer = settings.current.finetune_from if experiment.finetuning else start.classifier
     print("| fault | test accuracy % | weights moved in the fine-tuned layers % | frozen statistics moved % |")
     print("|---|---:|---:|---:|")
     for name, variant in VARIANTS.items():
         network = start.network()
         before = copy.deepcopy(network.state_dict())
-        trunk, head = models.cut(network, settings.current.finetune_from)
-        _train(network, trunk, head, start, data, settings.current, variant, int(epochs), device, name)
+        trunk, head = models.cut(network, layer)
+        _train(network, trunk, head, start, data, settings.current, experiment, variant, int(epochs), device, name)
         [logits] = outputs(data["test_images"], (network,), compute=device, prepare=start.preprocess, label="testing")
         accuracy = 100 * (logits.argmax(1) == data["test_labels"]).float().mean().item()
-        moved = _moved(head[:-1].state_dict(keep_vars=True), network, before, parameters=True)
+        tuned = head[:-1].state_dict(keep_vars=True)
+        moved = _moved(tuned, network, before, parameters=True) if tuned else 0.0
         drifted = _moved(trunk.state_dict(keep_vars=True), network, before, parameters=False)
         print(f"| {name} | {accuracy:.2f} | {100 * moved:.0f} | {100 * drifted:.0f} |", flush=True)
 
 
 def _train(
     network: nn.Module, trunk: nn.Module, head: nn.Module, start: Snapshot, data: dict[str, torch.Tensor],
-    scale: params.Scale, variant: tuple[bool, bool, bool], epochs: int, device: compute.Compute, name: str,
+    scale: params.Scale, experiment: params.Experiment, variant: tuple[bool, bool, bool], epochs: int,
+    device: compute.Compute, name: str,
 ) -> None:  # fmt: skip
     classifier_only, renewed, training_mode = variant
     parameters = list((head[-1] if classifier_only else head).parameters())  # type: ignore[index]
     network.to(device.device)
-    optimizer = torch.optim.Adam(parameters, lr=0.001)
+    optimizer = _optimizer(experiment, parameters)
     head.train()
     trunk.train(training_mode)
     images, labels = data["training_images"][:IMAGES], data["training_labels"][:IMAGES]
     with progress(epochs * len(labels), name) as bar:
         for epoch in range(1, epochs + 1):
-            for batch in image_order(scale.seed, epoch, len(labels)).split(scale.batch_size):
+            for batch in image_order(scale.seeds[0], epoch, len(labels)).split(scale.batch_size):
                 if renewed:
-                    optimizer = torch.optim.Adam(parameters, lr=0.001)
+                    optimizer = _optimizer(experiment, parameters)
                 with torch.set_grad_enabled(False):
                     activations = trunk(start.preprocess(images[batch].to(device.device)))
                 loss = F.cross_entropy(head(activations), labels[batch].to(device.device))
@@ -74,6 +78,13 @@ def _train(
                 loss.backward()
                 optimizer.step()
                 bar.update(len(batch))
+
+
+def _optimizer(experiment: params.Experiment, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if experiment.optimizer == "Adam":
+        return torch.optim.Adam(parameters, lr=experiment.lr)
+    return torch.optim.SGD(parameters, lr=experiment.lr, momentum=experiment.momentum or 0,
+                           weight_decay=experiment.weight_decay or 0)  # fmt: skip
 
 
 def _moved(part: dict, network: nn.Module, before: dict[str, torch.Tensor], *, parameters: bool) -> float:

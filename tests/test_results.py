@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.speed import line
 from headstart import files, params, report
-from scripts import results
+from scripts import record, results
 
 from .conftest import ROOT
 
@@ -43,10 +43,11 @@ def test_pretrained_weights_are_worth_eight_points_and_reach_88_percent():
 def table(scale: str) -> list[str]:
     """The rows of the Markdown table that the results in git make."""
     found = results.read(scale, "HEAD")
-    published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
+    compared = report.is_published_size(SCALES[scale])
+    published = report.published_results(files.read_csv(ROOT / "docs/published.csv")) if compared else {}
     rows = [
         report.Row(name=name, experiment=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
-                   published=published[e])
+                   published=published.get(e))
         for name, e in EXPERIMENTS.items()
     ]  # fmt: skip
     return report.markdown_table(rows).splitlines()[2:]
@@ -54,9 +55,21 @@ def table(scale: str) -> list[str]:
 
 def test_the_readme_shows_the_committed_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(row in readme for row in table("quick"))
-    study = results.read("quick", "HEAD").study
-    assert all(f"{100 * value:.1f}" in readme for effect, value in study.items() if effect.startswith("effect_"))
+    assert all(row in readme for row in table("resnet50"))
+    for scale in ("resnet50", "quick"):
+        study = results.read(scale, "HEAD").study
+        assert all(f"{100 * value:+.1f}" in readme for effect, value in study.items() if effect.startswith("effect_"))
+
+
+@pytest.mark.parametrize("scale", ["quick", "quick-seeds", "resnet50"])
+def test_the_docs_say_what_a_study_was_made_with(scale):
+    made = files.read_json(record.path(scale))
+    docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    part = docs.partition(f"\n## Scale `{scale}`\n")[2].partition("\n## ")[0]
+    for fact in (made["weights"]["name"], f"{made['weights']['imagenet_top1_percent']} %", made["weights"]["sha256"],
+                 *made["device"], *made["precision"], *made["torch"], made["ended"][:10]):  # fmt: skip
+        assert fact in part, fact
+    assert all(commit[:7] in part for commit in made["commit"])
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -80,7 +93,8 @@ def test_the_docs_show_the_committed_benchmark():
     for row in found["configurations"]:
         assert line(row) in docs
     for way, ratio in found["times_as_fast_as"].items():
-        assert f"{ratio:.1f} times as fast as the {way} loop" in docs
+        apart = found["times_as_fast_in_processes"][way]
+        assert f"{ratio:.1f} times as fast as the {way} loop; with a process a stage {apart:.1f} times." in docs
     for row in found["configurations"]:  # Headstart's side is the same study as the committed one
         assert row["headstart"]["test_accuracy"] == pytest.approx(
             committed(row["configuration"])["test_accuracy"], abs=0.0001
