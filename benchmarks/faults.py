@@ -2,8 +2,8 @@
 
     python -m benchmarks.faults [CONFIGURATION] [EPOCHS]
 
-It trains the whole network on prepared images, plainly, as the published script did, from the start of the configuration
-(pretrained-finetuned-adam if none is named); so run `dvc repro` first. It prints a Markdown table.
+It trains the whole network on prepared images, plainly, as the published script did, from the configuration's start
+(that of pretrained-finetuned-adam if none is named); so run `dvc repro` first. It prints a Markdown table.
 """
 
 import copy

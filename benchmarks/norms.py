@@ -1,0 +1,46 @@
+"""What training has done to the size of the fine-tuned layers' weights, and to what comes out of the network.
+
+    python -m benchmarks.norms
+
+For every fine-tuned configuration of the study that params.yaml names, whose models and predictions must be there, it
+prints as a Markdown table the norm of the convolutions and of the batch norms' scales as a percentage of the start's,
+and how far the logits of the test images spread around their mean. Weight decay shrinks what gradients do not hold up.
+"""
+
+import torch
+from torch import nn
+
+from headstart import files, models, params
+from headstart.console import run
+from headstart.snapshot import Snapshot
+from stages.paths import model_file, start_file
+
+
+def main() -> None:
+    settings = params.read()
+    seed = settings.current.seeds[0]
+    print("| configuration | convolutions % | batch-norm scales % | spread of the logits |\n|---|---:|---:|---:|")
+    for name, experiment in settings.experiments.items():
+        if experiment.finetuning:
+            start, trained = (_norms(Snapshot.read(path), settings.current.finetune_from) for path in (
+                start_file(settings, experiment.pretrained, seed), model_file(settings, name, seed)
+            ))  # fmt: skip
+            shares = [f"{100 * trained[kind] / start[kind]:.1f}" for kind in (nn.Conv2d, nn.BatchNorm2d)]
+            path = f"predictions/{settings.scale}/{name}/logits.safetensors"
+            spread = files.read_tensors(path, "logits").tensors["logits"][0].std(0, correction=0).mean()
+            print(f"| {name} | {' | '.join(shares)} | {spread:.3f} |")
+
+
+def _norms(snapshot: Snapshot, layer: str) -> dict[type, float]:
+    """The norm of all weights of a kind of layer in the head, as one vector."""
+    _, head = models.cut(snapshot.network(), layer)
+    return {
+        kind: float(
+            torch.cat([module.weight.flatten() for module in head.modules() if isinstance(module, kind)]).norm()
+        )
+        for kind in (nn.Conv2d, nn.BatchNorm2d)
+    }
+
+
+if __name__ == "__main__":
+    run(main)
