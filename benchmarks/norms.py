@@ -36,7 +36,9 @@ def _norms(snapshot: Snapshot, layer: str) -> dict[type, float]:
     _, head = models.cut(snapshot.network(), layer)
     return {
         kind: float(
-            torch.cat([module.weight.flatten() for module in head.modules() if isinstance(module, kind)]).norm()
+            torch.cat([module.weight.flatten() for module in head.modules() if isinstance(module, kind)])
+            .detach()
+            .norm()
         )
         for kind in (nn.Conv2d, nn.BatchNorm2d)
     }

@@ -23,6 +23,7 @@ from stages.paths import run_file, stage_names
 
 # What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
 FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
+PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
 COMPUTED = ("features", "train", "evaluate")
 TOP1 = "imagenet_top1_percent"
 
@@ -73,9 +74,17 @@ def record(settings: Params) -> dict[str, Any]:
         "ended": max(run["ended"] for run in runs.values()),
         "training_seconds": round(sum(run.get("training_seconds", 0) for run in runs.values()), 1),
         "stage_seconds": {name: run["seconds"] for name, run in runs.items()},
-        **{peak: max(run.get(peak, 0) for run in runs.values()) for peak in ("peak_memory_mb", "peak_gpu_memory_mb")},
+        **_peaks(runs.values()),
         "sha256": {file.as_posix(): files.sha256(file) for file in results(settings.scale, settings.experiments)},
     }
+
+
+def _peaks(runs: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The most memory that a stage took, of the machine's and of the GPU's, where it is known."""
+    found: dict[str, float] = {}
+    for one in runs:
+        found |= {peak: max(one[peak], found.get(peak, 0)) for peak in PEAKS if peak in one}
+    return found
 
 
 def weights_name(weights: str) -> str:
@@ -98,7 +107,10 @@ def _run(scale: str, name: str) -> dict[str, Any]:
     file = run_file(scale, name)
     if not file.is_file():
         raise UserError(f"{file} is missing, so the study {scale} is not complete: run `dvc repro` at that scale first")
-    return files.read_json(file)
+    found = files.read_json(file)
+    if "settings" not in found:
+        raise UserError(f"{file} does not say its settings, as runs of older versions do not: run `dvc repro` anew")
+    return found
 
 
 def _require_settings(settings: Params, runs: dict[str, dict[str, Any]]) -> None:

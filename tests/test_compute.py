@@ -60,7 +60,7 @@ def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
 
 
 def test_a_cpu_computes_in_float32_whatever_it_is(monkeypatch):
-    """Else a result would depend on which CPU is at hand: bfloat16 moved an accuracy of `quick` by 1.2 points."""
+    """Else the precision of a result would depend on which CPU is at hand, and CI compares results of several."""
     monkeypatch.delenv("HEADSTART_DTYPE", raising=False)
     assert computing.choose("cpu").precision == "float32"
 

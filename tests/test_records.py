@@ -56,6 +56,8 @@ def test_a_record_fits_the_settings_it_was_made_with(study):
     assert len(made["stage_seconds"]) == 1 + 2 + 2 + 8 + 8
     assert made["weights"]["name"] == "w"
     assert len(made["sha256"]) == 2 + 8 + 3 + 3
+    assert made["peak_memory_mb"] == 100
+    assert "peak_gpu_memory_mb" not in made
 
 
 @every_study
@@ -120,6 +122,15 @@ def test_a_record_of_uncommitted_code_is_refused(study):
     files.write_json(file, {**files.read_json(file), "commit": "abc+"})
     with pytest.raises(
         UserError, match="prepare was run with code that is not committed: commit it, and run `dvc repro`"
+    ):
+        record.record(study)
+
+
+@pytest.mark.parametrize("study", ["quick"], indirect=True)
+def test_a_run_that_does_not_say_its_settings_is_refused(study):
+    files.write_json(paths.run_file("quick", "prepare"), RUN)
+    with pytest.raises(
+        UserError, match=r"runs/quick/prepare\.json does not say its settings, as runs of older versions"
     ):
         record.record(study)
 
