@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import stages.compare
 import stages.evaluate
 import stages.features
 import stages.prepare
@@ -24,6 +25,7 @@ from headstart import datasets, files, params, starts
 from headstart.console import UserError, run
 from headstart.snapshot import Snapshot
 from scripts import record
+from stages import paths
 
 from .conftest import ROOT
 
@@ -217,6 +219,19 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
     needs = "needs 4,718,592 bytes, and the disk has 4,718,591"
     remedy = "free some space (DVC's cache may want as much again), or set store_activations to false in params.yaml"
     assert complaint(stages.features, "true") == f"headstart: data/features/quick/pretrained-true {needs}: {remedy}"
+
+
+def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
+    """A fine-tuned training that keeps nothing on disk reads no features that could be refused."""
+    settings = params.read()
+    for name in paths.stage_names(settings):
+        precision = "bfloat16" if name == "train-pretrained-finetuned-sgd" else "float32"
+        files.write_json(paths.run_file("quick", name), {"precision": precision})
+    files.write_tensors(PREPARED, prepared())
+    both = "features-pretrained-false in float32 and train-pretrained-finetuned-sgd in bfloat16"
+    remedy = "set HEADSTART_DTYPE to one, and compute the rest anew with `dvc repro --force`"
+    expected = f"headstart: the study was computed in several precisions ({both}): {remedy}"
+    assert complaint(stages.compare) == expected
 
 
 def test_a_study_whose_record_is_incomplete(workspace):

@@ -166,3 +166,12 @@ def test_a_table_without_results(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="there are no results at scale quick yet: `dvc repro` makes them"):
         table.main("quick")
+
+
+def test_make_clean_removes_every_output_that_git_does_not_have():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    outs = [out for stage in stages.values() for out in stage.get("do", stage)["outs"]]
+    folders = {out.partition("/")[0] for out in outs if isinstance(out, str)}
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2].split()
+    assert folders == {"data", "models", "predictions", "report", "runs"}
+    assert folders | {"checkpoints", ".dvc/cache"} <= set(recipe)
