@@ -25,12 +25,13 @@ EPOCHS = 12  # so that some kills fall between epochs
 
 
 def killed(clone: Path, seconds: float) -> str | None:
-    """Kill `dvc repro` after ``seconds``; return the stage that ran, or None if it had ended before."""
+    """Kill `dvc repro` after ``seconds``; return the stage that ran, or None if it had succeeded before."""
     log = clone.parent / "log"
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(["dvc", "repro"], cwd=clone, stdout=file, stderr=subprocess.STDOUT)
         try:
-            process.wait(seconds)
+            failed = process.wait(seconds)
+            assert not failed, log.read_text(encoding="utf-8")
             return None
         except subprocess.TimeoutExpired:
             for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
