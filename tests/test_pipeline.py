@@ -216,7 +216,13 @@ def test_a_study_that_is_killed_ends_as_one_that_is_not(tmp_path):
     expected, got, fell = kills.study(tiny_clone(clone), kills=3, seed=1)
     assert fell.total() == 3
     assert len(expected) == 35
-    assert got == expected
+    assert kills.different(expected, got) == []
+    for own_file in kills.OWN_FILES.values():
+        (clone / own_file).write_text("", encoding="utf-8")
+    assert kills.repro(clone) is None
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert re.findall(r"^Running stage '(.*)':", log, re.MULTILINE) == ["compare"]
+    assert kills.different(expected, results(clone)) == []
 
 
 def test_people_at_once_get_what_one_gets_alone(first, tmp_path):
