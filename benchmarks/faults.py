@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headstart import compute, files, models, params
+from headstart import files, params
 from headstart.console import UserError, progress, run
-from headstart.forward import outputs
-from headstart.snapshot import Snapshot
-from headstart.training import image_order
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
+from headstart.training import compute
+from headstart.training.forward import outputs
+from headstart.training.loop import image_order
 from stages.paths import prepared_file, start_file
 
 IMAGES = 3_000  # of the training images, so that it takes minutes

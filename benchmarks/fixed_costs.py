@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from benchmarks import settings as common
-from headstart import compute, files
+from headstart import files
 from headstart.console import UserError, run
+from headstart.training import compute
 
 RUNS = 5
 FEW = 64

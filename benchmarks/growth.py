@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import settings as common
-from headstart import compute
 from headstart.console import UserError, run
+from headstart.training import compute
 
 IMAGES = (1, 2, 4)
 SIZES = (1.5, 2)

@@ -10,9 +10,10 @@ and how far the logits of the test images spread around their mean. Weight decay
 import torch
 from torch import nn
 
-from headstart import files, models, params
+from headstart import files, params
 from headstart.console import run
-from headstart.snapshot import Snapshot
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
 from stages.paths import model_file, start_file
 
 

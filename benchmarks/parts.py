@@ -23,10 +23,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks import settings as common
-from headstart import compute, models
-from headstart.compute import Compute
 from headstart.console import run
-from headstart.convolutions import use_matmul
+from headstart.network import models
+from headstart.training import compute
+from headstart.training.compute import Compute
+from headstart.training.convolutions import use_matmul
 
 ROUNDS = 15
 

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headstart import compute, datasets, files, params
+from headstart import files, params
 from headstart.console import run
+from headstart.data import datasets
+from headstart.network.snapshot import Snapshot
 from headstart.params import Experiment
-from headstart.snapshot import Snapshot
-from headstart.training import image_order, make_optimizer
+from headstart.training import compute
+from headstart.training.loop import image_order, make_optimizer
 from stages.paths import features_file, prepared_file, start_file
 
 

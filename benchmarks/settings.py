@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from headstart import files, params
-from headstart.compute import Compute
 from headstart.console import UserError
+from headstart.training.compute import Compute
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

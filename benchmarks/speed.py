@@ -29,11 +29,13 @@ import stages.start
 from benchmarks import settings as common
 from benchmarks import ways
 from benchmarks.ways import Task
-from headstart import compute, files, models
-from headstart.compute import Compute
+from headstart import files
 from headstart.console import UserError, run
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
 from headstart.params import Params
-from headstart.snapshot import Snapshot
+from headstart.training import compute
+from headstart.training.compute import Compute
 from stages.paths import start_file
 
 ROOT = str(Path(__file__).parent.parent)

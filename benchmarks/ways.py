@@ -16,12 +16,13 @@ from torchvision import transforms
 
 import stages.evaluate
 import stages.train
-from headstart import files, models
-from headstart.compute import Compute
-from headstart.forward import outputs
+from headstart import files
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
 from headstart.params import Experiment, Params, Scale
-from headstart.snapshot import Snapshot
-from headstart.training import image_order, make_optimizer
+from headstart.training.compute import Compute
+from headstart.training.forward import outputs
+from headstart.training.loop import image_order, make_optimizer
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from headstart import params
 from headstart.console import UserError, run
-from headstart.report import percent
+from headstart.results.report import percent
 from scripts import results
 from scripts.results import Results
 

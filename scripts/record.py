@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from headstart import files, params, starts
+from headstart import files, params
 from headstart.console import UserError, run
+from headstart.network import starts
 from headstart.params import Params
 from stages.__main__ import lookup, stages
 from stages.paths import run_file, stage_names

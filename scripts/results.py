@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart import comparison, evaluation
-from headstart.comparison import Estimate, Gain
 from headstart.console import UserError
+from headstart.results import comparison, evaluation
+from headstart.results.comparison import Estimate, Gain
 
 
 @dataclass(frozen=True)

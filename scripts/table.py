@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from headstart import params
-from headstart.comparison import Gain
 from headstart.console import UserError, run
-from headstart.report import percent
+from headstart.results.comparison import Gain
+from headstart.results.report import percent
 from scripts import results
 from scripts.results import Results
 

@@ -22,8 +22,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from headstart import compute, files, params
+from headstart import files, params
 from headstart.console import UserError, run
+from headstart.training import compute
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def plan() -> list[Step]:
     steps = []
     for stage in stages(document):
         inputs = {out: sha256 for out, sha256 in made_from.items() if _inside(out, stage.deps)}
-        code = {dep: files.sha256(dep) for dep in stage.deps if not any(_inside(out, (dep,)) for out in inputs)}
+        ours = [dep for dep in stage.deps if not any(_inside(out, (dep,)) for out in inputs)]
+        code = {path.as_posix(): files.sha256(path) for path in files.sources(ours)}
         values = {name: lookup(document, name) for name in stage.params}
         text = json.dumps([stage.module, stage.arguments, values, code, inputs, everywhere], sort_keys=True)
         steps.append(Step(stage, hashlib.sha256(text.encode()).hexdigest()))

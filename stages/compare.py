@@ -1,7 +1,8 @@
 """Compare all configurations that params.yaml names: the study in four numbers, the page, and what DVC plots."""
 
-from headstart import comparison, files, params, report
+from headstart import files, params
 from headstart.console import run
+from headstart.results import comparison, report
 from stages import study
 
 

@@ -1,7 +1,8 @@
 """Fetch the four files of Fashion-MNIST, verified and uncompressed, so that every source gives the same bytes."""
 
-from headstart import datasets, files, params
+from headstart import files, params
 from headstart.console import run
+from headstart.data import datasets
 
 
 def main() -> None:

@@ -5,14 +5,16 @@ from statistics import mean
 
 import torch
 
-from headstart import compute, evaluation, files, params
-from headstart.compute import Compute
+from headstart import files, params
 from headstart.console import run
-from headstart.datasets import CLASSES
-from headstart.forward import predict
+from headstart.data.datasets import CLASSES
+from headstart.network.snapshot import Snapshot
 from headstart.params import Params
+from headstart.results import evaluation
 from headstart.runs import Clock
-from headstart.snapshot import Snapshot
+from headstart.training import compute
+from headstart.training.compute import Compute
+from headstart.training.forward import predict
 from stages.inputs import examples, require_precision, trainable
 from stages.paths import model_file, write_run
 

@@ -6,11 +6,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from headstart import compute, datasets, files, models, params
+from headstart import files, params
 from headstart.console import run
-from headstart.forward import outputs
+from headstart.data import datasets
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
 from headstart.runs import Clock
-from headstart.snapshot import Snapshot
+from headstart.training import compute
+from headstart.training.forward import outputs
 from stages.paths import features_file, prepared_file, start_file, write_run
 
 SPLITS = ("training", "validation", "test")

@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 from torch import nn
 
-from headstart import datasets, files, models
-from headstart.compute import Compute
+from headstart import files
 from headstart.console import UserError
-from headstart.forward import Examples, Kept, activations
+from headstart.data import datasets
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
 from headstart.params import Experiment, Params
-from headstart.snapshot import Snapshot
+from headstart.training.compute import Compute
+from headstart.training.forward import Examples, Kept, activations
 from stages.paths import features_file, prepared_file
 
 

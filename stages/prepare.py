@@ -2,8 +2,9 @@
 
 import torch
 
-from headstart import datasets, files, params
+from headstart import files, params
 from headstart.console import run
+from headstart.data import datasets
 from headstart.runs import Clock
 from stages.paths import prepared_file, write_run
 

@@ -4,9 +4,12 @@ import sys
 
 import torch
 
-from headstart import compute, datasets, files, params, starts
+from headstart import files, params
 from headstart.console import run
+from headstart.data import datasets
+from headstart.network import starts
 from headstart.runs import Clock
+from headstart.training import compute
 from stages.paths import prepared_file, start_file, write_run
 
 

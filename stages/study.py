@@ -2,9 +2,11 @@
 
 import torch
 
-from headstart import comparison, datasets, evaluation, files, gallery, params, report
+from headstart import files, params
 from headstart.console import UserError
-from headstart.snapshot import Snapshot
+from headstart.data import datasets
+from headstart.network.snapshot import Snapshot
+from headstart.results import comparison, evaluation, gallery, report
 from stages.paths import model_file, prepared_file, run_file, stage_names
 
 PUBLISHED = "docs/published.csv"

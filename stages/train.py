@@ -7,20 +7,31 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from headstart import compute, files, params
-from headstart.checkpoints import Checkpoint, fingerprint
-from headstart.compute import Compute
+from headstart import files, params
 from headstart.console import UserError, progress, run
-from headstart.forward import Examples
+from headstart.network.snapshot import Snapshot
 from headstart.params import Params
 from headstart.runs import Clock
-from headstart.snapshot import Snapshot
-from headstart.training import Epoch, fit, make_optimizer
+from headstart.training import compute
+from headstart.training.checkpoints import Checkpoint, fingerprint
+from headstart.training.compute import Compute
+from headstart.training.forward import Examples
+from headstart.training.loop import Epoch, fit, make_optimizer
 from stages.inputs import examples, trainable
 from stages.paths import features_file, model_file, prepared_file, start_file, write_run
 
 COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
-CODE = sorted(Path(__file__).parent.glob("*.py"))
+# What can change a number here, as dvc.yaml has it: after a change of the page, say, a training still goes on.
+CODE = (
+    "stages/inputs.py",
+    "stages/paths.py",
+    "stages/train.py",
+    "src/headstart/files.py",
+    "src/headstart/params.py",
+    "src/headstart/data",
+    "src/headstart/network",
+    "src/headstart/training",
+)
 
 
 class Trained(NamedTuple):
@@ -64,8 +75,9 @@ def _checkpoint(name: str, settings: Params, device: Compute, seed: int) -> Chec
     experiment = settings.experiment(name)
     without_other_seeds = {**asdict(settings.current), "seeds": [seed]}
     start, features = (where(settings, experiment.pretrained, seed) for where in (start_file, features_file))
+    code = files.sources(Path(__file__).parent.parent / path for path in CODE)
     made_from = fingerprint(
-        [asdict(experiment), without_other_seeds, device.describe()], [prepared_file(settings), start, features, *CODE]
+        [asdict(experiment), without_other_seeds, device.describe()], [prepared_file(settings), start, features, *code]
     )
     return Checkpoint(Path(f"checkpoints/{settings.scale}/{name}/{seed}.safetensors"), made_from)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from headstart import datasets, params
-from headstart.compute import Compute, choose
-from headstart.training import Epoch, fit, make_optimizer
+from headstart import params
+from headstart.data import datasets
+from headstart.training.compute import Compute, choose
+from headstart.training.loop import Epoch, fit, make_optimizer
 
 ROOT = Path(__file__).parent.parent
 

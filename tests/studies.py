@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from headstart import comparison, files, gallery, params, report
-from headstart.datasets import CLASSES
+from headstart import files, params
+from headstart.data.datasets import CLASSES
+from headstart.results import comparison, gallery, report
 
 from .conftest import ROOT
 from .test_comparison import CORRECT, PUBLISHED

@@ -21,9 +21,11 @@ import stages.features
 import stages.prepare
 import stages.start
 import stages.train
-from headstart import datasets, files, params, starts
+from headstart import files, params
 from headstart.console import UserError, run
-from headstart.snapshot import Snapshot
+from headstart.data import datasets
+from headstart.network import starts
+from headstart.network.snapshot import Snapshot
 from scripts import record
 from stages import paths
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from headstart import report
+from headstart.results import report
 
 from .conftest import ROOT
 from .studies import study

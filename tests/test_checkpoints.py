@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import compute as computing
-from headstart import models
-from headstart.checkpoints import Checkpoint, fingerprint
-from headstart.forward import Examples, Kept, activations
-from headstart.images import Preprocess
+from headstart.data.images import Preprocess
+from headstart.network import models
 from headstart.params import Experiment
-from headstart.training import Epoch, fit, make_optimizer
+from headstart.training import compute as computing
+from headstart.training.checkpoints import Checkpoint, fingerprint
+from headstart.training.forward import Examples, Kept, activations
+from headstart.training.loop import Epoch, fit, make_optimizer
 
 ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
 SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)

@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from headstart import comparison, params
-from headstart.comparison import Estimate
+from headstart import params
+from headstart.results import comparison
+from headstart.results.comparison import Estimate
 
 from .conftest import ROOT
 

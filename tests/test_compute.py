@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from headstart import compute as computing
-from headstart.compute import Compute, choose_place
 from headstart.console import UserError
+from headstart.training import compute as computing
+from headstart.training.compute import Compute, choose_place
 
 GB = 10**9
 

@@ -6,7 +6,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from headstart.convolutions import MatmulConv2d, use_matmul
+from headstart.training.convolutions import MatmulConv2d, use_matmul
 
 SHAPES = [
     (size, kernel, stride, padding, groups)

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from headstart import compute as computing
-from headstart import models
-from headstart.compute import Compute
-from headstart.forward import Examples, Kept, activations, outputs, predict
-from headstart.graphs import GraphedStep
-from headstart.images import Preprocess
+from headstart.data.images import Preprocess
+from headstart.network import models
 from headstart.params import Experiment
+from headstart.training import compute as computing
+from headstart.training.compute import Compute
+from headstart.training.forward import Examples, Kept, activations, outputs, predict
+from headstart.training.graphs import GraphedStep
 
 from .conftest import trained
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from headstart import datasets
 from headstart.console import UserError
+from headstart.data import datasets
 
 
 def test_the_files_hold_what_the_authors_published(training_set, test_set):

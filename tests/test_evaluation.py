@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from headstart import evaluation
+from headstart.results import evaluation
 
 # Six images of three classes, worked out by hand.
 # actual 0 0 1 1 2 2, predicted 0 1 1 1 0 2: rows actual, columns predicted [[1,1,0],[0,2,0],[1,0,1]].

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import models
-from headstart.compute import Compute
-from headstart.forward import Forward, Kept, Recomputed, activations, outputs, predict
-from headstart.images import Preprocess
+from headstart.data.images import Preprocess
+from headstart.network import models
+from headstart.training.compute import Compute
+from headstart.training.forward import Forward, Kept, Recomputed, activations, outputs, predict
 
 PREPROCESS = Preprocess(64, (0.5,) * 3, (0.5,) * 3)
 ROOMS = {"device": 10**9, "recompute": 0}
@@ -20,7 +20,7 @@ def halves() -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def with_room(compute: Compute, room: int, monkeypatch) -> Compute:
-    monkeypatch.setattr("headstart.compute.free_ram", lambda: room + (1 << 30))
+    monkeypatch.setattr("headstart.training.compute.free_ram", lambda: room + (1 << 30))
     return dataclasses.replace(compute)
 
 

@@ -1,8 +1,9 @@
 import torch
 from torchvision.models import resnet18
 
-from headstart import gallery, models
-from headstart.snapshot import Snapshot
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
+from headstart.results import gallery
 
 
 def test_examples_by_hand():

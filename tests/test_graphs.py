@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.graphs import GraphedStep, undone
 from headstart.params import Experiment
-from headstart.training import make_optimizer
+from headstart.training.graphs import GraphedStep, undone
+from headstart.training.loop import make_optimizer
 
 ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
 SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from headstart.images import Preprocess
+from headstart.data.images import Preprocess
 
 
 def test_by_hand():

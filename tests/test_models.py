@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from headstart import models
 from headstart.console import UserError
+from headstart.network import models
 
 # One of each family; the others of a family have the same layers, more or wider.
 FAMILIES = {

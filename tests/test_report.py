@@ -5,8 +5,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from headstart import comparison, evaluation, figures, files, report
+from headstart import files
 from headstart.params import Scale
+from headstart.results import comparison, evaluation, figures, report
 
 from .conftest import ROOT
 from .studies import SETTINGS, rows, study

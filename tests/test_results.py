@@ -6,7 +6,8 @@ import subprocess
 import pytest
 
 from benchmarks.speed import line
-from headstart import files, params, report
+from headstart import files, params
+from headstart.results import report
 from scripts import record, results
 
 from .conftest import ROOT

@@ -10,9 +10,9 @@ import yaml
 from rich.console import Console
 from scipy import stats
 
-from headstart import comparison
-from headstart.comparison import Estimate
 from headstart.console import UserError
+from headstart.results import comparison
+from headstart.results.comparison import Estimate
 from scripts import change, results, table
 
 from .conftest import ROOT, run

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import files, models, params, starts
+from headstart import files, params
 from headstart.console import UserError
-from headstart.datasets import CLASSES
+from headstart.data.datasets import CLASSES
+from headstart.network import models, starts
 
 from .conftest import ROOT
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headstart import models, starts
 from headstart.console import UserError
-from headstart.forward import Examples, Kept, activations, outputs
-from headstart.images import Preprocess
+from headstart.data.images import Preprocess
+from headstart.network import models, starts
 from headstart.params import Experiment
-from headstart.training import image_order
+from headstart.training.forward import Examples, Kept, activations, outputs
+from headstart.training.loop import image_order
 
 from .conftest import trained
 

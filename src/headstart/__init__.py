@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headstart.snapshot import Classifier
+    from headstart.network.snapshot import Classifier
 
 
 def load(folder: str | Path, seed: int | None = None) -> Classifier:
@@ -22,7 +22,10 @@ def load(folder: str | Path, seed: int | None = None) -> Classifier:
         UserError: the folder holds no such network.
     """
     from headstart.console import UserError
-    from headstart.snapshot import Classifier, Snapshot  # PyTorch takes seconds to import, so only who loads pays
+    from headstart.network.snapshot import (  # PyTorch takes seconds to import, so only who loads pays
+        Classifier,
+        Snapshot,
+    )
 
     there = {int(path.stem.removeprefix("model-")): path for path in Path(folder).glob("model-*.safetensors")}
     if not there or (seed is not None and seed not in there):

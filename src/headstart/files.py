@@ -62,6 +62,15 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sources(paths: Iterable[str | Path]) -> list[Path]:
+    """The files of ``paths``, of folders all Python modules and other sources in them, in a fixed order."""
+    found = []
+    for path in map(Path, paths):
+        inside = path.rglob("*") if path.is_dir() else [path]
+        found += sorted(file for file in inside if file.is_file() and "__pycache__" not in file.parts)
+    return found
+
+
 def require_room(path: str | Path, size: int, remedy: str) -> None:
     """Raise UserError where ``size`` bytes more do not fit on the disk that ``path`` will be on."""
     folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from headstart.compute import generator_states, restore_generators
+from headstart.training.compute import generator_states, restore_generators
 
 Results = tuple[torch.Tensor, ...]
 Step = Callable[[torch.Tensor, torch.Tensor], Results]

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headstart.compute import Compute
 from headstart.console import UserError
-from headstart.convolutions import use_matmul
-from headstart.forward import Examples, predict
-from headstart.graphs import GraphedStep, Results
 from headstart.params import Experiment
+from headstart.training.compute import Compute
+from headstart.training.convolutions import use_matmul
+from headstart.training.forward import Examples, predict
+from headstart.training.graphs import GraphedStep, Results
 
 
 @dataclass(frozen=True)

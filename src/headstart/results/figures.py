@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from headstart.comparison import Estimate, Findings, pairs, unequal_settings
-from headstart.gallery import Example, Examples
 from headstart.params import Experiment
+from headstart.results.comparison import Estimate, Findings, pairs, unequal_settings
+from headstart.results.gallery import Example, Examples
 
 # Two hues of Okabe and Ito's palette (2008), which the colour-blind can tell apart; lines and markers say the rest.
 PRETRAINED, RANDOM = "#0072b2", "#d55e00"

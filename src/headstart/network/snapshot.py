@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart import files, models
+from headstart import files
 from headstart.console import UserError
-from headstart.images import Preprocess
+from headstart.data.images import Preprocess
+from headstart.network import models
 
 
 @dataclass(frozen=True)

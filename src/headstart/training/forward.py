@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from headstart.compute import Compute
 from headstart.console import progress
+from headstart.training.compute import Compute
 
 Prepare = Callable[[torch.Tensor], torch.Tensor]
 

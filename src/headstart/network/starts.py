@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from headstart import files, models
+from headstart import files
 from headstart.console import UserError
-from headstart.images import Preprocess
+from headstart.data.images import Preprocess
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
 from headstart.params import Scale
-from headstart.snapshot import Snapshot
 
 # What torchvision's ImageNet weights were trained with; a state dict from a path is taken to be of their kind.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

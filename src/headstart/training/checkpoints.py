@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from headstart import files
-from headstart.compute import generator_states, restore_generators
 from headstart.console import UserError
-from headstart.training import Epoch
+from headstart.training.compute import generator_states, restore_generators
+from headstart.training.loop import Epoch
 
 
 def fingerprint(settings: Any, paths: list[Path]) -> str:
-    """One SHA-256 of all that a training depends on: ``settings``, as JSON, the files ``paths``, and this package."""
+    """One SHA-256 of all that a training depends on: ``settings``, as JSON, and the files ``paths``."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in [*paths, *sorted(Path(__file__).parent.glob("*.py"))]:
+    for path in paths:
         digest.update(bytes.fromhex(files.sha256(path)))
     return digest.hexdigest()
 

@@ -11,11 +11,11 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from headstart import evaluation, figures
-from headstart.comparison import ERROR, Correct, Difference, Estimate, Findings
-from headstart.figures import Curve
-from headstart.gallery import Examples
 from headstart.params import Experiment, Scale
+from headstart.results import evaluation, figures
+from headstart.results.comparison import ERROR, Correct, Difference, Estimate, Findings
+from headstart.results.figures import Curve
+from headstart.results.gallery import Examples
 
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
 PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
@@ -348,7 +348,7 @@ def run_facts(study: Study) -> dict[str, str]:
 
 
 def _resource(name: str) -> str:
-    return files("headstart").joinpath(name).read_text(encoding="utf-8")
+    return files("headstart.results").joinpath(name).read_text(encoding="utf-8")
 
 
 def _inline(drawn: Mapping[str, str], name: str, label: str) -> Markup:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import models
-from headstart.snapshot import Snapshot
+from headstart.network import models
+from headstart.network.snapshot import Snapshot
 
 MAPS = 10  # of a layer
 
