@@ -23,7 +23,7 @@ $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_p
 	@sh scripts/environment.sh
 	@touch $@
 
-study: setup  ## dvc repro: every stage that is not up to date, at the scale that params.yaml names
+study: setup  ## dvc repro: every stage that is not up to date, in the study that params.yaml names
 	dvc repro
 	@python -m scripts.table
 
@@ -41,7 +41,7 @@ table: setup  ## The study in the terminal, with what is different from main
 
 results: setup  ## The committed results and what ran beside them
 	dvc metrics show
-	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|scale$$' --no-pager
+	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|study$$' --no-pager
 
 BASE := main
 HEAD := HEAD
@@ -49,11 +49,11 @@ HEAD := HEAD
 change: setup  ## What a change does to the study, as Markdown: make change BASE=main
 	@python -m scripts.change $(BASE) $(HEAD) $(if $(PICTURES),--pictures $(PICTURES))
 
-SCALE :=
+STUDY :=
 OPTIONS :=
 
-record: setup  ## What the results were made with, to be committed beside them: make record SCALE=full
-	@python -m scripts.record $(SCALE) $(OPTIONS)
+record: setup  ## What the results were made with, to be committed beside them: make record STUDY=full
+	@python -m scripts.record $(STUDY) $(OPTIONS)
 
 lock-gate: setup  ## Fail where dvc repro would run anything, or a record has other settings than params.yaml
 	@python -m scripts.lock_gate
@@ -62,9 +62,9 @@ reliability: setup  ## Kill a small study twenty times, run two at once, and com
 	python -m tests.kills 20
 	python -m tests.together
 
-benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark SCALE=full OPTIONS='--plain-epochs 1'
+benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark STUDY=full OPTIONS='--plain-epochs 1'
 	dvc repro --quiet download
-	python -m benchmarks.speed $(if $(SCALE),--scale $(SCALE)) $(OPTIONS)
+	python -m benchmarks.speed $(if $(STUDY),--study $(STUDY)) $(OPTIONS)
 
 lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and hashes
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \

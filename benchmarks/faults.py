@@ -1,4 +1,4 @@
-"""What the three faults of the published script do, each measured alone, at the scale that params.yaml names.
+"""What the three faults of the published script do, each measured alone, in the study that params.yaml names.
 
     python -m benchmarks.faults [CONFIGURATION] [EPOCHS]
 
@@ -58,7 +58,7 @@ def main(configuration: str = "pretrained-finetuned-adam", epochs: str = "2") ->
 
 def _train(
     network: nn.Module, trunk: nn.Module, head: nn.Module, start: Snapshot, data: dict[str, torch.Tensor],
-    scale: params.Scale, experiment: params.Experiment, variant: tuple[bool, bool, bool], epochs: int,
+    study: params.Study, experiment: params.Experiment, variant: tuple[bool, bool, bool], epochs: int,
     device: compute.Compute, name: str,
 ) -> None:  # fmt: skip
     classifier_only, renewed, training_mode = variant
@@ -70,7 +70,7 @@ def _train(
     images, labels = data["training_images"][:IMAGES], data["training_labels"][:IMAGES]
     with progress(epochs * len(labels), name) as bar:
         for epoch in range(1, epochs + 1):
-            for batch in image_order(scale.seeds[0], epoch, len(labels)).split(scale.batch_size):
+            for batch in image_order(study.seeds[0], epoch, len(labels)).split(study.batch_size):
                 if renewed:
                     optimizer = _optimizer(experiment, parameters)
                 with torch.set_grad_enabled(False):

@@ -3,7 +3,7 @@
     python -m benchmarks.fixed_costs
 
 Every stage runs in a process of its own, on 64 images, so that its time is its start. The imports that a start consists
-of are timed beside it. Prints a table and writes benchmarks/results/fixed-costs-<device>-<scale>.json.
+of are timed beside it. Prints a table and writes benchmarks/results/fixed-costs-<device>-<study>.json.
 """
 
 import os
@@ -36,7 +36,7 @@ def main(*arguments: str) -> None:
     )
     with common.workspace(settings):
         seconds = {"prepare": _median("stages.prepare", module=True)}
-        _keep_few_test_images(f"data/prepared/{settings.scale}.safetensors")
+        _keep_few_test_images(f"data/prepared/{settings.study}.safetensors")
         for start in ("true", "false"):
             seconds[f"start {start}"] = _median("stages.start", start, module=True)
             seconds[f"features {start}"] = _median("stages.features", start, module=True)

@@ -1,10 +1,10 @@
 """How the time and the memory of the expensive stages grow with the number of images and with their size.
 
-    python -m benchmarks.growth [--scale full] [--set KEY=VALUE]
+    python -m benchmarks.growth [--study full] [--set KEY=VALUE]
 
 Images ×1, ×2 and ×4, then, at ×1, image sizes ×1.5 and ×2. Each stage runs in a process of its own, so its seconds and
 its peak memory include the start of Python, and the 10,000 test images. Prints a table and writes
-benchmarks/results/growth-<device>-<scale>.json.
+benchmarks/results/growth-<device>-<study>.json.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ def main(*arguments: str) -> None:
     rows = []
     print("| training images | image size | stage | seconds | peak RAM MB |\n|---:|---:|---|---:|---:|", flush=True)
     for change in changes:
-        scale = dataclasses.replace(base, **change)
-        with common.workspace(dataclasses.replace(settings, scales={settings.scale: scale})):
+        study = dataclasses.replace(base, **change)
+        with common.workspace(dataclasses.replace(settings, studies={settings.study: study})):
             for stage in (["prepare"], ["start", pretrained], ["features", pretrained], ["train", name],
                           ["evaluate", name]):  # fmt: skip
                 seconds, memory = _measured(*stage)
-                rows.append({"training_images": scale.training_images, "image_size": scale.image_size,
+                rows.append({"training_images": study.training_images, "image_size": study.image_size,
                              "stage": " ".join(stage), "seconds": seconds, "peak_ram_mb": memory})  # fmt: skip
-                print(f"| {scale.training_images:,} | {scale.image_size} | {' '.join(stage)} | {seconds:.1f} | "
+                print(f"| {study.training_images:,} | {study.image_size} | {' '.join(stage)} | {seconds:.1f} | "
                       f"{memory:,.0f} |", flush=True)  # fmt: skip
             common.write("growth-", settings, compute.choose(), {"stages": rows})
 

@@ -27,7 +27,7 @@ def main() -> None:
                 start_file(settings, experiment.pretrained, seed), model_file(settings, name, seed)
             ))  # fmt: skip
             shares = [f"{100 * trained[kind] / start[kind]:.1f}" for kind in (nn.Conv2d, nn.BatchNorm2d)]
-            path = f"predictions/{settings.scale}/{name}/logits.safetensors"
+            path = f"predictions/{settings.study}/{name}/logits.safetensors"
             spread = files.read_tensors(path, "logits").tensors["logits"][0].std(0, correction=0).mean()
             print(f"| {name} | {' | '.join(shares)} | {spread:.3f} |")
 

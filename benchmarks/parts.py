@@ -1,11 +1,11 @@
 """Time the two parts of a study, the frozen trunk and the trained head, against other ways to compute them.
 
-    python -m benchmarks.parts [--scale full] [--set KEY=VALUE]
+    python -m benchmarks.parts [--study full] [--set KEY=VALUE]
 
 The trunk: as it is, in bfloat16, with batch norm folded into its convolutions, as TorchScript optimised for inference,
 and in chunks of other sizes. A training step of the head: with PyTorch's own convolutions, as Headstart trains it, and
 that in bfloat16, which is fast on processors that multiply it and very slow on others. All alternate in one run, on
-random weights; the table has the median of the ratios. Writes benchmarks/results/parts-<device>-<scale>.json.
+random weights; the table has the median of the ratios. Writes benchmarks/results/parts-<device>-<study>.json.
 """
 
 import copy
@@ -34,19 +34,19 @@ ROUNDS = 15
 
 def main(*arguments: str) -> None:
     settings, device = common.read(common.parser(__doc__).parse_args(arguments)), compute.choose()
-    scale = settings.current
+    study = settings.current
     torch.manual_seed(0)
-    trunk, head = models.cut(models.build(scale.model_name, 10), scale.finetune_from)
+    trunk, head = models.cut(models.build(study.model_name, 10), study.finetune_from)
     trunk.eval().to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head.to(device.device)
-    images = torch.randn(256, 3, scale.image_size, scale.image_size, device=device.device)
+    images = torch.randn(256, 3, study.image_size, study.image_size, device=device.device)
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         activations = torch.cat([trunk(chunk) for chunk in images.split(32)])
         trunks = _ratios(_trunks(trunk, images[: device.chunk]), device)
         sizes = {f"chunks of {size}": _in_chunks(trunk, images, size) for size in (device.chunk, 32, 128, 256)}
         trunks |= _ratios(sizes, device)
-    inputs = activations[: scale.batch_size].contiguous(memory_format=torch.channels_last)
+    inputs = activations[: study.batch_size].contiguous(memory_format=torch.channels_last)
     coarse = dataclasses.replace(device, dtype=torch.bfloat16)
     steps = _ratios({
         "own convolutions": _step(head, inputs, device),

@@ -44,12 +44,12 @@ def main() -> None:
 
 
 def _train(
-    classifier: nn.Module, features: torch.Tensor, labels: torch.Tensor, experiment: Experiment, scale: params.Scale,
+    classifier: nn.Module, features: torch.Tensor, labels: torch.Tensor, experiment: Experiment, study: params.Study,
     device: compute.Compute, *, renewed: bool,
 ) -> None:  # fmt: skip
     optimizer = make_optimizer(experiment, classifier, device)
-    for epoch in range(1, scale.n_epochs + 1):
-        for batch in image_order(scale.seeds[0], epoch, len(labels)).split(scale.batch_size):
+    for epoch in range(1, study.n_epochs + 1):
+        for batch in image_order(study.seeds[0], epoch, len(labels)).split(study.batch_size):
             if renewed:
                 optimizer = make_optimizer(experiment, classifier, device)
             loss = F.cross_entropy(classifier(features[batch]), labels[batch])

@@ -1,13 +1,13 @@
 """Time the study three ways in one run, alternating: the plain loop, a tuned loop, and Headstart.
 
-    python -m benchmarks.speed [--scale full] [--set KEY=VALUE] [--plain-epochs N] [--tuned-epochs N]
+    python -m benchmarks.speed [--study full] [--set KEY=VALUE] [--plain-epochs N] [--tuned-epochs N]
 
 Each way trains and tests every configuration; Headstart also makes the starts and the features, which only it needs.
 What all need (prepared images) is not counted. The plain and the tuned loop run in one process; Headstart is timed
 twice, in one process as `python -m stages` runs it, and with a process a stage as `dvc repro` does. A way that would
 take too long is timed on fewer epochs: its training time is then scaled up, which the table says, and its accuracy is
-not compared. Prints a table; for all configurations of a scale, with whatever weights, it also writes
-benchmarks/results/<device>-<scale>.json.
+not compared. Prints a table; for all configurations of a study, with whatever weights, it also writes
+benchmarks/results/<device>-<study>.json.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def main(*arguments: str) -> None:
     with common.workspace(settings):
         stages.prepare.main()
         shared, starts = _starts(settings, device)
-        images = files.read_tensors(f"data/prepared/{settings.scale}.safetensors").tensors
+        images = files.read_tensors(f"data/prepared/{settings.study}.safetensors").tensors
         rows = []
         for name, experiment in settings.experiments.items():
             task = Task(name, settings, device, images, starts[experiment.pretrained])
@@ -114,7 +114,7 @@ def _timed(task: Task, way: str, epochs: int) -> dict[str, float]:
     results: list[ways.Result] = []
     seconds = _seconds(lambda: results.append(getattr(ways, way)(task, epochs)), task.compute)
     [result] = results
-    scaled = seconds + result.epoch_seconds * (task.scale.n_epochs - epochs)
+    scaled = seconds + result.epoch_seconds * (task.study.n_epochs - epochs)
     return {"seconds": scaled, "train_loss": result.train_loss, "test_accuracy": result.test_accuracy}
 
 

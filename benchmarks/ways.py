@@ -19,7 +19,7 @@ import stages.train
 from headstart import files
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
-from headstart.params import Experiment, Params, Scale
+from headstart.params import Experiment, Params, Study
 from headstart.training.compute import Compute
 from headstart.training.forward import outputs
 from headstart.training.loop import image_order, make_optimizer
@@ -40,13 +40,13 @@ class Task:
         return self.settings.experiments[self.name]
 
     @property
-    def scale(self) -> Scale:
+    def study(self) -> Study:
         return self.settings.current
 
     def network(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """(network, frozen trunk, trained head) on the device."""
         network = self.start.network().to(self.compute.device)
-        layer = self.scale.finetune_from if self.experiment.finetuning else self.start.classifier
+        layer = self.study.finetune_from if self.experiment.finetuning else self.start.classifier
         return network, *models.cut(network, layer)
 
 
@@ -101,13 +101,13 @@ def plain(task: Task, epochs: int) -> Result:
     device = task.compute.device
     network, trunk, head = task.network()
     workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a CPU they take it from the training
-    loader = partial(DataLoader, batch_size=task.scale.batch_size, num_workers=workers,
+    loader = partial(DataLoader, batch_size=task.study.batch_size, num_workers=workers,
                      pin_memory=device.type == "cuda")  # fmt: skip
     training, test = (
         Pictures(task.images[f"{split}_images"], task.images[f"{split}_labels"], task.start)
         for split in ("training", "test")
     )
-    torch.manual_seed(task.scale.seed)
+    torch.manual_seed(task.study.seed)
     if task.experiment.optimizer == "Adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(head.parameters(), lr=task.experiment.lr)
     else:
@@ -121,7 +121,7 @@ def plain(task: Task, epochs: int) -> Result:
         head.train()
         total = 0.0
         # In the same order as the other ways, so that what they reach can be compared.
-        for inputs, labels in loader(training, sampler=image_order(task.scale.seeds[0], epoch, len(training)).tolist()):
+        for inputs, labels in loader(training, sampler=image_order(task.study.seeds[0], epoch, len(training)).tolist()):
             inputs, labels = inputs.to(device), labels.to(device)
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad()
@@ -158,7 +158,7 @@ def tuned(task: Task, epochs: int) -> Result:
         head.train()
         total = torch.zeros((), device=compute.device)
         for batch in (
-            image_order(task.scale.seeds[0], epoch, len(labels)).to(compute.device).split(task.scale.batch_size)
+            image_order(task.study.seeds[0], epoch, len(labels)).to(compute.device).split(task.study.batch_size)
         ):
             with compute.autocast():
                 with torch.no_grad():
@@ -180,6 +180,6 @@ def headstart(task: Task, _: int) -> Result:
     """The stages `train` and `evaluate`, from what the stages before them wrote."""
     stages.train.main(task.name)
     stages.evaluate.main(task.name)
-    records = files.read_csv(f"models/{task.settings.scale}/{task.name}/epochs.csv")
-    metrics = files.read_json(f"metrics/{task.settings.scale}/{task.name}.json")
+    records = files.read_csv(f"models/{task.settings.study}/{task.name}/epochs.csv")
+    metrics = files.read_json(f"metrics/{task.settings.study}/{task.name}.json")
     return Result(float(records[-1]["train_loss"]), metrics["test_accuracy"])

@@ -40,13 +40,13 @@ def report(base: str, head: str, pictures: str | None = None) -> str:
         UserError: git or DVC cannot read one of the revisions.
     """
     parts = ["## What this change does to the study", _parameters(base, head)]
-    for scale in params.read().scales:
-        after, before = results.read(scale, head), results.read(scale, base)
+    for study in params.read().studies:
+        after, before = results.read(study, head), results.read(study, base)
         if after is None:
             continue
-        parts += [f"### Scale `{scale}`", _accuracies(before, after)]
+        parts += [f"### Study `{study}`", _accuracies(before, after)]
         if pictures:
-            parts.append(f"![Test accuracy of every configuration]({pictures}/plots/{scale}/accuracy.svg)")
+            parts.append(f"![Test accuracy of every configuration]({pictures}/plots/{study}/accuracy.svg)")
         if before is not None:
             parts.append(_metrics(before, after))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -106,7 +106,7 @@ def _accuracies(before: Results | None, after: Results) -> str:
 
 def _metrics(before: Results, after: Results) -> str:
     """Every other number that is changed, folded away."""
-    old, new = ({"study": found.study, **found.metrics} for found in (before, after))
+    old, new = ({"study": found.summary, **found.metrics} for found in (before, after))
     lines = [
         f"| {name} | {metric} | {old[name][metric]:.4f} | {value:.4f} | {value - old[name][metric]:+.4f} |"
         for name, metrics in new.items()

@@ -22,38 +22,38 @@ from scripts import record
 def main() -> None:
     settings = params.read()
     listed = subprocess.run(["git", "ls-files", "metrics/*/study.json"], capture_output=True, text=True, check=True)
-    scales = [Path(line).parent.name for line in listed.stdout.splitlines()]
-    for scale in scales:
-        check_record(scale, settings)
+    studies = [Path(line).parent.name for line in listed.stdout.splitlines()]
+    for study in studies:
+        check_record(study, settings)
     _check_lock()
     print(
-        f"dvc.lock fits the rest: nothing would run; params.yaml fits the records of {', '.join(scales) or 'no study'}"
+        f"dvc.lock fits the rest: nothing would run; params.yaml fits the records of {', '.join(studies) or 'no study'}"
     )
 
 
-def check_record(scale: str, settings: Params) -> None:
-    """Raise UserError where the committed results of ``scale`` were not made with ``settings``."""
-    path = record.path(scale)
-    if scale not in settings.scales:
+def check_record(study: str, settings: Params) -> None:
+    """Raise UserError where the committed results of ``study`` were not made with ``settings``."""
+    path = record.path(study)
+    if study not in settings.studies:
         raise UserError(
             f"{path.parent} has results of a study that params.yaml does not have: put it back, or remove them"
         )
-    remedy = f"run the study with `scale: {scale}` in params.yaml, then `make record`"
+    remedy = f"run the study with `study: {study}` in params.yaml, then `make record`"
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
     found = files.read_json(path)
-    made_with = _flat({f"scales.{scale}": found["settings"], "experiments": found["experiments"]})
+    made_with = _flat({f"studies.{study}": found["settings"], "experiments": found["experiments"]})
     now = dataclasses.asdict(settings)
-    current = now["scales"][scale]
+    current = now["studies"][study]
     current["weights"] = record.weights_name(current["weights"])
-    has = _flat({f"scales.{scale}": current, "experiments": now["experiments"]})
+    has = _flat({f"studies.{study}": current, "experiments": now["experiments"]})
     for key in made_with | has:
         if made_with.get(key) != has.get(key):
-            raise UserError(f"the study {scale} was made with {key} {made_with.get(key)}, and params.yaml has "
+            raise UserError(f"the study {study} was made with {key} {made_with.get(key)}, and params.yaml has "
                             f"{has.get(key)}: set it back, or {remedy}")  # fmt: skip
-    for file in record.results(scale, settings.experiments):
+    for file in record.results(study, settings.experiments):
         if not file.is_file() or files.sha256(file) != found["sha256"].get(file.as_posix()):
-            raise UserError(f"{file} is not what the record of the study {scale} says: take both from git, or {remedy}")
+            raise UserError(f"{file} is not what the record of the study {study} says: take both from git, or {remedy}")
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

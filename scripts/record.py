@@ -1,8 +1,8 @@
 """Write what the results of a study were made with, so that it can be committed beside them.
 
-    python -m scripts.record [SCALE] [--stands-in-for WEIGHTS --top1 PERCENT --licence TEXT]
+    python -m scripts.record [STUDY] [--stands-in-for WEIGHTS --top1 PERCENT --licence TEXT]
 
-SCALE: the one that params.yaml names if there is none. `metrics/SCALE/record.json` then has settings, commit, device,
+STUDY: the one that params.yaml names if there is none. `metrics/STUDY/record.json` then has settings, commit, device,
 precision, weights, versions, dates, the seconds of the stages, and the hashes of the results. A study that was run with
 weights from a file may stand in for the one that the committed params.yaml describes: --stands-in-for is what `weights`
 is there, and the record says of the file how good it is on ImageNet, and under which licence it is.
@@ -31,7 +31,7 @@ TOP1 = "imagenet_top1_percent"
 
 def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scale", nargs="?")
+    parser.add_argument("study", nargs="?")
     parser.add_argument("--stands-in-for", metavar="WEIGHTS")
     parser.add_argument("--top1", type=float, metavar="PERCENT")
     parser.add_argument("--licence", metavar="TEXT")
@@ -40,33 +40,33 @@ def main(*arguments: str) -> None:
     if any(stand_in) and not all(stand_in):
         raise UserError("--stands-in-for, --top1 and --licence belong together: give all three, or none")
     settings = params.read()
-    scale = options.scale or settings.scale
-    if scale not in settings.scales:
-        raise UserError(f"there is no scale {scale!r} in params.yaml: it has {', '.join(settings.scales)}")
-    made = record(dataclasses.replace(settings, scale=scale))
+    study = options.study or settings.study
+    if study not in settings.studies:
+        raise UserError(f"there is no study {study!r} in params.yaml: it has {', '.join(settings.studies)}")
+    made = record(dataclasses.replace(settings, study=study))
     if options.stands_in_for:
         made["settings"]["weights"] = options.stands_in_for
         made["weights"] |= {"stands_in_for": options.stands_in_for, TOP1: options.top1, "licence": options.licence}
-    files.write_json(path(scale), made)
-    print(f"{path(scale)} says what the results of {scale} were made with: commit it with them")
+    files.write_json(path(study), made)
+    print(f"{path(study)} says what the results of {study} were made with: commit it with them")
 
 
-def path(scale: str) -> Path:
-    return Path(f"metrics/{scale}/record.json")
+def path(study: str) -> Path:
+    return Path(f"metrics/{study}/record.json")
 
 
 def record(settings: Params) -> dict[str, Any]:
-    """What the results of a scale in the working tree were made with.
+    """What the results of a study in the working tree were made with.
 
     Raises:
         UserError: not all stages have run, or some with other settings than params.yaml has or with uncommitted code.
     """
-    runs = {name: _run(settings.scale, name) for name in stage_names(settings)}
+    runs = {name: _run(settings.study, name) for name in stage_names(settings)}
     _require_settings(settings, runs)
     computed = {name: run for name, run in runs.items() if name.startswith(COMPUTED)}
-    scale = dataclasses.asdict(settings.current)
+    study = dataclasses.asdict(settings.current)
     return {
-        "settings": {**scale, "weights": weights_name(scale["weights"])},
+        "settings": {**study, "weights": weights_name(study["weights"])},
         "experiments": {name: dataclasses.asdict(experiment) for name, experiment in settings.experiments.items()},
         "weights": _weights(settings, runs),
         "commit": sorted({run["commit"] for run in runs.values()}),
@@ -76,7 +76,7 @@ def record(settings: Params) -> dict[str, Any]:
         "training_seconds": round(sum(run.get("training_seconds", 0) for run in runs.values()), 1),
         "stage_seconds": {name: run["seconds"] for name, run in runs.items()},
         **_peaks(runs.values()),
-        "sha256": {file.as_posix(): files.sha256(file) for file in results(settings.scale, settings.experiments)},
+        "sha256": {file.as_posix(): files.sha256(file) for file in results(settings.study, settings.experiments)},
     }
 
 
@@ -93,21 +93,21 @@ def weights_name(weights: str) -> str:
     return Path(weights).name
 
 
-def results(scale: str, experiments: Iterable[str]) -> list[Path]:
+def results(study: str, experiments: Iterable[str]) -> list[Path]:
     """The files that git has of the results."""
     metrics = [
-        Path(f"metrics/{scale}/{name}")
+        Path(f"metrics/{study}/{name}")
         for name in ("right.csv", "study.json", *(f"{name}.json" for name in experiments))
     ]
-    tables = [Path(f"plots/{scale}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves")]
-    figures = [Path(f"plots/{scale}/{name}.svg") for name in ("accuracy", "examples", "learning_curves")]
+    tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves")]
+    figures = [Path(f"plots/{study}/{name}.svg") for name in ("accuracy", "examples", "learning_curves")]
     return [*metrics, *tables, *figures]
 
 
-def _run(scale: str, name: str) -> dict[str, Any]:
-    file = run_file(scale, name)
+def _run(study: str, name: str) -> dict[str, Any]:
+    file = run_file(study, name)
     if not file.is_file():
-        raise UserError(f"{file} is missing, so the study {scale} is not complete: run `dvc repro` at that scale first")
+        raise UserError(f"{file} is missing, so the study {study} is not complete: run it first")
     found = files.read_json(file)
     if "settings" not in found:
         raise UserError(f"{file} does not say its settings, as runs of older versions do not: run `dvc repro` anew")
@@ -116,7 +116,7 @@ def _run(scale: str, name: str) -> dict[str, Any]:
 
 def _require_settings(settings: Params, runs: dict[str, dict[str, Any]]) -> None:
     """Raise UserError where a stage was run with other settings than params.yaml has, as far as they are its own."""
-    document = {**params.load(), "scale": settings.scale}
+    document = {**params.load(), "study": settings.study}
     for stage in stages(document):
         name = next((Path(out).stem for out in stage.outs if out.startswith("runs/")), "")
         if name not in runs:  # the first and the last, which compute nothing

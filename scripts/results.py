@@ -21,29 +21,29 @@ class Results:
     accuracy: dict[str, Estimate]
     metrics: dict[str, dict[str, float]]
     published: dict[str, float]
-    study: dict[str, float]
+    summary: dict[str, float]
     right: dict[str, dict[int, np.ndarray]]  # by configuration and seed: which test images are right, bool [N]
 
 
-def read(scale: str, revision: str | None = None) -> Results | None:
-    """Read the results at ``scale`` of a git ``revision``, or of the working tree; None where there are none.
+def read(study: str, revision: str | None = None) -> Results | None:
+    """Read the results of ``study`` of a git ``revision``, or of the working tree; None where there are none.
 
     Raises:
         UserError: there is no such revision.
     """
-    text = _show(revision, f"plots/{scale}/accuracy.csv")
-    study = _show(revision, f"metrics/{scale}/study.json")
-    if text is None or study is None:
+    text = _show(revision, f"plots/{study}/accuracy.csv")
+    summary = _show(revision, f"metrics/{study}/study.json")
+    if text is None or summary is None:
         return None
     rows = list(csv.DictReader(io.StringIO(text)))
     names = [row["configuration"] for row in rows]
-    metrics = {name: _show(revision, f"metrics/{scale}/{name}.json") for name in names}
+    metrics = {name: _show(revision, f"metrics/{study}/{name}.json") for name in names}
     return Results(
         accuracy={row["configuration"]: _estimate(row) for row in rows},
         metrics={name: json.loads(found) for name, found in metrics.items() if found},
         published={row["configuration"]: float(row["published"]) / 100 for row in rows if row["published"]},
-        study=json.loads(study),
-        right=_right(_show(revision, f"metrics/{scale}/right.csv") or ""),
+        summary=json.loads(summary),
+        right=_right(_show(revision, f"metrics/{study}/right.csv") or ""),
     )
 
 

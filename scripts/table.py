@@ -1,8 +1,8 @@
 """Print the study of the working tree as a table, with what is different from the branch main.
 
-    python -m scripts.table [SCALE] [REVISION]
+    python -m scripts.table [STUDY] [REVISION]
 
-SCALE: the one that params.yaml names if there is none; REVISION: what to compare with, main if there is none.
+STUDY: the one that params.yaml names if there is none; REVISION: what to compare with, main if there is none.
 """
 
 import sys
@@ -20,13 +20,13 @@ from scripts import results
 from scripts.results import Results
 
 
-def table(now: Results, before: Results | None, *, scale: str, revision: str) -> Table:
+def table(now: Results, before: Results | None, *, study: str, revision: str) -> Table:
     """The configurations by test accuracy; a column of differences where there are any."""
     ranked = sorted(now.accuracy, key=lambda name: now.accuracy[name].value, reverse=True)
     changed = before is not None and before.accuracy != now.accuracy
     tested = results.changes(now, before) if before is not None else {}
     shown = Table(
-        title=f"Test accuracy at scale {scale}, %", title_justify="left", caption=_caption(now), caption_justify="left",
+        title=f"Test accuracy, study {study}, %", title_justify="left", caption=_caption(now), caption_justify="left",
         box=SIMPLE_HEAD,
     )  # fmt: skip
     shown.add_column("configuration", no_wrap=True)
@@ -60,7 +60,7 @@ def _change(now: Results, before: Results | None, name: str, tested: Gain | None
 
 def _caption(now: Results) -> str:
     """The effects of the factors, in words."""
-    effects = {name.removeprefix("effect_"): value for name, value in now.study.items() if name.startswith("effect_")}
+    effects = {name.removeprefix("effect_"): value for name, value in now.summary.items() if name.startswith("effect_")}
     said = "Effects in points: " + ", ".join(f"{name} {100 * value:+.1f}" for name, value in effects.items())
     if "optimizer" in effects:
         said += " (with the settings that each brings along)"
@@ -69,14 +69,14 @@ def _caption(now: Results) -> str:
     return said
 
 
-def main(scale: str = "", revision: str = "main") -> None:
-    scale = scale or params.read().scale
-    now = results.read(scale)
+def main(study: str = "", revision: str = "main") -> None:
+    study = study or params.read().study
+    now = results.read(study)
     if now is None:
-        raise UserError(f"there are no results at scale {scale} yet: `dvc repro` makes them")
-    before = results.read(scale, revision) if results.exists(revision) else None
-    Console().print(table(now, before, scale=scale, revision=revision))
-    page = Path(f"report/{scale}/index.html")
+        raise UserError(f"there are no results of the study {study} yet: `dvc repro` makes them")
+    before = results.read(study, revision) if results.exists(revision) else None
+    Console().print(table(now, before, study=study, revision=revision))
+    page = Path(f"report/{study}/index.html")
     if page.exists():
         print(f"More is in {page}")
 

@@ -53,7 +53,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     try:
         with FileLock(folder / "stages.lock", timeout=0):
-            _run(folder / settings.scale / "stages.json")
+            _run(folder / settings.study / "stages.json")
     except Timeout:
         raise UserError("another `python -m stages` runs here: wait for it, or stop it") from None
 

@@ -9,19 +9,19 @@ from stages import study
 def main() -> None:
     found = study.read(params.read())
     drawn = report.draw(found)
-    with files.replacing(f"report/{found.scale}") as folder:
+    with files.replacing(f"report/{found.study}") as folder:
         (folder / "figures").mkdir(parents=True)
         for name, svg in drawn.items():
             files.write_text(folder / "figures" / f"{name}.svg", svg)
         files.write_text(folder / "index.html", report.page(found, drawn))
         files.write_text(folder / "results.md", report.markdown_table(found.rows))
     for name, table in report.tables(found).items():
-        files.write_csv(f"plots/{found.scale}/{name}.csv", table[0], table[1:])
+        files.write_csv(f"plots/{found.study}/{name}.csv", table[0], table[1:])
     right = report.right_table(found)
-    files.write_csv(f"metrics/{found.scale}/right.csv", right[0], right[1:])
+    files.write_csv(f"metrics/{found.study}/right.csv", right[0], right[1:])
     for name in report.COMMITTED:
-        files.write_text(f"plots/{found.scale}/{name}.svg", drawn[name])
-    files.write_json(f"metrics/{found.scale}/study.json", comparison.metrics(found.findings, found.validation))
+        files.write_text(f"plots/{found.study}/{name}.svg", drawn[name])
+    files.write_json(f"metrics/{found.study}/study.json", comparison.metrics(found.findings, found.validation))
 
 
 if __name__ == "__main__":

@@ -35,13 +35,13 @@ def main(name: str) -> None:
         metrics["validation_accuracy"] = round(mean(float(epoch["validation_accuracy"]) for epoch in last), 4)
     confusion = evaluation.confusion_matrix(logits=logits.flatten(0, 1), labels=labels.repeat(len(logits)))
     scores = evaluation.per_class(confusion)
-    with files.replacing(f"predictions/{settings.scale}/{name}") as predictions:
+    with files.replacing(f"predictions/{settings.study}/{name}") as predictions:
         files.write_tensors(predictions / "logits.safetensors", {"logits": logits})
         files.write_csv(predictions / "confusion.csv", ["actual", *CLASSES],
                         [[label, *row] for label, row in zip(CLASSES, confusion.tolist(), strict=True)])  # fmt: skip
         files.write_csv(predictions / "classes.csv", ["class", *scores],
                         zip(CLASSES, *(values.tolist() for values in scores.values()), strict=True))  # fmt: skip
-    files.write_json(f"metrics/{settings.scale}/{name}.json", metrics)
+    files.write_json(f"metrics/{settings.study}/{name}.json", metrics)
     write_run(settings, f"evaluate-{name}", clock, device.describe())
 
 

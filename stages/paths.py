@@ -10,28 +10,28 @@ from headstart.runs import Clock
 
 def prepared_file(settings: Params) -> Path:
     """The images and labels of the three splits."""
-    return Path(f"data/prepared/{settings.scale}.safetensors")
+    return Path(f"data/prepared/{settings.study}.safetensors")
 
 
 def start_file(settings: Params, pretrained: bool, seed: int) -> Path:
     """The network that configurations with and without pretrained weights begin from with ``seed``."""
-    return Path(f"data/start/{settings.scale}/pretrained-{str(pretrained).lower()}/seed-{seed}.safetensors")
+    return Path(f"data/start/{settings.study}/pretrained-{str(pretrained).lower()}/seed-{seed}.safetensors")
 
 
 def features_file(settings: Params, pretrained: bool, seed: int) -> Path:
     """What the frozen network of a start puts out; pretrained weights are the same whatever the seed is."""
     name = "every-seed" if pretrained else f"seed-{seed}"
-    return Path(f"data/features/{settings.scale}/pretrained-{str(pretrained).lower()}/{name}.safetensors")
+    return Path(f"data/features/{settings.study}/pretrained-{str(pretrained).lower()}/{name}.safetensors")
 
 
 def model_file(settings: Params, name: str, seed: int) -> Path:
     """The network of the configuration ``name`` that was trained with ``seed``."""
-    return Path(f"models/{settings.scale}/{name}/model-{seed}.safetensors")
+    return Path(f"models/{settings.study}/{name}/model-{seed}.safetensors")
 
 
-def run_file(scale: str, stage: str) -> Path:
+def run_file(study: str, stage: str) -> Path:
     """What is worth knowing of the run of ``stage``."""
-    return Path(f"runs/{scale}/{stage}.json")
+    return Path(f"runs/{study}/{stage}.json")
 
 
 def stage_names(settings: Params) -> list[str]:
@@ -47,7 +47,7 @@ def stage_names(settings: Params) -> list[str]:
 def write_run(settings: Params, stage: str, clock: Clock, facts: dict[str, Any]) -> None:
     """Write the ``facts`` of a run, with its times and with the settings that it was made with."""
     document = params.load()
-    made_with = {"scales": {settings.scale: document["scales"][settings.scale]},
+    made_with = {"studies": {settings.study: document["studies"][settings.study]},
                  "experiments": document["experiments"]}  # fmt: skip
     content = {**clock.describe(), **facts, "settings": made_with}
-    files.write_json(run_file(settings.scale, stage), content)
+    files.write_json(run_file(settings.study, stage), content)

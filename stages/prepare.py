@@ -1,4 +1,4 @@
-"""Decode the images once, and choose the training and the validation images of this scale."""
+"""Decode the images once, and choose the training and the validation images of this study."""
 
 import torch
 
@@ -9,13 +9,13 @@ from headstart.runs import Clock
 from stages.paths import prepared_file, write_run
 
 
-def prepared(scale: params.Scale) -> dict[str, torch.Tensor]:
+def prepared(study: params.Study) -> dict[str, torch.Tensor]:
     """Images, uint8 [N, 28, 28], and labels, int64 [N], of the three splits."""
     raw = {name: datasets.read_raw("data/raw", name) for name in datasets.SHA256}
     images, labels = raw["train-images-idx3-ubyte"], raw["train-labels-idx1-ubyte"].long()
     # Validation comes first: its images stay the same when the number of training images changes.
-    sizes = [scale.validation_images, scale.training_images]
-    validation, training = datasets.stratified_split(labels, sizes=sizes, seed=scale.seed)
+    sizes = [study.validation_images, study.training_images]
+    validation, training = datasets.stratified_split(labels, sizes=sizes, seed=study.seed)
     return {
         "training_images": images[training],
         "training_labels": labels[training],

@@ -79,15 +79,15 @@ def _checkpoint(name: str, settings: Params, device: Compute, seed: int) -> Chec
     made_from = fingerprint(
         [asdict(experiment), without_other_seeds, device.describe()], [prepared_file(settings), start, features, *code]
     )
-    return Checkpoint(Path(f"checkpoints/{settings.scale}/{name}/{seed}.safetensors"), made_from)
+    return Checkpoint(Path(f"checkpoints/{settings.study}/{name}/{seed}.safetensors"), made_from)
 
 
 def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, Trained]]:
     """Yield what comes of each seed; a checkpoint is written after each epoch."""
-    experiment, scale = settings.experiment(name), settings.current
+    experiment, study = settings.experiment(name), settings.current
     inputs: tuple[Examples, Examples] | None = None
     inputs_file: Path | None = None
-    for seed in scale.seeds:
+    for seed in study.seeds:
         start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
         _require_weights(settings.current.weights, start)
         owner, trunk, head = trainable(experiment, settings, start)
@@ -101,10 +101,10 @@ def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, 
         checkpoint = _checkpoint(name, settings, device, seed)
         done = checkpoint.restore(head, optimizer)
         images = len(inputs[0].labels)
-        with progress(scale.n_epochs * images, f"training {name}, seed {seed}", len(done) * images) as bar:
+        with progress(study.n_epochs * images, f"training {name}, seed {seed}", len(done) * images) as bar:
             for epoch in fit(
-                head, optimizer, *inputs, epochs=range(len(done) + 1, scale.n_epochs + 1),
-                batch_size=scale.batch_size, seed=seed, compute=device, name=name, on_batch=bar.update,
+                head, optimizer, *inputs, epochs=range(len(done) + 1, study.n_epochs + 1),
+                batch_size=study.batch_size, seed=seed, compute=device, name=name, on_batch=bar.update,
             ):  # fmt: skip
                 done.append(epoch)
                 checkpoint.save(head, optimizer, done)

@@ -39,9 +39,9 @@ def edit(clone: Path, change) -> None:
 
 
 def shrink(settings, *, every: bool) -> None:
-    settings["scales"]["quick"] |= TINY
-    # Another scale of the same model, which recomputes its activations and has two seeds: so both ways run.
-    settings["scales"]["full"] = settings["scales"]["quick"] | {
+    settings["studies"]["quick"] |= TINY
+    # Another study of the same model, which recomputes its activations and has two seeds: so both ways run.
+    settings["studies"]["full"] = settings["studies"]["quick"] | {
         "training_images": 96, "store_activations": False, "seeds": [0, 7],
     }  # fmt: skip
     if not every:

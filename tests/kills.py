@@ -77,7 +77,7 @@ def different(expected: dict[str, str], got: dict[str, str]) -> list[str]:
 
 def study(clone: Path, kills: int, seed: int) -> tuple[dict[str, str], dict[str, str], Counter[str]]:
     """Return what an uninterrupted run leaves, what a killed one leaves, and where the kills fell."""
-    edit(clone, lambda settings: settings["scales"]["quick"].update(n_epochs=EPOCHS))
+    edit(clone, lambda settings: settings["studies"]["quick"].update(n_epochs=EPOCHS))
     repro(clone)
     expected = results(clone)
     forget(clone)

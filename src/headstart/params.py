@@ -32,7 +32,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Study:
     """What all configurations of a study have in common."""
 
     model_name: str
@@ -89,15 +89,15 @@ class Experiment:
 class Params:
     """All of ``params.yaml``."""
 
-    scale: str
+    study: str
     dataset: Dataset
-    scales: dict[str, Scale]
+    studies: dict[str, Study]
     experiments: dict[str, Experiment]
 
     @property
-    def current(self) -> Scale:
-        """The section that ``scale`` names."""
-        return self.scales[self.scale]
+    def current(self) -> Study:
+        """The section that ``study`` names."""
+        return self.studies[self.study]
 
     def experiment(self, name: str) -> Experiment:
         """The configuration ``name``."""
@@ -106,7 +106,7 @@ class Params:
         return self.experiments[name]
 
     def __post_init__(self) -> None:
-        _require(self.scale in self.scales, "scale", f"must be one of {', '.join(self.scales)}", self.scale)
+        _require(self.study in self.studies, "study", f"must be one of {', '.join(self.studies)}", self.study)
         _require(bool(self.experiments), "experiments", "is empty: name at least one configuration")
         seen: dict[Experiment, str] = {}
         for name, experiment in self.experiments.items():
@@ -115,7 +115,7 @@ class Params:
         rest = self.current.training_images % self.current.batch_size
         if rest == 1 and any(experiment.finetuning for experiment in self.experiments.values()):
             problem = "leaves a last batch of one image, on which batch norm cannot train: change it or training_images"
-            raise ParamsError(f"scales.{self.scale}.batch_size {problem}")
+            raise ParamsError(f"studies.{self.study}.batch_size {problem}")
 
 
 class ParamsError(UserError):

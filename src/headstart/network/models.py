@@ -10,7 +10,7 @@ FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet_v2", "densenet", "eff
 TIMM = "tf_efficientnet_lite0"
 
 
-class Classifier(nn.Linear):
+class Float32Linear(nn.Linear):
     """A linear layer that computes in its own precision under autocast too.
 
     bfloat16 has 8 significant bits: logits in it are too coarse to tell apart what is hard to tell apart.
@@ -45,7 +45,7 @@ def build(model_name: str, n_classes: int) -> nn.Module:
     else:
         raise UserError(f"model_name {model_name!r} is unknown; known are {', '.join(names())}")
     name = classifier_name(model)
-    setattr(model, name, Classifier(_last_linear(getattr(model, name)).in_features, n_classes))
+    setattr(model, name, Float32Linear(_last_linear(getattr(model, name)).in_features, n_classes))
     return model.eval()
 
 

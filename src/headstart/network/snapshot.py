@@ -40,10 +40,10 @@ class Snapshot:
         model.load_state_dict(self.state)
         return model
 
-    def linear_classifier(self) -> models.Classifier:
+    def linear_classifier(self) -> models.Float32Linear:
         """The classifier alone, [N, features] to [N, classes]: nothing of the rest is built."""
         weight = self.state[f"{self.classifier}.weight"]
-        layer = models.Classifier(weight.shape[1], weight.shape[0])
+        layer = models.Float32Linear(weight.shape[1], weight.shape[0])
         layer.load_state_dict({"weight": weight, "bias": self.state[f"{self.classifier}.bias"]})
         return layer.eval()
 

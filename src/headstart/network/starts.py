@@ -13,7 +13,7 @@ from headstart.console import UserError
 from headstart.data.images import Preprocess
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
-from headstart.params import Scale
+from headstart.params import Study
 
 # What torchvision's ImageNet weights were trained with; a state dict from a path is taken to be of their kind.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,7 +39,7 @@ class Weights:
     top1: float | None = None  # ImageNet accuracy in percent, where it is known
 
 
-def make(scale: Scale, *, seed: int, images: torch.Tensor | None, classes: tuple[str, ...]) -> Snapshot:
+def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple[str, ...]) -> Snapshot:
     """The complete initial network that all configurations of one start and one seed begin from.
 
     It is computed on the CPU in float32 whatever else computes, so that a start is the same on every device.
@@ -53,11 +53,11 @@ def make(scale: Scale, *, seed: int, images: torch.Tensor | None, classes: tuple
         UserError: model, weights, layer or image size are unknown or do not fit together, or one image is too few.
     """
     torch.manual_seed(seed)
-    model = models.build(scale.model_name, len(classes))
-    models.cut(model, scale.finetune_from)
-    models.check_image_size(model, scale.image_size)
-    weights = find(scale.model_name, scale.weights)
-    preprocess = Preprocess(scale.image_size, weights.mean, weights.std)
+    model = models.build(study.model_name, len(classes))
+    models.cut(model, study.finetune_from)
+    models.check_image_size(model, study.image_size)
+    weights = find(study.model_name, study.weights)
+    preprocess = Preprocess(study.image_size, weights.mean, weights.std)
     if images is None:
         label, sha256 = weights.label, load(model, weights)
     else:
@@ -65,8 +65,8 @@ def make(scale: Scale, *, seed: int, images: torch.Tensor | None, classes: tuple
         estimate_batch_norm(model, map(preprocess, statistics_batches(images)))
     return Snapshot(
         state=model.state_dict(),
-        model_name=scale.model_name,
-        image_size=scale.image_size,
+        model_name=study.model_name,
+        image_size=study.image_size,
         mean=weights.mean,
         std=weights.std,
         classes=classes,

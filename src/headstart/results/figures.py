@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 
 from headstart.params import Experiment
 from headstart.results.comparison import Estimate, Findings, pairs, unequal_settings
-from headstart.results.gallery import Example, Examples
+from headstart.results.gallery import Example, Gallery
 
 # Two hues of Okabe and Ito's palette (2008), which the colour-blind can tell apart; lines and markers say the rest.
 PRETRAINED, RANDOM = "#0072b2", "#d55e00"
@@ -186,7 +186,7 @@ def _heat(
         axes.text(x + 0.5, y + 0.5, texts[y][x], color=colour, fontsize=7, ha="center", va="center")
 
 
-def examples(chosen: Examples) -> Figure:
+def examples(chosen: Gallery) -> Figure:
     """Test images, each with what it is and what it was taken for: those that are right, then those that are wrong."""
     rows = [row[start : start + PER_ROW] for row in chosen for start in range(0, len(row), PER_ROW)]
     figure, grid = _figure(5.6, 1.3 * len(rows), nrows=len(rows), ncols=PER_ROW)

@@ -22,7 +22,7 @@ class Example(NamedTuple):
     confidence: float
 
 
-class Examples(NamedTuple):
+class Gallery(NamedTuple):
     """One of each class; None where there is none."""
 
     right: list[Example | None]
@@ -31,7 +31,7 @@ class Examples(NamedTuple):
 
 def choose_examples(
     images: torch.Tensor, *, labels: torch.Tensor, logits: torch.Tensor, classes: Sequence[str]
-) -> Examples:
+) -> Gallery:
     """Of each class the first image that is classified rightly, and the mistake that the network is surest of.
 
     Args:
@@ -40,7 +40,7 @@ def choose_examples(
         logits: [N, classes].
     """
     confidence, predicted = logits.softmax(1).max(1)
-    chosen = Examples([], [])
+    chosen = Gallery([], [])
     for label, name in enumerate(classes):
         hits, misses = ((labels == label) & (right == (predicted == label)) for right in (True, False))
         surest = torch.where(misses, confidence, -1).argmax()

@@ -11,11 +11,11 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from headstart.params import Experiment, Scale
+from headstart.params import Experiment, Study
 from headstart.results import evaluation, figures
 from headstart.results.comparison import ERROR, Correct, Difference, Estimate, Findings
 from headstart.results.figures import Curve
-from headstart.results.gallery import Examples
+from headstart.results.gallery import Gallery
 
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
 PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
@@ -50,18 +50,18 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Study:
+class Content:
     """Everything that the page and the tables are made of."""
 
-    scale: str
-    setting: Scale
+    study: str
+    setting: Study
     classes: Sequence[str]
     rows: Sequence[Row]
     details: Mapping[str, Details]
     findings: Findings
     right: Correct
     stage_seconds: Mapping[str, float]
-    examples: Examples  # of the best configuration
+    examples: Gallery  # of the best configuration
     feature_maps: Mapping[str, np.ndarray]
 
     @property
@@ -97,7 +97,7 @@ def sort_rows(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row.metrics["test_accuracy"], reverse=True)
 
 
-def is_published_size(setting: Scale) -> bool:
+def is_published_size(setting: Study) -> bool:
     """Whether the published study had as many images, epochs and layers, so that its numbers may stand beside these."""
     values = {key: getattr(setting, key) for key in PUBLISHED_SIZE}
     return values | {"model_name": setting.model_name.lower()} == PUBLISHED_SIZE
@@ -151,31 +151,31 @@ def points(difference: float, digits: int = 1) -> str:
     return figures.signed(100 * difference, digits)
 
 
-def tables(study: Study) -> dict[str, Table]:
+def tables(content: Content) -> dict[str, Table]:
     """What DVC plots, by name: the columns' names, then the rows, accuracies in percent."""
     return {
-        "accuracy": _accuracy_table(study),
-        "learning_curves": _curves_table(study),
-        "confusion": _confusion_table(study),
+        "accuracy": _accuracy_table(content),
+        "learning_curves": _curves_table(content),
+        "confusion": _confusion_table(content),
     }
 
 
-def right_table(study: Study) -> Table:
+def right_table(content: Content) -> Table:
     """A row a configuration and seed: how many test images, and which of them it has right, as ``unpack`` reads it."""
     rows: Table = [["configuration", "seed", "images", "right"]]
     rows += [
         [name, seed, len(right), evaluation.pack(right)]
-        for name, of_seeds in study.right.items()
-        for seed, right in zip(study.setting.seeds, of_seeds, strict=True)
+        for name, of_seeds in content.right.items()
+        for seed, right in zip(content.setting.seeds, of_seeds, strict=True)
     ]
     return rows
 
 
-def _accuracy_table(study: Study) -> Table:
+def _accuracy_table(content: Content) -> Table:
     """A row a configuration."""
     columns = ["configuration", "pretrained", "finetuning", "optimizer", "accuracy", "low", "high", "published"]
     rows: Table = [columns]
-    for row in study.ranked:
+    for row in content.ranked:
         e, published = row.experiment, row.published
         factors = [str(e.pretrained).lower(), str(e.finetuning).lower(), e.optimizer]
         # A digit more, or rounding it again would round the wrong way.
@@ -184,38 +184,38 @@ def _accuracy_table(study: Study) -> Table:
     return rows
 
 
-def _curves_table(study: Study) -> Table:
+def _curves_table(content: Content) -> Table:
     """A row a configuration, epoch and metric."""
-    curves = learning_curves(study)
+    curves = learning_curves(content)
     rows: Table = [["configuration", "metric", "epoch", "accuracy"]]
     rows += [
         [row.name, metric, epoch, percent(value, 2)]
-        for row in study.ranked
+        for row in content.ranked
         for metric, by_name in curves.items()
         for epoch, value in zip(*by_name[row.name], strict=True)
     ]
     return rows
 
 
-def _confusion_table(study: Study) -> Table:
+def _confusion_table(content: Content) -> Table:
     """A row an actual and a predicted class, of the best configuration and the worst."""
     rows: Table = [["configuration", "actual", "predicted", "images"]]
     rows += [
         [name, actual, predicted, int(count)]
-        for name in dict.fromkeys([study.best.name, study.worst.name])
-        for actual, counts in zip(study.classes, study.details[name].confusion, strict=True)
-        for predicted, count in zip(study.classes, counts, strict=True)
+        for name in dict.fromkeys([content.best.name, content.worst.name])
+        for actual, counts in zip(content.classes, content.details[name].confusion, strict=True)
+        for predicted, count in zip(content.classes, counts, strict=True)
     ]
     return rows
 
 
-def learning_curves(study: Study) -> dict[str, dict[str, Curve]]:
+def learning_curves(content: Content) -> dict[str, dict[str, Curve]]:
     """By metric and configuration; validation only where there is some."""
     kinds = {"training": "train_accuracy", "validation": "validation_accuracy"}
-    if not study.setting.validation_images:
+    if not content.setting.validation_images:
         del kinds["validation"]
     return {
-        f"{kind} accuracy": {row.name: _curve(study.details[row.name].epochs, column) for row in study.ranked}
+        f"{kind} accuracy": {row.name: _curve(content.details[row.name].epochs, column) for row in content.ranked}
         for kind, column in kinds.items()
     }
 
@@ -227,35 +227,35 @@ def _curve(epochs: Sequence[Mapping[str, str]], column: str) -> Curve:
     return Curve(list(by_epoch), [sum(values) / len(values) for values in by_epoch.values()])
 
 
-def draw(study: Study) -> dict[str, str]:
+def draw(content: Content) -> dict[str, str]:
     """All figures as SVG, by name."""
-    found, experiments = study.findings, study.experiments
-    published = {row.name: row.published["test_accuracy"] for row in study.rows if row.published}
-    details = {name: study.details[name] for name in experiments}
+    found, experiments = content.findings, content.experiments
+    published = {row.name: row.published["test_accuracy"] for row in content.rows if row.published}
+    details = {name: content.details[name] for name in experiments}
     cost = {kind: {name: detail.run[key] for name, detail in details.items()} for kind, key in COSTS.items()}
     f1 = np.stack([detail.f1 for detail in details.values()], axis=1)
     calibration = {name: detail.calibration for name, detail in details.items()}
     svg = figures.as_svg
     drawn = {
         "accuracy": svg(figures.accuracy, experiments, found.accuracy, published),
-        "learning_curves": svg(figures.learning_curves, experiments, learning_curves(study)),
-        "confusion_best": svg(figures.confusion, details[study.best.name].confusion, study.classes),
-        "confusion_worst": svg(figures.confusion, details[study.worst.name].confusion, study.classes),
-        "f1": svg(figures.f1, f1, study.classes, list(details)),
-        "examples": svg(figures.examples, study.examples),
-        "feature_maps": svg(figures.feature_maps, study.feature_maps),
+        "learning_curves": svg(figures.learning_curves, experiments, learning_curves(content)),
+        "confusion_best": svg(figures.confusion, details[content.best.name].confusion, content.classes),
+        "confusion_worst": svg(figures.confusion, details[content.worst.name].confusion, content.classes),
+        "f1": svg(figures.f1, f1, content.classes, list(details)),
+        "examples": svg(figures.examples, content.examples),
+        "feature_maps": svg(figures.feature_maps, content.feature_maps),
         "calibration": svg(figures.calibration, experiments, calibration),
         "cost": svg(figures.cost, experiments, found.accuracy, cost),
     }
     return drawn | ({"effects": svg(figures.effects, found)} if found.effects else {})
 
 
-def numbers(study: Study) -> dict[str, Table]:
+def numbers(content: Content) -> dict[str, Table]:
     """What figures show and no other table has, for those who cannot see them: by the figure's name, header first."""
-    curves = learning_curves(study)
-    epochs = range(1, study.setting.n_epochs + 1)
-    details = {row.name: study.details[row.name] for row in study.ranked}
-    confusions = {"confusion_best": study.best.name, "confusion_worst": study.worst.name}
+    curves = learning_curves(content)
+    epochs = range(1, content.setting.n_epochs + 1)
+    details = {row.name: content.details[row.name] for row in content.ranked}
+    confusions = {"confusion_best": content.best.name, "confusion_worst": content.worst.name}
     return {
         "learning_curves": [
             ["accuracy, %", *(f"{metric.split()[0]}, epoch {epoch}" for metric in curves for epoch in epochs)],
@@ -263,46 +263,46 @@ def numbers(study: Study) -> dict[str, Table]:
               for name in details),
         ],
         **{
-            figure: [["actual", *study.classes],
-                     *([label, *counts] for label, counts in zip(study.classes, details[name].confusion, strict=True))]
+            figure: [["actual", *content.classes],
+                     *([label, *row] for label, row in zip(content.classes, details[name].confusion, strict=True))]
             for figure, name in confusions.items()
         },
         "f1": [
             ["F1, %", *details],
             *([label, *(percent(detail.f1[at]) for detail in details.values())]
-              for at, label in enumerate(study.classes)),
+              for at, label in enumerate(content.classes)),
         ],
         "calibration": [
             ["configuration", "expected calibration error, points"],
-            *([row.name, percent(row.metrics["expected_calibration_error"])] for row in study.ranked),
+            *([row.name, percent(row.metrics["expected_calibration_error"])] for row in content.ranked),
         ],
         "cost": [
             ["configuration", "test accuracy, %", *COSTS],
             *([row.name, percent(row.accuracy.value), *(f"{details[row.name].run[key]:,}" for key in COSTS.values())]
-              for row in study.ranked),
+              for row in content.ranked),
         ],
     }  # fmt: skip
 
 
-def page(study: Study, drawn: Mapping[str, str]) -> str:
+def page(content: Content, drawn: Mapping[str, str]) -> str:
     """The results as one HTML page that needs nothing else, with the figures that ``draw`` has drawn."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "points": points, "settings": settings_in_words}
     template = environment.from_string(_resource("report.html"))
     return template.render(
-        study=study,
+        content=content,
         style=_resource("report.css"),
         figure=partial(_inline, drawn),
-        numbers=numbers(study),
-        real=[difference for difference in study.findings.differences if difference.is_real],
-        noise=[difference for difference in study.findings.differences if not difference.is_real],
+        numbers=numbers(content),
+        real=[difference for difference in content.findings.differences if difference.is_real],
+        noise=[difference for difference in content.findings.differences if not difference.is_real],
         p_value=p_value,
-        mistake=worst_mistake(study.details[study.best.name].confusion, study.classes),
-        training_seconds=sum(detail.run["training_seconds"] for detail in study.details.values()),
+        mistake=worst_mistake(content.details[content.best.name].confusion, content.classes),
+        training_seconds=sum(detail.run["training_seconds"] for detail in content.details.values()),
         published_title=PUBLISHED_TITLE,
         published_seconds=PUBLISHED_SECONDS,
-        confounded=confounded(study.findings),
-        facts=run_facts(study),
+        confounded=confounded(content.findings),
+        facts=run_facts(content),
         error=ERROR,
     )
 
@@ -339,9 +339,9 @@ def worst_mistake(confusion: np.ndarray, classes: Sequence[str]) -> tuple[str, s
     return (classes[int(actual)], classes[int(predicted)], count) if count else None
 
 
-def run_facts(study: Study) -> dict[str, str]:
+def run_facts(content: Content) -> dict[str, str]:
     """How the configurations were run: each fact once, and all its values where they differ."""
-    runs = [study.details[row.name].run for row in study.rows]
+    runs = [content.details[row.name].run for row in content.rows]
     facts = {fact: {str(run[fact]) for run in runs} for fact in ("device", "precision", "torch", "python")}
     facts["weights"] = {f"{run['weights']} (SHA-256 {run['weights_sha256']})" for run in runs if run["weights_sha256"]}
     return {fact: ", ".join(sorted(values)) for fact, values in facts.items() if values}
