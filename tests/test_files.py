@@ -82,3 +82,19 @@ def test_csv_round_trip(tmp_path):
     files.write_csv(tmp_path / "x.csv", ["epoch", "loss"], [[1, 0.1], [2, None]])
     assert (tmp_path / "x.csv").read_bytes() == b"epoch,loss\n1,0.1\n2,\n"
     assert files.read_csv(tmp_path / "x.csv") == [{"epoch": "1", "loss": "0.1"}, {"epoch": "2", "loss": ""}]
+
+
+def test_sources_are_all_files_but_bytecode(tmp_path):
+    for name in (
+        "room/b.py",
+        "room/a.html",
+        "room/inner/c.py",
+        "room/__pycache__/b.cpython-311.pyc",
+        "one.py",
+        "two.py",
+    ):
+        files.write_text(tmp_path / name, name)
+    found = files.sources([tmp_path / "one.py", tmp_path / "room"])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "one.py", "room/a.html", "room/b.py", "room/inner/c.py",
+    ]  # fmt: skip
