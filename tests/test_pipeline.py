@@ -41,43 +41,66 @@ def commit(clone: Path, message: str) -> None:
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", message, cwd=clone)
 
 
-def test_the_life_of_a_study(clone, first, tmp_path):
+EVERYTHING = {"download", "prepare", "compare"}
+EVERYTHING |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "random")}
+EVERYTHING |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
+
+
+def test_a_study_from_nothing(clone, first):
     ran, first = first
-    everything = {"download", "prepare", "compare"}
-    everything |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "random")}
-    everything |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
-    assert ran == everything
+    assert ran == EVERYTHING
     assert {f"metrics/quick/{name}.json" for name in (*KEPT, "study")} <= first.keys()
     assert sum(name.startswith("models/") for name in first) == 2 * len(KEPT)
     assert "metrics/quick/right.csv" in first
     assert sum(name.startswith("plots/") for name in first) == 6
     status = run("git", "status", "--porcelain", cwd=clone).stdout.split("\n")
     assert {line[3:] for line in status if line} == {"dvc.lock", "metrics/", "plots/"}  # all else is ignored
+    assert repro(clone) == set()  # nothing is left to do
 
-    # Nothing to do.
-    assert repro(clone) == set()
 
-    # What cannot change a number retrains nothing.
+def test_what_cannot_change_a_number_retrains_nothing(clone, first):
     for name, again in (("console.py", set()), ("results/report.css", {"compare"})):
         file = clone / "src/headstart" / name
-        file.write_bytes(file.read_bytes() + b"\n")
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert repro(clone) == again
+        file.write_bytes(content)
         assert repro(clone) == again
 
-    # Everything again: the same to the last byte.
-    assert repro(clone, "--force") == everything
-    assert results(clone) == first
 
-    # One configuration's lr.
+def test_everything_again_gives_the_same_to_the_last_byte(clone, first):
+    assert repro(clone, "--force") == EVERYTHING
+    assert results(clone) == first[1]
+
+
+def test_one_configuration_s_lr(clone, first, tmp_path):
+    first = first[1]
     run(sys.executable, "-m", "scripts.record", cwd=clone)
     commit(clone, "first")
     edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
-    fresh = tmp_path / "fresh"  # as CI has it: neither data nor DVC's cache
-    run("git", "clone", "-q", str(clone), str(fresh), cwd=tmp_path)
+    _gate_is_closed(clone, tmp_path / "fresh")
+    assert repro(clone) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare"}
+    commit(clone, "second")
+    _change_is_reported(clone)
+    changed = results(clone)
+    different = {name for name in first if changed[name] != first[name]}
+    assert different
+    of_all = ("metrics/quick/study.json", "metrics/quick/right.csv")
+    assert all(KEPT[1] in name or name in of_all or "plots/" in name for name in different)
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
+    # That has been run before. But --force has left two runs of each stage in DVC's memory, and it may bring back the
+    # other one's times, which the page shows.
+    assert repro(clone) <= {"compare"}
+    assert results(clone) == first
+
+
+def _gate_is_closed(clone: Path, fresh: Path) -> None:
+    """In a clone as CI has it, with neither data nor DVC's cache, and with the settings of ``clone``."""
+    run("git", "clone", "-q", str(clone), str(fresh), cwd=clone)
     gate = (sys.executable, "-m", "scripts.lock_gate")
     fits = "dvc.lock fits the rest: nothing would run; params.yaml fits the records of quick\n"
     assert run(*gate, cwd=fresh).stdout == fits
     record = fresh / "metrics/quick/record.json"
-    made_with = record.read_text(encoding="utf-8")
     shutil.copy(clone / "params.yaml", fresh / "params.yaml")
     closed = run(*gate, cwd=fresh, check=False)
     assert closed.returncode == 1
@@ -93,9 +116,9 @@ def test_the_life_of_a_study(clone, first, tmp_path):
         f"headstart: dvc.lock does not fit the rest, train@{KEPT[1]} would run: "
         "`dvc repro`, and commit what it changes\n"
     )
-    record.write_text(made_with, encoding="utf-8")
-    assert repro(clone) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare"}
-    commit(clone, "second")
+
+
+def _change_is_reported(clone: Path) -> None:
     report = run(sys.executable, "-m", "scripts.change", "HEAD~1", cwd=clone).stdout
     assert f"| `experiments.{KEPT[1]}.lr` | `0.001` | `0.002` |" in report
     assert report.count(f"| {KEPT[1]} |") >= 2  # its accuracy, and its other metrics
@@ -103,20 +126,11 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     run("dvc", "plots", "diff", "HEAD~1", "HEAD", "-o", "diff", cwd=clone)
     assert (clone / "diff/index.html").stat().st_size > 10_000
     shutil.rmtree(clone / "diff")
-    changed = results(clone)
-    different = {name for name in first if changed[name] != first[name]}
-    assert different
-    of_all = ("metrics/quick/study.json", "metrics/quick/right.csv")
-    assert all(KEPT[1] in name or name in of_all or "plots/" in name for name in different)
-    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
-    # That has been run before. But --force has left two runs of each stage in DVC's memory, and it may bring back the
-    # other one's times, which the page shows.
-    assert repro(clone) <= {"compare"}
-    assert results(clone) == first
 
-    # The other study, and back.
+
+def test_another_study_and_back(clone, first):
     edit(clone, lambda settings: settings.update(study="full"))
-    assert repro(clone) == everything - {"download"}
+    assert repro(clone) == EVERYTHING - {"download"}
     full = files.read_json(clone / f"metrics/full/{KEPT[0]}.json")
     assert 0 < full["test_accuracy"] < 1
     for name in KEPT:  # two seeds
@@ -132,10 +146,12 @@ def test_the_life_of_a_study(clone, first, tmp_path):
     means = [(each.argmax(1) == labels).double().mean().item() for each in both]
     assert full["test_accuracy"] == round(sum(means) / 2, 4)
     edit(clone, lambda settings: settings.update(study="quick"))
-    assert repro(clone) <= {"compare"}  # as above
-    assert {name: results(clone)[name] for name in first} == first
+    assert repro(clone) <= {"compare"}  # which shows the times of the runs, and DVC may bring back others
+    assert {name: results(clone)[name] for name in first[1]} == first[1]
 
-    # A configuration less: its files stay, the report forgets it.
+
+def test_a_configuration_less(clone, first):
+    """Its files stay, and the report forgets it."""
     assert KEPT[2] in (clone / "params.yaml").read_text(encoding="utf-8")
     assert (clone / "report/quick/results.md").read_text(encoding="utf-8").count("| false | false |") == 1
     edit(clone, lambda settings: settings["experiments"].pop(KEPT[2]))
