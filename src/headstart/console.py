@@ -12,7 +12,7 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where, and what to do."""
 
 
-def run(main: Callable[..., None], *arguments: str) -> None:
+def run(main: Callable[..., object], *arguments: str) -> None:
     """Run a stage; turn a mistake of the user's into one line on stderr and exit status 1.
 
     ``HEADSTART_TRACEBACK=1`` in the environment shows the traceback instead.

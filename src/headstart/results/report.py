@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from headstart.params import Experiment, Study
+from headstart.params import Experiment, Optimizer, Study
 from headstart.results import evaluation, figures
 from headstart.results.comparison import ERROR, Correct, Difference, Estimate, Findings
 from headstart.results.figures import Curve
@@ -109,7 +109,7 @@ def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Experiment, dic
         Experiment(
             pretrained=row["pretrained"] == "true",
             finetuning=row["finetuning"] == "true",
-            optimizer=row["optimizer"],
+            optimizer=cast(Optimizer, row["optimizer"]),  # which is checked
             lr=float(row["lr"]),
             momentum=float(row["momentum"]) if row["momentum"] else None,
             weight_decay=float(row["weight_decay"]) if row["weight_decay"] else None,
