@@ -24,6 +24,7 @@ $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_p
 	@touch $@
 
 study: setup  ## dvc repro: every stage that is not up to date, in the study that params.yaml names
+	@python -m headstart.params
 	dvc repro
 	@python -m scripts.table
 
@@ -34,7 +35,7 @@ lint: setup  ## ruff and mypy
 
 test: lint  ## Every check: ruff, mypy, pytest
 	@sh scripts/browser.sh
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 table: setup  ## The study in the terminal, with what is different from main
 	@python -m scripts.table
@@ -71,4 +72,4 @@ lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and
 	  --quiet pyproject.toml --output-file requirements.txt
 
 clean:  ## Remove the environment, all outputs of the pipeline that git does not have, and DVC's cache of them
-	rm -rf .venv checkpoints data models predictions report runs dvc_plots .dvc/cache .dvc/tmp
+	rm -rf .venv checkpoints data models predictions report runs scores dvc_plots .dvc/cache .dvc/tmp

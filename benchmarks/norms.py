@@ -14,7 +14,7 @@ from headstart import files, params
 from headstart.console import run
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
-from stages.paths import model_file, start_file
+from stages.paths import model_file, predictions_file, start_file
 
 
 def main() -> None:
@@ -27,8 +27,7 @@ def main() -> None:
                 start_file(settings, experiment.pretrained, seed), model_file(settings, name, seed)
             ))  # fmt: skip
             shares = [f"{100 * trained[kind] / start[kind]:.1f}" for kind in (nn.Conv2d, nn.BatchNorm2d)]
-            path = f"predictions/{settings.study}/{name}/logits.safetensors"
-            spread = files.read_tensors(path, "logits").tensors["logits"][0].std(0, correction=0).mean()
+            spread = files.read_arrays(predictions_file(settings, name)).arrays["logits"][0].std(0).mean()
             print(f"| {name} | {' | '.join(shares)} | {spread:.3f} |")
 
 

@@ -30,7 +30,8 @@ def main() -> None:
             path = features_file(settings, experiment.pretrained, seed)
             features = files.read_tensors(path, "training_features", "test_features").tensors
             labels = {
-                split: datasets.read_split(prepared_file(settings), split).labels for split in ("training", "test")
+                split: torch.from_numpy(datasets.read_split(prepared_file(settings), split).labels)
+                for split in ("training", "test")
             }
             found = []
             for renewed in (False, True):

@@ -17,6 +17,7 @@ from headstart import files, params
 from headstart.console import UserError, run
 from headstart.params import Params
 from scripts import record
+from stages.paths import left_over
 
 
 def main() -> None:
@@ -26,6 +27,8 @@ def main() -> None:
     for study in studies:
         check_record(study, settings)
     _check_lock()
+    if left := left_over(settings):
+        raise UserError(left)
     print(
         f"dvc.lock fits the rest: nothing would run; params.yaml fits the records of {', '.join(studies) or 'no study'}"
     )

@@ -25,7 +25,7 @@ from stages.paths import run_file, stage_names
 # What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
 FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
 PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
-COMPUTED = ("features", "train", "evaluate")
+COMPUTED = ("features", "train")
 TOP1 = "imagenet_top1_percent"
 
 

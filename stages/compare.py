@@ -1,13 +1,16 @@
 """Compare all configurations that params.yaml names: the study in four numbers, the page, and what DVC plots."""
 
+import sys
+
 from headstart import files, params
 from headstart.console import run
 from headstart.results import comparison, report
-from stages import study
+from stages import paths, study
 
 
 def main() -> None:
-    found = study.read(params.read())
+    settings = params.read()
+    found = study.read(settings)
     drawn = report.draw(found)
     with files.replacing(f"report/{found.study}") as folder:
         (folder / "figures").mkdir(parents=True)
@@ -22,6 +25,8 @@ def main() -> None:
     for name in report.COMMITTED:
         files.write_text(f"plots/{found.study}/{name}.svg", drawn[name])
     files.write_json(f"metrics/{found.study}/study.json", comparison.metrics(found.findings, found.validation))
+    if left := paths.left_over(settings):
+        print(f"headstart: {left}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ REMEDY = "free some space (DVC's cache may want as much again), or set store_act
 def main(pretrained: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose()
-    images = {split: datasets.read_split(prepared_file(settings), split).images for split in SPLITS}
+    prepared = prepared_file(settings)
+    images = {split: torch.from_numpy(datasets.read_split(prepared, split).images) for split in SPLITS}
     # With pretrained weights all seeds share one file, which the first of them makes.
     seeds = {features_file(settings, pretrained == "true", seed): seed for seed in reversed(settings.current.seeds)}
     folder = next(iter(seeds)).parent

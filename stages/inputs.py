@@ -1,7 +1,8 @@
-"""What a configuration trains, and on what: shared by the stages that train it and test it."""
+"""What a configuration trains, and on what."""
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from headstart import files
@@ -48,23 +49,19 @@ def examples(
     ``keep``: whether they will be used in more than one epoch.
     """
     prepared = prepared_file(settings)
-    images, labels = datasets.read_split(prepared, split)
+    images, labels = map(torch.from_numpy, datasets.read_split(prepared, split))
     if experiment.finetuning and not settings.current.store_activations:
         label, prepare = f"frozen layers, {split} images", snapshot.preprocess
         return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)
     features = features_file(settings, experiment.pretrained, seed)
     stored = f"{split}_activations" if experiment.finetuning else f"{split}_features"
     tensors, description = files.read_tensors(features, stored)
-    require_precision(str(features), description.get("precision", ""), compute)
+    precision = description.get("precision", "")
+    if precision != compute.precision:
+        raise UserError(f"{features} was computed in {precision or 'no known precision'}, and this is "
+                        f"{compute.precision}: set HEADSTART_DTYPE={precision or compute.precision}, or compute all "
+                        "anew with `dvc repro --force`")  # fmt: skip
     inputs = tensors[stored]
     if len(inputs) != len(labels) or not inputs.isfinite().all():
         raise UserError(f"{features} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
     return Examples(Kept.of(inputs, compute), labels)
-
-
-def require_precision(what: str, precision: str, compute: Compute) -> None:
-    """Raise UserError where ``what`` was computed in another precision than is computed in now."""
-    if precision != compute.precision:
-        raise UserError(f"{what} was computed in {precision or 'no known precision'}, and this is {compute.precision}: "
-                        f"set HEADSTART_DTYPE={precision or compute.precision}, or compute all anew with "
-                        "`dvc repro --force`")  # fmt: skip

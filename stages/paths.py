@@ -29,6 +29,16 @@ def model_file(settings: Params, name: str, seed: int) -> Path:
     return Path(f"models/{settings.study}/{name}/model-{seed}.safetensors")
 
 
+def predictions_file(settings: Params, name: str) -> Path:
+    """What the networks of the configuration ``name`` say of the test images: logits, [seeds, images, classes]."""
+    return Path(f"predictions/{settings.study}/{name}/logits.safetensors")
+
+
+def scores_folder(settings: Params, name: str) -> Path:
+    """The tables of how the configuration ``name`` does on the test images, all its seeds together."""
+    return Path(f"scores/{settings.study}/{name}")
+
+
 def run_file(study: str, stage: str) -> Path:
     """What is worth knowing of the run of ``stage``."""
     return Path(f"runs/{study}/{stage}.json")
@@ -42,6 +52,18 @@ def stage_names(settings: Params) -> list[str]:
         *(f"{stage}-pretrained-{start}" for stage in ("start", "features") for start in starts),
         *(f"{stage}-{name}" for stage in ("train", "evaluate") for name in settings.experiments),
     ]
+
+
+def left_over(settings: Params) -> str:
+    """What to say of files in the folders that `compare` depends on that no configuration has; nothing without any."""
+    ours = {run_file(settings.study, stage) for stage in stage_names(settings)}
+    for name in settings.experiments:
+        ours |= {model_file(settings, name, 0).parent, predictions_file(settings, name).parent,
+                 scores_folder(settings, name)}  # fmt: skip
+    folders = (Path(kind, settings.study) for kind in ("models", "predictions", "runs", "scores"))
+    others = sorted(path.as_posix() for folder in folders for path in folder.glob("*") if path not in ours)
+    remedy = "dvc.lock counts in what is of no configuration in params.yaml: delete it, and run `dvc repro`"
+    return f"{', '.join(others)}: {remedy}" if others else ""
 
 
 def write_run(settings: Params, stage: str, clock: Clock, facts: dict[str, Any]) -> None:

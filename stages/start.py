@@ -18,7 +18,7 @@ def main(pretrained: str) -> None:
     settings, device = params.read(), compute.choose("cpu", dtype=torch.float32)
     images = None
     if pretrained == "false":
-        images = datasets.read_split(prepared_file(settings), "training").images
+        images = torch.from_numpy(datasets.read_split(prepared_file(settings), "training").images)
     seeds = settings.current.seeds
     with files.replacing(start_file(settings, pretrained == "true", seeds[0]).parent) as folder:
         for seed in seeds:

@@ -1,25 +1,29 @@
 """All that the stages before have found out about the configurations that params.yaml names."""
 
-import torch
+from pathlib import Path
+
+import numpy as np
 
 from headstart import files, params
 from headstart.console import UserError
 from headstart.data import datasets
 from headstart.network.snapshot import Snapshot
-from headstart.results import comparison, evaluation, gallery, report
-from stages.paths import model_file, prepared_file, run_file, stage_names
+from headstart.results import comparison, gallery, maps, report
+from stages.paths import model_file, predictions_file, prepared_file, run_file, scores_folder, stage_names
 
 PUBLISHED = "docs/published.csv"
 
 
 def read(settings: params.Params) -> report.Content:
-    """Read it."""
+    """Read it.
+
+    dvc.yaml cannot list the configurations' metrics as dependencies; it has what they are computed from.
+    """
     study, experiments = settings.study, settings.experiments
     images, labels = datasets.read_split(prepared_file(settings), "test")
-    predictions = {name: f"predictions/{study}/{name}/logits.safetensors" for name in experiments}
     _require_one_precision(settings)
-    logits = {name: files.read_tensors(path, "logits").tensors["logits"] for name, path in predictions.items()}
-    right = {name: (found.argmax(2) == labels).numpy() for name, found in logits.items()}
+    logits = {name: files.read_arrays(predictions_file(settings, name)).arrays["logits"] for name in experiments}
+    right = {name: found.argmax(2) == labels for name, found in logits.items()}
     findings = comparison.study(experiments, right)
     compared = report.is_published_size(settings.current)
     published = report.published_results(files.read_csv(PUBLISHED)) if compared else {}
@@ -42,15 +46,15 @@ def read(settings: params.Params) -> report.Content:
         setting=settings.current,
         classes=datasets.CLASSES,
         rows=rows,
-        details={name: _details(study, name, logits[name], labels) for name in experiments},
+        details={name: _details(settings, name) for name in experiments},
         findings=findings,
         right=right,
         stage_seconds=_stage_seconds(settings),
         examples=gallery.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=datasets.CLASSES),
         feature_maps={
-            f"{name}, {which}": maps
+            f"{name}, {which}": found
             for name in sorted(models, key=ranked.index)
-            for which, maps in gallery.feature_maps(models[name], images[0]).items()
+            for which, found in maps.feature_maps(models[name], images[0]).items()
         },
     )
 
@@ -59,7 +63,7 @@ def _require_one_precision(settings: params.Params) -> None:
     """Raise UserError where not all was computed in the same precision, so that it cannot stand in one table."""
     found: dict[str, str] = {}
     for stage in stage_names(settings):
-        if not stage.startswith(("prepare", "start")):  # which compute nothing, or always in float32
+        if stage.startswith(("features", "train")):  # the others compute nothing, or always in float32
             found.setdefault(files.read_json(run_file(settings.study, stage))["precision"], stage)
     if len(found) > 1:
         mixture = " and ".join(f"{stage} in {precision}" for precision, stage in found.items())
@@ -67,16 +71,20 @@ def _require_one_precision(settings: params.Params) -> None:
                         "compute the rest anew with `dvc repro --force`")  # fmt: skip
 
 
-def _details(study: str, name: str, logits: torch.Tensor, labels: torch.Tensor) -> report.Details:
-    every, repeated = logits.flatten(0, 1), labels.repeat(len(logits))  # all seeds together
-    confusion = evaluation.confusion_matrix(logits=every, labels=repeated)
+def _details(settings: params.Params, name: str) -> report.Details:
+    scores = scores_folder(settings, name)
     return report.Details(
-        epochs=files.read_csv(f"models/{study}/{name}/epochs.csv"),
-        run=files.read_json(f"runs/{study}/train-{name}.json"),
-        confusion=confusion.numpy(),
-        f1=evaluation.per_class(confusion)["f1"].numpy(),
-        calibration=evaluation.calibration(logits=every, labels=repeated).numpy(),
+        epochs=files.read_csv(model_file(settings, name, 0).with_name("epochs.csv")),
+        run=files.read_json(run_file(settings.study, f"train-{name}")),
+        confusion=_numbers(scores / "confusion.csv").astype(int),
+        f1=np.array([float(row["f1"]) for row in files.read_csv(scores / "classes.csv")]),
+        calibration=_numbers(scores / "calibration.csv"),
     )
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """A table of numbers without its first column, which names the rows."""
+    return np.array([[float(value) for value in list(row.values())[1:]] for row in files.read_csv(path)])
 
 
 def _stage_seconds(settings: params.Params) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Train one configuration with each seed, going on after the last complete epoch if it was interrupted."""
+"""Train one configuration with each seed, and predict; after an interruption go on after the last complete epoch."""
 
 import sys
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from dataclasses import asdict, astuple, fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from headstart import files, params
 from headstart.console import UserError, progress, run
@@ -15,10 +17,10 @@ from headstart.runs import Clock
 from headstart.training import compute
 from headstart.training.checkpoints import Checkpoint, fingerprint
 from headstart.training.compute import Compute
-from headstart.training.forward import Examples
+from headstart.training.forward import Examples, predict
 from headstart.training.loop import Epoch, fit, make_optimizer
 from stages.inputs import examples, trainable
-from stages.paths import features_file, model_file, prepared_file, start_file, write_run
+from stages.paths import features_file, model_file, predictions_file, prepared_file, start_file, write_run
 
 COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
 # What can change a number here, as dvc.yaml has it: after a change of the page, say, a training still goes on.
@@ -38,6 +40,7 @@ class Trained(NamedTuple):
     """What came of one seed."""
 
     model: Snapshot
+    logits: torch.Tensor  # of the test images, float32 [N, classes]
     epochs: list[Epoch]
     checkpoint: Checkpoint
     parameters: int
@@ -54,6 +57,9 @@ def main(name: str) -> None:
             result.model.write(folder / model_file(settings, name, seed).name)
         rows = [[seed, *astuple(epoch)[: len(COLUMNS)]] for seed, result in trained.items() for epoch in result.epochs]
         files.write_csv(folder / "epochs.csv", ["seed", *COLUMNS], rows)
+    with files.replacing(predictions_file(settings, name).parent) as folder:
+        logits = torch.stack([result.logits for result in trained.values()])
+        files.write_tensors(folder / predictions_file(settings, name).name, {"logits": logits})
     last = list(trained.values())[-1]
     seconds = [epoch.seconds for result in trained.values() for epoch in result.epochs]
     facts = {
@@ -91,12 +97,12 @@ def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, 
         start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
         _require_weights(settings.current.weights, start)
         owner, trunk, head = trainable(experiment, settings, start)
+        of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk, compute=device,
+                     seed=seed)  # fmt: skip
         features = features_file(settings, experiment.pretrained, seed)
         if inputs is None or features != inputs_file:  # with pretrained weights all seeds share them
             inputs = None  # or there would be twice as much in memory
-            of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk,
-                         compute=device, seed=seed, keep=True)  # fmt: skip
-            inputs, inputs_file = (of("training"), of("validation")), features
+            inputs, inputs_file = (of("training", keep=True), of("validation", keep=True)), features
         optimizer = make_optimizer(experiment, head, device)
         checkpoint = _checkpoint(name, settings, device, seed)
         done = checkpoint.restore(head, optimizer)
@@ -110,7 +116,9 @@ def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, 
                 checkpoint.save(head, optimizer, done)
         model = start.trained(owner.state_dict(), device.precision)
         parameters = sum(parameter.numel() for parameter in head.parameters())
-        yield seed, Trained(model, done, checkpoint, parameters, images, inputs[0].inputs.place)
+        test = of("test", keep=False)
+        logits = predict(head, test.inputs, len(test.labels), device).cpu()
+        yield seed, Trained(model, logits, done, checkpoint, parameters, images, inputs[0].inputs.place)
 
 
 def _require_weights(weights: str, start: Snapshot) -> None:

@@ -24,21 +24,30 @@ def folder() -> str:
 @pytest.fixture(scope="session")
 def test_set(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The official test set: uint8 [10000, 28, 28] and int64 [10000]."""
-    images = datasets.parse_idx(datasets.fetch("t10k-images-idx3-ubyte", folder))
-    return images, datasets.parse_idx(datasets.fetch("t10k-labels-idx1-ubyte", folder)).long()
+    return _tensors("t10k", folder)
 
 
 @pytest.fixture(scope="session")
 def training_set(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The official training set: uint8 [60000, 28, 28] and int64 [60000]."""
-    images = datasets.parse_idx(datasets.fetch("train-images-idx3-ubyte", folder))
-    return images, datasets.parse_idx(datasets.fetch("train-labels-idx1-ubyte", folder)).long()
+    return _tensors("train", folder)
+
+
+def _tensors(split: str, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    names = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
+    images, labels = (torch.from_numpy(datasets.parse_idx(datasets.fetch(name, folder))) for name in names)
+    return images, labels.long()
 
 
 @pytest.fixture(scope="session")
 def compute() -> Compute:
     """The CPU, as every stage sets it up."""
     return choose("cpu")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Those that take minutes come first, so that no worker is left alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
 
 
 def trained(head, training, validation, *, experiment, n_epochs, compute, **options) -> list[Epoch]:

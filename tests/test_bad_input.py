@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -25,7 +26,6 @@ from headstart import files, params
 from headstart.console import UserError, run
 from headstart.data import datasets
 from headstart.network import starts
-from headstart.network.snapshot import Snapshot
 from scripts import record
 from stages import paths
 
@@ -187,12 +187,16 @@ def test_features_of_another_precision(workspace, description, message):
     assert complaint(stages.train, NAME) == f"headstart: {FEATURES} was computed {message}"
 
 
-def test_a_network_that_was_trained_in_another_precision(workspace):
-    write_start()
-    path = f"models/quick/{NAME}/model-0.safetensors"
-    Snapshot.read(START).trained({}, "bfloat16").write(path)
-    expected = f"{path} was computed in bfloat16, and this is float32: set HEADSTART_DTYPE=bfloat16, {REDO}"
-    assert complaint(stages.evaluate, NAME) == f"headstart: {expected}"
+@pytest.mark.parametrize(
+    "logits",
+    [np.zeros((2, 128, 10)), np.zeros((1, 127, 10)), np.zeros((1, 128, 9)), np.full((1, 128, 10), np.nan)],
+    ids=["another seed", "too few", "a class less", "not finite"],
+)
+def test_predictions_of_other_images(workspace, logits):
+    path = f"predictions/quick/{NAME}/logits.safetensors"
+    files.write_tensors(PREPARED, prepared())
+    files.write_arrays(path, {"logits": logits})
+    assert complaint(stages.evaluate, NAME) == f"headstart: {path} does not fit {PREPARED}: {ANEW}"
 
 
 def test_weights_whose_file_changed_between_start_and_training(workspace):
@@ -258,8 +262,8 @@ def test_a_start_cut_short(workspace):
     assert complaint(stages.train, NAME).startswith(f"headstart: {START} is damaged (")
 
 
-def test_a_model_that_is_missing(workspace):
-    path = f"models/quick/{NAME}/model-0.safetensors"
+def test_predictions_that_are_missing(workspace):
+    path = f"predictions/quick/{NAME}/logits.safetensors"
     assert complaint(stages.evaluate, NAME) == f"headstart: {path} is missing: `dvc repro` makes it"
 
 

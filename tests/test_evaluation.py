@@ -1,14 +1,14 @@
+import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from headstart.results import evaluation
 
 # Six images of three classes, worked out by hand.
 # actual 0 0 1 1 2 2, predicted 0 1 1 1 0 2: rows actual, columns predicted [[1,1,0],[0,2,0],[1,0,1]].
-LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
-PREDICTED = torch.tensor([0, 1, 1, 1, 0, 2])
-LOGITS = torch.nn.functional.one_hot(PREDICTED, 3).float()
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+PREDICTED = np.array([0, 1, 1, 1, 0, 2])
+LOGITS = np.eye(3, dtype=np.float32)[PREDICTED]
 
 
 def test_confusion_by_hand():
@@ -17,14 +17,14 @@ def test_confusion_by_hand():
 
 
 def test_precision_recall_f1_by_hand():
-    scores = evaluation.per_class(torch.tensor([[1, 1, 0], [0, 2, 0], [1, 0, 1]]))
+    scores = evaluation.per_class(logits=LOGITS, labels=LABELS)
     assert scores["precision"].tolist() == pytest.approx([1 / 2, 2 / 3, 1])
     assert scores["recall"].tolist() == pytest.approx([1 / 2, 1, 1 / 2])
     assert scores["f1"].tolist() == pytest.approx([1 / 2, 4 / 5, 2 / 3])
 
 
 def test_a_class_that_is_never_there_scores_zero():
-    scores = evaluation.per_class(torch.tensor([[3, 0], [0, 0]]))
+    scores = evaluation.per_class(logits=np.eye(2)[[0, 0, 0]], labels=np.array([0, 0, 0]))
     assert {name: values.tolist() for name, values in scores.items()} == {
         "precision": [1.0, 0.0],
         "recall": [1.0, 0.0],
@@ -34,15 +34,20 @@ def test_a_class_that_is_never_there_scores_zero():
 
 def test_calibration_by_hand():
     # Confidences 0.95, 0.95 (bin 15, one right of two) and 0.61 (bin 10, right): 2/3·|0.5 - 0.95| + 1/3·|1 - 0.61|.
-    probabilities = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.39, 0.61]], dtype=torch.float64)
-    error = evaluation.expected_calibration_error(logits=probabilities.log(), labels=torch.tensor([0, 1, 1]))
+    logits, labels = np.log([[0.95, 0.05], [0.95, 0.05], [0.39, 0.61]]), np.array([0, 1, 1])
+    error = evaluation.expected_calibration_error(logits=logits, labels=labels)
     assert error == pytest.approx(2 / 3 * 0.45 + 1 / 3 * 0.39)
+    bins = evaluation.calibration(logits=logits, labels=labels)
+    assert bins.shape == (15, 3)
+    assert bins[14].tolist() == pytest.approx([0.95, 0.5, 2])
+    assert bins[9].tolist() == pytest.approx([0.61, 1, 1])
+    assert bins.sum(0)[2] == 3
 
 
 def test_summary_by_hand():
     # Every image has its logit 1 at one class and 0 elsewhere: -log p is log(e + 2) - 1 where right, log(e + 2) else.
     confidence, right = 2.718281828 / 4.718281828, 4 / 6
-    assert evaluation.summary(logits=LOGITS.unsqueeze(0), labels=LABELS) == {
+    assert evaluation.summary(logits=LOGITS[None], labels=LABELS) == {
         "test_accuracy": round(right, 4),
         "test_loss": round(1.551444714 - right, 4),
         "macro_f1": round((1 / 2 + 4 / 5 + 2 / 3) / 3, 4),
@@ -51,18 +56,22 @@ def test_summary_by_hand():
 
 
 def test_a_summary_of_several_seeds_is_the_mean_of_theirs():
-    perfect = torch.nn.functional.one_hot(LABELS, 3).float()
-    summary = evaluation.summary(logits=torch.stack([LOGITS, perfect]), labels=LABELS)
+    perfect = np.eye(3, dtype=np.float32)[LABELS]
+    summary = evaluation.summary(logits=np.stack([LOGITS, perfect]), labels=LABELS)
     assert summary["test_accuracy"] == round((4 / 6 + 1) / 2, 4)
     assert summary["macro_f1"] == round(((1 / 2 + 4 / 5 + 2 / 3) / 3 + 1) / 2, 4)
 
 
-def test_against_scikit_learn():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1_000, 10, generator=generator)
-    labels = torch.randint(0, 10, (1_000,), generator=generator)
-    confusion = evaluation.confusion_matrix(logits=logits, labels=labels)
-    assert confusion.tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
-    expected = precision_recall_fscore_support(labels, logits.argmax(1))
-    for name, theirs in zip(("precision", "recall", "f1"), expected, strict=False):
-        assert evaluation.per_class(confusion)[name].tolist() == pytest.approx(theirs.tolist())
+def test_against_pytorch_and_a_plain_count():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(1_000, 10)).astype(np.float32), generator.integers(0, 10, 1_000)
+    counts = np.zeros((10, 10), dtype=int)
+    for label, predicted in zip(labels, logits.argmax(1), strict=True):
+        counts[label, predicted] += 1
+    assert evaluation.confusion_matrix(logits=logits, labels=labels).tolist() == counts.tolist()
+    scores = evaluation.per_class(logits=logits, labels=labels)
+    assert scores["precision"].tolist() == pytest.approx((counts.diagonal() / counts.sum(0)).tolist())
+    assert scores["recall"].tolist() == pytest.approx((counts.diagonal() / counts.sum(1)).tolist())
+    assert scores["f1"].tolist() == pytest.approx((2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))).tolist())
+    theirs = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
+    assert evaluation.cross_entropy(logits=logits, labels=labels) == pytest.approx(theirs.item(), rel=1e-12)

@@ -1,16 +1,18 @@
+import numpy as np
 import torch
+from scipy.special import softmax
 from torchvision.models import resnet18
 
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
-from headstart.results import gallery
+from headstart.results import gallery, maps
 
 
 def test_examples_by_hand():
     # Two classes and one that nothing belongs to; the second image of class a is wrong, and so are two of b.
-    labels = torch.tensor([0, 0, 1, 1, 1])
-    logits = torch.tensor([[2.0, 0, 0], [0, 3, 0], [1, 0, 0], [5, 0, 0], [0, 1, 0]])
-    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1).expand(5, 2, 2)
+    labels = np.array([0, 0, 1, 1, 1])
+    logits = np.array([[2.0, 0, 0], [0, 3, 0], [1, 0, 0], [5, 0, 0], [0, 1, 0]], dtype=np.float32)
+    images = np.broadcast_to(np.arange(5, dtype=np.uint8).reshape(5, 1, 1), (5, 2, 2))
     right, wrong = gallery.choose_examples(images, labels=labels, logits=logits, classes=("a", "b", "c"))
     assert [example and (example.image[0, 0], example.actual, example.predicted) for example in right] == [
         (0, "a", "a"), (4, "b", "b"), None,
@@ -18,7 +20,7 @@ def test_examples_by_hand():
     assert [example and (example.image[0, 0], example.actual, example.predicted) for example in wrong] == [
         (1, "a", "b"), (3, "b", "a"), None,
     ]  # fmt: skip
-    assert wrong[1].confidence == logits[3].softmax(0)[0].item()
+    assert wrong[1].confidence == softmax(logits[3])[0]
 
 
 def snapshot(name: str) -> Snapshot:
@@ -32,9 +34,9 @@ def snapshot(name: str) -> Snapshot:
 
 def test_feature_maps_are_the_network_s():
     model = snapshot("resnet18")
-    image = torch.randint(0, 256, (28, 28), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    maps = gallery.feature_maps(model, image)
-    assert list(maps) == ["first convolution: 32×32", "last stage: 2×2"]
+    image = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
+    found = maps.feature_maps(model, image)
+    assert list(found) == ["first convolution: 32×32", "last stage: 2×2"]
 
     network = resnet18(num_classes=10).eval()
     network.load_state_dict(model.state)
@@ -42,12 +44,12 @@ def test_feature_maps_are_the_network_s():
     network.conv1.register_forward_hook(lambda *call: seen.update(first=call[2][0]))
     network.layer4.register_forward_hook(lambda *call: seen.update(last=call[2][0]))
     with torch.no_grad():
-        network(model.preprocess(image.unsqueeze(0)))
-    for found, expected in zip(maps.values(), (seen["first"], seen["last"]), strict=True):
+        network(model.preprocess(torch.from_numpy(image[None])))
+    for ours, expected in zip(found.values(), (seen["first"], seen["last"]), strict=True):
         order = expected.flatten(1).std(1).argsort(descending=True)[:10]
-        torch.testing.assert_close(torch.from_numpy(found), expected[order])
+        torch.testing.assert_close(torch.from_numpy(ours), expected[order])
 
 
 def test_every_kind_of_network_has_maps():
     for name in ("tf_efficientnet_lite0", "mobilenet_v2", "densenet121", "efficientnet_b0"):
-        assert len(gallery.feature_maps(snapshot(name), torch.zeros(28, 28, dtype=torch.uint8))) == 2
+        assert len(maps.feature_maps(snapshot(name), np.zeros((28, 28), dtype=np.uint8))) == 2

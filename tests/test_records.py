@@ -174,4 +174,5 @@ def test_the_stages_of_dvc_yaml_in_order():
     assert (train.module, train.arguments) == ("stages.train", ("random-frozen-sgd",))
     assert "data/features/quick/pretrained-false" in train.deps
     assert "experiments.random-frozen-sgd" in train.params
-    assert train.outs == ("models/quick/random-frozen-sgd", "runs/quick/train-random-frozen-sgd.json")
+    name = "quick/random-frozen-sgd"
+    assert train.outs == (f"models/{name}", f"predictions/{name}", "runs/quick/train-random-frozen-sgd.json")

@@ -173,5 +173,5 @@ def test_make_clean_removes_every_output_that_git_does_not_have():
     outs = [out for stage in stages.values() for out in stage.get("do", stage)["outs"]]
     folders = {out.partition("/")[0] for out in outs if isinstance(out, str)}
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2].split()
-    assert folders == {"data", "models", "predictions", "report", "runs"}
+    assert folders == {"data", "models", "predictions", "report", "runs", "scores"}
     assert folders | {"checkpoints", ".dvc/cache"} <= set(recipe)

@@ -38,7 +38,7 @@ def test_a_stage_s_deps_are_what_it_imports(name):
 
 def test_what_cannot_change_a_number_retrains_nothing():
     for name in set(STAGES) - {"compare"}:
-        for file in ("report.py", "report.html", "report.css", "figures.py", "gallery.py", "comparison.py"):
+        for file in ("report.py", "report.html", "report.css", "figures.py", "gallery.py", "maps.py", "comparison.py"):
             assert not any(Path("src/headstart/results", file).is_relative_to(dep) for dep in code_deps(name))
     assert [Path(path) for path in train.CODE] == code_deps("train")  # what a checkpoint was made from
 
@@ -116,13 +116,20 @@ def test_a_stage_is_thin(name):
 
 
 def test_training_has_only_cached_outputs():
-    assert STAGES["train"]["outs"] == ["models/${study}/${key}", "runs/${study}/train-${key}.json"]
+    folders = ["models/${study}/${key}", "predictions/${study}/${key}"]
+    assert STAGES["train"]["outs"] == [*folders, "runs/${study}/train-${key}.json"]
     assert not {"metrics", "plots"} & STAGES["train"].keys()
 
 
 def test_importing_the_package_imports_nothing_heavy():
     code = "import headstart, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["download", "prepare", "evaluate"])
+def test_what_computes_nothing_with_pytorch_does_not_import_it(name):
+    code = f"import stages.{name}, sys; sys.exit('torch' in sys.modules)"
+    assert run(sys.executable, "-c", code, cwd=ROOT, check=False).returncode == 0
 
 
 def stage(*arguments: str, cwd: Path):

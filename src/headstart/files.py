@@ -1,5 +1,7 @@
 """Files that appear complete or not at all: written beside their place, synchronised, renamed."""
 
+from __future__ import annotations
+
 import csv
 import glob
 import hashlib
@@ -7,17 +9,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import psutil
-import torch
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from headstart.console import UserError
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and who reads and writes arrays does without it
+    import torch
 
 
 @contextmanager
@@ -104,37 +109,69 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+class Arrays(NamedTuple):
+    """A safetensors file: its arrays, and what describes them."""
+
+    arrays: dict[str, np.ndarray]
+    description: dict[str, Any]
+
+
 class Tensors(NamedTuple):
-    """A safetensors file: its tensors, and what describes them."""
+    """The same as PyTorch's tensors."""
 
     tensors: dict[str, torch.Tensor]
     description: dict[str, Any]
+
+
+def write_arrays(
+    path: str | Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any] | None = None
+) -> None:
+    """Write named arrays and a JSON description."""
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    _write_safetensors(path, safetensors.numpy.save_file, plain, description)
 
 
 def write_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any] | None = None
 ) -> None:
     """Write named tensors, whatever device and memory format they are in, and a JSON description."""
+    from safetensors.torch import save_file
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _write_safetensors(path, save_file, plain, description)
+
+
+def _write_safetensors(
+    path: str | Path, save: Callable[..., None], plain: Mapping[str, Any], description: Mapping[str, Any] | None
+) -> None:
     # One key only: safetensors writes several in an order that changes from run to run.
     metadata = {"headstart": json.dumps(description or {})}
     with replacing(path) as beside:
         try:
-            save_file(plain, beside, metadata)
+            save(plain, beside, metadata)
         except SafetensorError as error:
             raise UserError(f"{path} cannot be written ({error}): make room, or make the folder writable") from None
 
 
-def read_tensors(path: str | Path, *names: str) -> Tensors:
-    """Read the tensors ``names``, or all of them, to the CPU.
+def read_arrays(path: str | Path, *names: str) -> Arrays:
+    """Read the arrays ``names``, or all of them.
 
     Raises:
         UserError: the file is missing, is not one of ours, or lacks one of ``names``.
     """
+    return Arrays(*_read_safetensors(path, names, "np"))
+
+
+def read_tensors(path: str | Path, *names: str) -> Tensors:
+    """Read the tensors ``names``, or all of them, to the CPU; ``read_arrays`` says what it raises."""
+    return Tensors(*_read_safetensors(path, names, "pt"))
+
+
+def _read_safetensors(path: str | Path, names: tuple[str, ...], framework: str) -> tuple[dict[str, Any], Any]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             description = json.loads((file.metadata() or {})["headstart"])
-            return Tensors({name: file.get_tensor(name) for name in names or file.keys()}, description)
+            return {name: file.get_tensor(name) for name in names or file.keys()}, description
     except FileNotFoundError:
         raise UserError(f"{path} is missing: `dvc repro` makes it") from None
     except (SafetensorError, KeyError, ValueError) as error:

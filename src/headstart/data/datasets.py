@@ -1,4 +1,4 @@
-"""Fashion-MNIST: from its four IDX files to tensors, and a stratified choice of training images.
+"""Fashion-MNIST: from its four IDX files to arrays, and a stratified choice of training images.
 
 Source: https://github.com/zalandoresearch/fashion-mnist (MIT), Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747.
 """
@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from headstart import files
 from headstart.console import UserError
@@ -92,7 +92,7 @@ def _check(content: bytes, path: Path, name: str, remedy: str) -> None:
         raise UserError(f"{path} is damaged, its SHA-256 is wrong: {remedy}")
 
 
-def read_raw(folder: str | Path, name: str) -> torch.Tensor:
+def read_raw(folder: str | Path, name: str) -> np.ndarray:
     """Read one uncompressed file, verified before it is parsed: uint8, of the shape that it names.
 
     Raises:
@@ -111,8 +111,8 @@ def read_raw(folder: str | Path, name: str) -> torch.Tensor:
 class Split(NamedTuple):
     """Images, uint8 [N, 28, 28], and their labels, int64 [N]."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: np.ndarray
+    labels: np.ndarray
 
 
 def read_split(path: str | Path, split: str) -> Split:
@@ -121,18 +121,17 @@ def read_split(path: str | Path, split: str) -> Split:
     Raises:
         UserError: the file is missing, or what is in it are not images and as many labels from 0 to 9.
     """
-    tensors = files.read_tensors(path, f"{split}_images", f"{split}_labels").tensors
-    images, labels = tensors.values()
-    sound = images.dtype == torch.uint8 and images.shape == (len(labels), 28, 28)
-    sound = sound and labels.dtype == torch.int64 and labels.dim() == 1
+    images, labels = files.read_arrays(path, f"{split}_images", f"{split}_labels").arrays.values()
+    sound = images.dtype == np.uint8 and images.shape == (len(labels), 28, 28)
+    sound = sound and labels.dtype == np.int64 and labels.ndim == 1
     if not sound or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
         raise UserError(f"{path} has other {split} images or labels than `prepare` writes: delete it, and `dvc repro` "
                         "makes it anew")  # fmt: skip
     return Split(images, labels)
 
 
-def parse_idx(content: bytes) -> torch.Tensor:
-    """Parse an IDX file of unsigned bytes to a uint8 tensor of the shape it names.
+def parse_idx(content: bytes) -> np.ndarray:
+    """Parse an IDX file of unsigned bytes to a uint8 array of the shape it names.
 
     The format is http://yann.lecun.com/exdb/mnist/: two zero bytes, the type (8), the number of dimensions, the
     sizes as big-endian 32-bit integers, then the values.
@@ -144,13 +143,13 @@ def parse_idx(content: bytes) -> torch.Tensor:
         raise UserError("not an IDX file of unsigned bytes: its first bytes are wrong")
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    # An empty array is nobody's data, and its other sizes could be anything.
-    if len(content) < start or len(content) - start != math.prod(shape) or 0 in shape:
+    # An empty array is nobody's data, and its other sizes could be anything; NumPy has at most 64 dimensions.
+    if len(content) < start or len(content) - start != math.prod(shape) or 0 in shape or len(shape) > 64:
         raise UserError(f"not a whole IDX file: its header names the shape {shape}, it has {len(content)} bytes")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].reshape(shape).clone()
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
-def stratified_split(labels: torch.Tensor, *, sizes: list[int], seed: int) -> list[torch.Tensor]:
+def stratified_split(labels: np.ndarray, *, sizes: list[int], seed: int) -> list[np.ndarray]:
     """Choose disjoint sets of indices, each with every class in the proportion that it has in ``labels``.
 
     Images get a random order within their class; taking them class by class in turn, in proportion to the classes'
@@ -162,16 +161,29 @@ def stratified_split(labels: torch.Tensor, *, sizes: list[int], seed: int) -> li
         seed: of the random order, the same whatever the sizes are.
 
     Returns:
-        One int64 tensor [size] for each of ``sizes``, each in random order.
+        One int64 array [size] for each of ``sizes``, each in random order.
     """
     if sum(sizes) > len(labels):
         raise UserError(f"{sum(sizes):,} images are asked for, and there are {len(labels):,}: ask for fewer")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    position = torch.empty(len(labels))
-    for label in labels.unique():
-        members = (labels[order] == label).nonzero().squeeze(1)
-        position[members] = (torch.arange(len(members)) + 0.5) / len(members)
+    generator = np.random.RandomState(seed % 2**32)
+    order = permutation(len(labels), generator)
+    position = np.empty(len(labels), dtype=np.float32)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[order] == label)
+        position[members] = (np.arange(len(members), dtype=np.float32) + np.float32(0.5)) / np.float32(len(members))
     turn = order[position.argsort(stable=True)]
-    sets = turn[: sum(sizes)].split(sizes)
-    return [chosen[torch.randperm(len(chosen), generator=generator)] for chosen in sets]
+    sets = np.split(turn[: sum(sizes)], np.cumsum(sizes)[:-1])
+    return [chosen[permutation(len(chosen), generator)] for chosen in sets]
+
+
+def permutation(n: int, generator: np.random.RandomState) -> np.ndarray:
+    """The order of ``n`` things that torch.randperm gives with a CPU generator of the same seed: int64 [n].
+
+    Both have the same Mersenne Twister, and the same shuffle (Fisher and Yates 1938, Durstenfeld 1964). So a study's
+    images were the same when PyTorch chose them, and stay the same whatever PyTorch does.
+    """
+    draws = generator.randint(2**32, size=max(n - 1, 0), dtype=np.uint32) % np.arange(n, 1, -1)
+    order = list(range(n))
+    for at, draw in enumerate(draws.tolist()):
+        order[at], order[at + draw] = order[at + draw], order[at]
+    return np.array(order, dtype=np.int64)

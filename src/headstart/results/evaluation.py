@@ -4,60 +4,61 @@ import base64
 from statistics import mean
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from scipy.special import log_softmax, softmax
+from sklearn import metrics
 
 CALIBRATION_BINS = 15
 
 
-def accuracy(*, logits: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(*, logits: np.ndarray, labels: np.ndarray) -> float:
     """The fraction of images whose largest logit [N, classes] is their label's [N]."""
-    return (logits.argmax(1) == labels).double().mean().item()
+    return float(metrics.accuracy_score(labels, logits.argmax(1)))
 
 
-def confusion_matrix(*, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy(*, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the negative logarithm of the labels' probabilities."""
+    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def confusion_matrix(*, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Counts, int64 [classes, classes]: row the actual class, column the predicted one."""
-    n_classes = logits.shape[1]
-    return torch.bincount(labels * n_classes + logits.argmax(1), minlength=n_classes**2).view(n_classes, n_classes)
+    return metrics.confusion_matrix(labels, logits.argmax(1), labels=range(logits.shape[1]))
 
 
-def per_class(confusion: torch.Tensor) -> dict[str, torch.Tensor]:
+def per_class(*, logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Precision, recall and F1 of each class, float64 [classes]; 0 where nothing was predicted or nothing was there."""
-    right = confusion.diagonal().double()
-    predicted, actual = confusion.sum(0), confusion.sum(1)
-    return {
-        "precision": right / predicted.clamp(min=1),
-        "recall": right / actual.clamp(min=1),
-        "f1": 2 * right / (predicted + actual).clamp(min=1),
-    }
+    scores = metrics.precision_recall_fscore_support(
+        labels, logits.argmax(1), labels=range(logits.shape[1]), zero_division=0
+    )
+    return dict(zip(("precision", "recall", "f1"), scores, strict=False))
 
 
-def macro_f1(*, logits: torch.Tensor, labels: torch.Tensor) -> float:
+def macro_f1(*, logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean of the classes' F1."""
-    return per_class(confusion_matrix(logits=logits, labels=labels))["f1"].mean().item()
+    return float(per_class(logits=logits, labels=labels)["f1"].mean())
 
 
-def expected_calibration_error(*, logits: torch.Tensor, labels: torch.Tensor) -> float:
+def expected_calibration_error(*, logits: np.ndarray, labels: np.ndarray) -> float:
     """How far confidence is from accuracy: Guo et al. 2017, arXiv 1706.04599, equation 3.
 
     Images are put into 15 equally wide, right-closed bins by their largest probability; the absolute differences
     between a bin's accuracy and its mean confidence are averaged, weighted by the number of images.
     """
-    bins = calibration(logits=logits, labels=labels)
-    return (bins[:, 2] * (bins[:, 1] - bins[:, 0]).abs()).sum().item() / len(labels)
+    confidence, right, images = calibration(logits=logits, labels=labels).T
+    return float(np.average(abs(right - confidence), weights=images))
 
 
-def calibration(*, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def calibration(*, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """For each bin of confidence its mean confidence, accuracy and number of images: float64 [15, 3].
 
     0 where a bin has no image.
     """
-    confidence, predicted = logits.double().softmax(1).max(1)
-    number = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
-    each = torch.stack([confidence, (predicted == labels).double(), torch.ones_like(confidence)], dim=1)
-    sums = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64).index_add(0, number, each)
-    sums[:, :2] /= sums[:, 2:].clamp(min=1)
-    return sums
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    number = np.ceil(confidence * CALIBRATION_BINS).astype(int).clip(1, CALIBRATION_BINS) - 1
+    images = np.bincount(number, minlength=CALIBRATION_BINS)
+    sums = [np.bincount(number, values, CALIBRATION_BINS) for values in (confidence, right)]
+    return np.stack([*(each / images.clip(min=1) for each in sums), images], axis=1)
 
 
 def pack(right: np.ndarray) -> str:
@@ -77,19 +78,21 @@ def unpack(text: str, n: int) -> np.ndarray:
     return bits[:n].astype(bool)
 
 
-def summary(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+SUMMARY = {
+    "test_accuracy": accuracy,
+    "test_loss": cross_entropy,
+    "macro_f1": macro_f1,
+    "expected_calibration_error": expected_calibration_error,
+}
+
+
+def summary(*, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metrics of a configuration on the test set, rounded to four places: 10,000 images tell no more.
 
     Args:
         logits: of the networks of all seeds, [seeds, N, classes]; each metric is the mean over them.
     """
-    metrics = {
-        "test_accuracy": accuracy,
-        "test_loss": lambda *, logits, labels: F.cross_entropy(logits.double(), labels).item(),
-        "macro_f1": macro_f1,
-        "expected_calibration_error": expected_calibration_error,
-    }
     return {
         name: round(mean(metric(logits=network, labels=labels) for network in logits), 4)
-        for name, metric in metrics.items()
+        for name, metric in SUMMARY.items()
     }
