@@ -1,6 +1,7 @@
 """A copy of the repository at a scale of seconds, for tests that drive DVC."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from .conftest import ROOT, run
 
+TEST_IMAGES = 500  # no setting, because a study is tested on all there are: so the clone's `prepare` is changed
 KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
 TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
 
@@ -26,6 +28,10 @@ def tiny_clone(clone: Path, *, every: bool = False) -> Path:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
     edit(clone, lambda settings: shrink(settings, every=every))
+    prepare = clone / "stages/prepare.py"
+    code, n = re.subn(r'(raw\["t10k-[a-z0-9-]*"\])', rf"\1[:{TEST_IMAGES}]", prepare.read_text(encoding="utf-8"))
+    assert n == 2
+    prepare.write_text(code, encoding="utf-8")
     run("git", "init", "-q", cwd=clone)
     run("git", "add", "-A", cwd=clone)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)
@@ -50,7 +56,14 @@ def shrink(settings, *, every: bool) -> None:
 
 def results(clone: Path) -> dict[str, str]:
     """Hashes of everything that must not differ from run to run."""
-    kinds = ("data", "models", "predictions", "metrics", "plots")  # not runs/, which has the times, nor what shows them
+    kinds = (
+        "data",
+        "models",
+        "predictions",
+        "scores",
+        "metrics",
+        "plots",
+    )  # not runs/, which has the times, nor what shows them
     paths = [path for kind in kinds for path in (clone / kind).rglob("*")]
     return {
         str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,7 +3,8 @@
     python -m tests.kills [KILLS] [SEED]
 
 It works in a temporary copy of the repository at a scale of seconds: once without interruption, then with KILLS kills
-(20) of the whole process tree by SIGKILL at random moments, each followed by the same command. Prints where they fell.
+(20) of the whole process tree by SIGKILL, each followed by the same command. Every other one is aimed at a training,
+the rest fall at random moments. Prints where they fell.
 """
 
 import os
@@ -20,13 +21,15 @@ from pathlib import Path
 from .clones import edit, results, tiny_clone
 
 LONGEST = 12.0  # seconds until a kill: a stage or two
+IN_TRAINING = 4.0  # and after a training has begun: until it is nearly done
 EPOCHS = 12  # so that some kills fall between epochs
 OWN_FILES = {"Unable to read RWLock-file": ".dvc/tmp/rwlock", "dvc.lock' validation failed": "dvc.lock"}
 
 
-def repro(clone: Path, seconds: float | None = None) -> str | None:
+def repro(clone: Path, seconds: float | None = None, stage: str = "") -> str | None:
     """Run `dvc repro` to its end and return None, or kill it after ``seconds`` and return what that fell into.
 
+    With ``stage`` the seconds count from when the first such stage begins.
     Where a kill has left one of DVC's own files half-written, it is removed, as docs/reliability.md says.
     """
     log = clone.parent / "log"
@@ -34,6 +37,8 @@ def repro(clone: Path, seconds: float | None = None) -> str | None:
         process = subprocess.Popen(
             ["dvc", "repro"], cwd=clone, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
+        while stage and process.poll() is None and f"Running stage '{stage}" not in log.read_text(encoding="utf-8"):
+            time.sleep(0.01)
         try:
             failed = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -48,7 +53,7 @@ def repro(clone: Path, seconds: float | None = None) -> str | None:
         if complaint in said:
             print(f"DVC's own {own_file} was half-written and is removed")
             (clone / own_file).unlink()
-            return repro(clone, seconds)
+            return repro(clone, seconds, stage)
     raise AssertionError(said)
 
 
@@ -59,6 +64,7 @@ def forget(clone: Path) -> None:
         "data",
         "models",
         "predictions",
+        "scores",
         "metrics",
         "plots",
         "report",
@@ -84,7 +90,8 @@ def study(clone: Path, kills: int, seed: int) -> tuple[dict[str, str], dict[str,
     fell: Counter[str] = Counter()
     moments = random.Random(seed)
     while fell.total() < kills:
-        stage = repro(clone, moments.uniform(1, LONGEST))
+        aimed = fell.total() % 2
+        stage = repro(clone, moments.uniform(0, IN_TRAINING) if aimed else moments.uniform(1, LONGEST), "train" * aimed)
         if stage is None:  # it got through: once more from the beginning
             assert not different(expected, results(clone))
             forget(clone)

@@ -1,0 +1,39 @@
+"""What docs/reliability.md promises, in its short form: kills, and several at once."""
+
+import re
+import sys
+
+import pytest
+
+from . import kills, together
+from .clones import results, tiny_clone
+from .conftest import run
+
+pytestmark = pytest.mark.pipeline
+
+
+def test_a_study_that_is_killed_ends_as_one_that_is_not(tmp_path):
+    """The short form of `make kills`, which kills twenty times."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    expected, got, fell = kills.study(tiny_clone(clone), kills=3, seed=1)
+    assert fell.total() == 3
+    assert len(expected) == 38
+    assert kills.different(expected, got) == []
+    for own_file in kills.OWN_FILES.values():
+        (clone / own_file).write_text("", encoding="utf-8")
+    assert kills.repro(clone) is None
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert re.findall(r"^Running stage '(.*)':", log, re.MULTILINE) == ["compare"]
+    assert kills.different(expected, results(clone)) == []
+
+
+def test_people_at_once_get_what_one_gets_alone(tmp_path):
+    """The short form of `make reliability`, which does it with eight configurations."""
+    both, failed = together.study(tmp_path, every=False)
+    assert not failed, "\n".join(failed)
+    alone = tiny_clone(tmp_path / "alone")
+    run(sys.executable, "-m", "stages", cwd=alone)  # without DVC, too
+    expected = results(alone)
+    assert len(expected) == 38
+    assert both == [expected, expected]

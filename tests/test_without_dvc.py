@@ -1,0 +1,90 @@
+"""The pipeline without DVC: `python -m stages`, in a copy of the repository, at a scale of seconds.
+
+That it makes the same bytes as `dvc repro` is in test_reliability.py.
+"""
+
+import re
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from filelock import FileLock
+
+from headstart import files
+
+from .clones import KEPT, edit, results, tiny_clone
+from .conftest import run
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, str]:
+    """What `python -m stages` makes when nothing happens to it."""
+    clone = tiny_clone(tmp_path_factory.mktemp("alone"))
+    run(sys.executable, "-m", "stages", cwd=clone)
+    return results(clone)
+
+
+def test_interrupted_killed_and_meddled_with(alone, tmp_path):
+    """`python -m stages` goes on where it was interrupted, and notices what is no longer as it left it."""
+    clone = tiny_clone(tmp_path / "clone")
+    stages = (sys.executable, "-m", "stages")
+    (clone / "checkpoints").mkdir()
+    with FileLock(clone / "checkpoints/stages.lock"):
+        busy = "headstart: another `python -m stages` runs here: wait for it, or stop it\n"
+        assert run(*stages, cwd=clone, check=False).stderr == busy
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # workers of pytest-xdist ignore Ctrl-C
+    process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=heeding)  # fmt: skip
+    for line in process.stdout:
+        if "features@pretrained" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    interrupted = "headstart: interrupted; nothing half-written was left, the same command goes on\n"
+    assert process.communicate()[1] == interrupted
+    assert process.returncode == 1
+    assert ran(run(*stages, cwd=clone).stdout).isdisjoint({"download", "prepare", "features@pretrained"})
+    assert results(clone) == alone
+    assert ran(run(*stages, cwd=clone).stdout) == {"all"}
+
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
+    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
+    # Killed while it writes anew, then with the settings of before: what is there is not what they make.
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.003))
+    process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if f"s  train@{KEPT[1]}" in line:
+            process.kill()
+    process.wait()
+    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
+    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
+    assert results(clone) == alone
+    # Somebody else has written an output.
+    (clone / f"metrics/quick/{KEPT[0]}.json").write_text("{}", encoding="utf-8")
+    assert ran(run(*stages, cwd=clone).stdout) == {f"evaluate@{KEPT[0]}", "all"}
+    assert results(clone) == alone
+
+
+def ran(printed: str) -> set[str]:
+    """The stages that were timed, and "all" for all together."""
+    return set(re.findall(r"^ *[0-9.]+ s  (\S+)$", printed, re.MULTILINE))
+
+
+def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
+    found = []
+    for seeds in ([0, 1], [1]):
+        clone = tiny_clone(tmp_path / str(seeds))
+        edit(clone, lambda settings, seeds=seeds: settings["studies"]["quick"].update(seeds=seeds))
+        run(sys.executable, "-m", "stages", cwd=clone)
+        found.append(results(clone))
+        logits = files.read_arrays(clone / f"predictions/quick/{KEPT[2]}/logits.safetensors").arrays["logits"]
+        found[-1]["logits of seed 1"] = str(logits[-1].tolist())
+    both, alone = found
+    of_seed_1 = {name for name in alone if "seed-1." in name or "model-1." in name or name == "logits of seed 1"}
+    assert len(of_seed_1) == 2 + 1 + len(KEPT) + 1  # starts, features of the random one, networks
+    assert {name: both[name] for name in of_seed_1} == {name: alone[name] for name in of_seed_1}
+    for name in of_seed_1 - {"logits of seed 1", "data/start/quick/pretrained-true/seed-1.safetensors"}:
+        assert both[name] != both[name.replace("-1.", "-0.")], name  # and another one than seed 0
