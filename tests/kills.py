@@ -3,8 +3,8 @@
     python -m tests.kills [KILLS] [SEED]
 
 It works in a temporary copy of the repository at a scale of seconds: once without interruption, then with KILLS kills
-(20) of the whole process tree by SIGKILL, each followed by the same command. Every other one is aimed at a training,
-the rest fall at random moments. Prints where they fell.
+(20) of the whole process tree by SIGKILL, each followed by the same command. Every other one is aimed at a training, at
+each in turn; the rest fall at random moments. Prints where they fell.
 """
 
 import os
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .clones import edit, results, tiny_clone
+from .clones import KEPT, edit, results, tiny_clone
 
 LONGEST = 12.0  # seconds until a kill: a stage or two
 IN_TRAINING = 4.0  # and after a training has begun: until it is nearly done
@@ -90,8 +90,10 @@ def study(clone: Path, kills: int, seed: int) -> tuple[dict[str, str], dict[str,
     fell: Counter[str] = Counter()
     moments = random.Random(seed)
     while fell.total() < kills:
-        aimed = fell.total() % 2
-        stage = repro(clone, moments.uniform(0, IN_TRAINING) if aimed else moments.uniform(1, LONGEST), "train" * aimed)
+        if fell.total() % 2:
+            stage = repro(clone, moments.uniform(0, IN_TRAINING), f"train@{KEPT[fell.total() // 2 % len(KEPT)]}")
+        else:
+            stage = repro(clone, moments.uniform(1, LONGEST))
         if stage is None:  # it got through: once more from the beginning
             assert not different(expected, results(clone))
             forget(clone)
