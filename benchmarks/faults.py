@@ -46,23 +46,24 @@ def main(configuration: str = "pretrained-finetuned-adam", epochs: str = "2") ->
     for name, variant in VARIANTS.items():
         network = start.network()
         before = copy.deepcopy(network.state_dict())
-        trunk, head = models.cut(network, layer)
-        _train(network, trunk, head, start, data, settings.current, experiment, variant, int(epochs), device, name)
+        trunk, *head = models.split(network, [layer, start.classifier])
+        _train(network, trunk, nn.Sequential(*head), start, data, settings.current, experiment, variant, int(epochs),
+               device, name)  # fmt: skip
         [logits] = outputs(data["test_images"], (network,), compute=device, prepare=start.preprocess, label="testing")
         accuracy = 100 * (logits.argmax(1) == data["test_labels"]).float().mean().item()
-        tuned = head[:-1].state_dict(keep_vars=True)
+        tuned = head[0].state_dict(keep_vars=True)
         moved = _moved(tuned, network, before, parameters=True) if tuned else 0.0
         drifted = _moved(trunk.state_dict(keep_vars=True), network, before, parameters=False)
         print(f"| {name} | {accuracy:.2f} | {100 * moved:.0f} | {100 * drifted:.0f} |", flush=True)
 
 
 def _train(
-    network: nn.Module, trunk: nn.Module, head: nn.Module, start: Snapshot, data: dict[str, torch.Tensor],
+    network: nn.Module, trunk: nn.Module, head: nn.Sequential, start: Snapshot, data: dict[str, torch.Tensor],
     study: params.Study, experiment: params.Experiment, variant: tuple[bool, bool, bool], epochs: int,
     device: compute.Compute, name: str,
 ) -> None:  # fmt: skip
     classifier_only, renewed, training_mode = variant
-    parameters = list((head[-1] if classifier_only else head).parameters())  # type: ignore[index]
+    parameters = list((head[-1] if classifier_only else head).parameters())
     network.to(device.device)
     optimizer = _optimizer(experiment, parameters)
     head.train()

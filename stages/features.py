@@ -31,10 +31,10 @@ def main(pretrained: str) -> None:
     with files.replacing(folder) as beside:
         for path, seed in seeds.items():
             start = Snapshot.read(start_file(settings, pretrained == "true", seed))
-            trunk, head = models.cut(start.network(), settings.current.finetune_from)
-            parts = {"activations": trunk, "features": head[:-1]}
+            trunk, pooled, _ = models.split(start.network(), [settings.current.finetune_from, start.classifier])
+            parts = {"activations": trunk, "features": pooled}
             if not settings.current.store_activations:
-                parts = {"features": nn.Sequential(trunk, head[:-1])}
+                parts = {"features": nn.Sequential(trunk, pooled)}
             through = partial(outputs, modules=tuple(parts.values()), compute=device, prepare=start.preprocess)
             size = sum(one.nbytes for one in through(images["test"][:1])) * sum(map(len, images.values()))
             still_to_write = len(seeds) - list(seeds).index(path)

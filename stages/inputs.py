@@ -30,7 +30,10 @@ def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> P
         network = snapshot.network()
         return Parts(network, *models.cut(network, settings.current.finetune_from))
     classifier = snapshot.linear_classifier()  # its trunk, all the rest, has run in the stage `features`
-    return Parts(nn.ModuleDict({snapshot.classifier: classifier}), nn.Identity(), classifier)
+    owner: nn.Module = classifier
+    for part in reversed(snapshot.classifier.split(".")):
+        owner = nn.ModuleDict({part: owner})
+    return Parts(owner, nn.Identity(), classifier)
 
 
 def examples(

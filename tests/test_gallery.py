@@ -36,7 +36,7 @@ def test_feature_maps_are_the_network_s():
     model = snapshot("resnet18")
     image = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
     found = maps.feature_maps(model, image)
-    assert list(found) == ["first convolution: 32×32", "last stage: 2×2"]
+    assert list(found) == ["conv1: 32×32", "layer4.1: 2×2"]
 
     network = resnet18(num_classes=10).eval()
     network.load_state_dict(model.state)
@@ -51,5 +51,5 @@ def test_feature_maps_are_the_network_s():
 
 
 def test_every_kind_of_network_has_maps():
-    for name in ("tf_efficientnet_lite0", "mobilenet_v2", "densenet121", "efficientnet_b0"):
+    for name in ("tf_efficientnet_lite0", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg11", "swin_t"):
         assert len(maps.feature_maps(snapshot(name), np.zeros((28, 28), dtype=np.uint8))) == 2

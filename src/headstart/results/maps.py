@@ -1,10 +1,9 @@
 """What a network sees in an image: its feature maps."""
 
-from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
@@ -13,26 +12,34 @@ MAPS = 10  # of a layer
 
 
 def feature_maps(model: Snapshot, image: np.ndarray) -> dict[str, np.ndarray]:
-    """The maps of the first convolution and of the last stage that vary most over ``image``, uint8 [height, width].
+    """The maps of the first and of the last layer that has any which vary most over ``image``, uint8 [height, width].
 
     Returns:
-        Float32 [maps, height, width], by what they are.
+        Float32 [maps, height, width], by what they are; nothing of a network without maps.
     """
-    maps = _maps(models.chain(model.network()), model.preprocess(torch.from_numpy(image[None])))
+    maps = _maps(model, torch.from_numpy(image[None]))
     chosen = {}
-    for name, layer in (("first convolution", maps[0]), ("last stage", maps[-1])):
-        strongest = layer[0].flatten(1).std(1, correction=0).argsort(descending=True, stable=True)[:MAPS]
-        chosen[f"{name}: {layer.shape[2]}×{layer.shape[3]}"] = layer[0, strongest].numpy()
+    for layer in dict.fromkeys([*list(maps)[:1], *list(maps)[-1:]]):
+        found = maps[layer]
+        strongest = found.flatten(1).std(1, correction=0).argsort(descending=True, stable=True)[:MAPS]
+        chosen[f"{layer}: {found.shape[1]}×{found.shape[2]}"] = found[strongest].numpy()
     return chosen
 
 
-def _maps(layers: Mapping[str, nn.Module], batch: torch.Tensor) -> list[torch.Tensor]:
-    """What comes out of each of ``layers`` until the pooling, [N, channels, height, width]."""
-    maps = []
+def _maps(model: Snapshot, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What comes out of each layer, [channels, height, width], as far as it is more than one pixel."""
+    network, found = model.network(), {}
+
+    def keep(name: str, module: object, inputs: object, output: object) -> None:
+        if not isinstance(output, torch.Tensor) or output.dim() != 4:
+            return
+        if output.shape[1] == output.shape[2] != output.shape[3]:
+            output = output.permute(0, 3, 1, 2)  # some keep channels last in the shape as well
+        if output.shape[2] == output.shape[3] > 1:
+            found[name] = output[0].clone()  # what comes next may work in place
+
+    for name in models.layers(network):
+        network.get_submodule(name).register_forward_hook(partial(keep, name))
     with torch.inference_mode():
-        for name, layer in layers.items():
-            if name == "avgpool":
-                break
-            batch = layer(batch)
-            maps.append(batch)
-    return maps
+        network(model.preprocess(images))
+    return found

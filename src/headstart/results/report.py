@@ -243,11 +243,14 @@ def draw(content: Content) -> dict[str, str]:
         "confusion_worst": svg(figures.confusion, details[content.worst.name].confusion, content.classes),
         "f1": svg(figures.f1, f1, content.classes, list(details)),
         "examples": svg(figures.examples, content.examples),
-        "feature_maps": svg(figures.feature_maps, content.feature_maps),
         "calibration": svg(figures.calibration, experiments, calibration),
         "cost": svg(figures.cost, experiments, found.accuracy, cost),
     }
-    return drawn | ({"effects": svg(figures.effects, found)} if found.effects else {})
+    if found.effects:
+        drawn["effects"] = svg(figures.effects, found)
+    if content.feature_maps:
+        drawn["feature_maps"] = svg(figures.feature_maps, content.feature_maps)
+    return drawn
 
 
 def numbers(content: Content) -> dict[str, Table]:

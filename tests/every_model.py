@@ -1,0 +1,171 @@
+"""Which networks work: each is cut, compared with the whole, and trained for a step.
+
+    python -m tests.every_model [NAME ...]
+
+Without names all of torchvision's classification models, and one of each of timm's families. Writes docs/models.md, a
+table of what works and of what does not and why; some minutes on two cores.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from headstart import files
+from headstart.console import UserError
+from headstart.network import models
+
+SIZES = 64, 224, 256  # the first that a network takes is its smallest here
+CLASSES = 10
+LARGEST = 60e6  # parameters of a network of timm's that stands for its family
+PAGE = """# Networks
+
+Set `model_name` to one of these and `finetune_from` to a layer: a wrong name is answered with the layers there are, and
+inside those, every module that one tensor enters will do. `python -m tests.every_model` made these tables, with PyTorch
+{torch}, torchvision {torchvision} and timm {timm}. It cuts each network before a layer three quarters of the way in and
+before its classifier, and finds the parts to compute what the whole does, in evaluation and in training mode, to the
+last bit; then a step of training moves the head, and of the trunk nothing. The image size is the smallest of {sizes}
+that the network takes.
+
+## {works} networks work
+
+All of torchvision's classification models, and of each of timm's families a small one.
+
+| network | image size | parameters, M | classifier | layers to cut at | for example |
+|---|---:|---:|---|---:|---|
+{rows}
+
+## {fails} do not
+
+| network | why |
+|---|---|
+{failures}
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is worth knowing of a network that works."""
+
+    image_size: int  # pixels
+    parameters: int
+    classifier: str
+    places: list[str]
+    layer: str
+
+
+def examine(name: str) -> Found:
+    """Cut, compare and train ``name``.
+
+    Raises:
+        UserError: it cannot be cut, as the user would be told.
+        AssertionError: it can, and does something else then.
+    """
+    torch.manual_seed(0)
+    model = models.build(name, CLASSES)
+    randomise_statistics(model)
+    size = image_size(name, model)
+    classifier, places = models.classifier_name(model), models.places(model)
+    layers = places[: places.index(classifier)] if classifier in places else places
+    layer = layers[len(layers) * 3 // 4]
+    images = torch.randn(2, 3, size, size)
+    parts = models.split(model, [layer, classifier])
+    for training in (False, True):
+        outputs = []
+        for network in (model, nn.Sequential(*parts)):
+            torch.manual_seed(1)  # for dropout and stochastic depth
+            with torch.no_grad():
+                outputs.append(network.train(training)(images))
+        assert outputs[0].shape == (2, CLASSES)
+        assert outputs[0].std() > 0
+        assert torch.equal(*outputs), f"{name} computes something else in parts, training {training}"
+    trunk, head = models.cut(model, layer)
+    _train_a_step(name, trunk.eval(), head.train(), images)
+    return Found(size, sum(parameter.numel() for parameter in model.parameters()), classifier, places, layer)
+
+
+def image_size(name: str, model: nn.Module) -> int:
+    """The smallest of ``SIZES`` that ``model`` takes, or the one that it is made for."""
+    config = None if name in models.names() else timm.get_pretrained_cfg(models.timm_name(name))
+    if config is not None and config.fixed_input_size:  # some keep what they make of the first image
+        return config.input_size[-1]
+    for size in SIZES[:-1]:
+        try:
+            models.check_image_size(model, size)
+        except UserError:
+            continue
+        return size
+    models.check_image_size(model, SIZES[-1])
+    return SIZES[-1]
+
+
+def randomise_statistics(model: nn.Module) -> None:
+    """Batch norm's initial statistics would make it nearly the identity, and a lost one pass unnoticed."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+
+def _train_a_step(name: str, trunk: nn.Module, head: nn.Module, images: torch.Tensor) -> None:
+    ours = {id(tensor) for tensor in head.parameters()}
+    frozen = [tensor for tensor in (*trunk.parameters(), *trunk.buffers()) if id(tensor) not in ours]
+    before = [tensor._version for tensor in frozen]
+    with torch.no_grad():
+        inputs = trunk(images)
+    F.cross_entropy(head(inputs), torch.arange(len(images))).backward()
+    trained = [parameter for parameter in head.parameters() if parameter.grad is not None]
+    moved = [parameter._version for parameter in trained]
+    torch.optim.SGD(head.parameters(), lr=0.1).step()
+    assert [tensor._version for tensor in frozen] == before, f"{name}: the trunk moved"
+    now = [parameter._version for parameter in trained]
+    assert trained
+    assert all(version > was for version, was in zip(now, moved, strict=True)), f"{name}: the head did not move"
+
+
+def families() -> Iterator[str]:
+    """The first model of each of timm's families that is not too large: ``timm/`` stands before each."""
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module):
+            with torch.device("meta"):  # where parameters have a number and no memory
+                try:
+                    parameters = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+                except Exception:  # a few compute something when they are made
+                    continue
+            if parameters < LARGEST:
+                yield f"timm/{name}"
+                break
+
+
+def main(*names: str) -> None:
+    warnings.filterwarnings("ignore")
+    rows, failed = [], []
+    for name in names or chain(models.names(), families()):
+        try:
+            found = examine(name)
+        except UserError as error:
+            failed.append(f"| {name} | {str(error).partition('; this model can')[0]} |")
+        except Exception as error:  # whatever a network that was never meant to be cut raises
+            failed.append(f"| {name} | {type(error).__name__}: {' '.join(str(error).split())[:120]} |")
+        else:
+            rows.append(f"| {name} | {found.image_size} | {found.parameters / 1e6:.1f} | `{found.classifier}` | "
+                        f"{len(found.places)} | `{found.layer}` |")  # fmt: skip
+        print(name, "fails" if failed and f"| {name} |" in failed[-1] else "works", flush=True)
+    if not names:
+        found_with = {package: version(package) for package in ("torch", "torchvision", "timm")}
+        text = PAGE.format(works=len(rows), rows="\n".join(rows), fails=len(failed), failures="\n".join(failed),
+                           sizes=", ".join(map(str, SIZES)), **found_with)  # fmt: skip
+        files.write_text("docs/models.md", text)
+    else:
+        print("\n".join([*rows, *failed]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
