@@ -26,8 +26,8 @@ bin=.venv/bin
 "$bin/uv" pip sync --quiet --python "$bin/python" --require-hashes requirements.txt
 "$bin/uv" pip install --quiet --python "$bin/python" --no-deps --no-build-isolation --editable .
 # The bytecode of what a study imports: that of everything takes 20 seconds.
-"$bin/python" -c "import stages.compare, stages.train" &
-"$bin/dvc" status >/dev/null 2>&1 || true
+"$bin/python" -c "import timm" &
+"$bin/python" -c "import stages.compare, stages.train" && "$bin/dvc" status >/dev/null 2>&1 || true
 wait
 "$bin/python" -m scripts.plots_page .venv/plots.html
 echo "headstart: the environment is in .venv" >&2
