@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study test lint table results change record lock-gate reliability benchmark lock clean
+.PHONY: help setup study pictures test lint table results change record lock-gate reliability benchmark lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -25,6 +25,15 @@ $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_p
 
 study: setup  ## dvc repro: every stage that is not up to date, in the study that params.yaml names
 	@python -m headstart.params
+	dvc repro
+	@python -m scripts.table
+
+FOLDER :=
+NAME :=
+SKIP :=
+
+pictures: setup  ## A study of your own pictures: make pictures FOLDER=~/flowers [NAME=…] [SKIP=1 to leave out bad files]
+	@python -m scripts.pictures $(if $(FOLDER),"$(FOLDER)") $(if $(NAME),--name "$(NAME)") $(if $(SKIP),--skip-unusable)
 	dvc repro
 	@python -m scripts.table
 
@@ -72,4 +81,5 @@ lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and
 	  --quiet pyproject.toml --output-file requirements.txt
 
 clean:  ## Remove the environment, all outputs of the pipeline that git does not have, and DVC's cache of them
-	rm -rf .venv checkpoints data models predictions report runs scores dvc_plots .dvc/cache .dvc/tmp
+	rm -rf .venv checkpoints data/raw data/prepared data/start data/features models predictions report runs scores \
+	  dvc_plots .dvc/cache .dvc/tmp

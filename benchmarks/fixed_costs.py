@@ -67,10 +67,10 @@ def _median(*command: str, module: bool) -> float:
 
 
 def _keep_few_test_images(prepared: str) -> None:
-    tensors = files.read_tensors(prepared).tensors
+    tensors, description = files.read_tensors(prepared)
     files.write_tensors(prepared, {
         name: tensor[:FEW] if name.startswith("test") else tensor for name, tensor in tensors.items()
-    })  # fmt: skip
+    }, description)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import nn
 
 from headstart import files, params
 from headstart.console import run
-from headstart.data import datasets
+from headstart.data import splits
 from headstart.network.snapshot import Snapshot
 from headstart.params import Experiment
 from headstart.training import compute
@@ -30,7 +30,7 @@ def main() -> None:
             path = features_file(settings, experiment.pretrained, seed)
             features = files.read_tensors(path, "training_features", "test_features").tensors
             labels = {
-                split: torch.from_numpy(datasets.read_split(prepared_file(settings), split).labels)
+                split: torch.from_numpy(splits.read_split(prepared_file(settings), split).labels)
                 for split in ("training", "test")
             }
             found = []

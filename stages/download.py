@@ -1,16 +1,15 @@
-"""Fetch the four files of Fashion-MNIST, verified and uncompressed, so that every source gives the same bytes."""
+"""Fetch the files of this study's data set, verified and unpacked, so that every source gives the same bytes."""
 
 from headstart import files, params
 from headstart.console import run
-from headstart.data import datasets
+from headstart.data import catalogue
+from stages.paths import PICTURES, RAW
 
 
 def main() -> None:
-    folder = params.read().dataset.folder
-    with files.replacing("data/raw") as raw:
-        raw.mkdir()
-        for name in datasets.SHA256:
-            (raw / name).write_bytes(datasets.fetch(name, folder))
+    settings = params.read()
+    with files.replacing(RAW) as raw:
+        catalogue.fetch(settings.current.dataset, settings.data_folder, PICTURES, into=raw)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import numpy as np
 
 from headstart import files, params
 from headstart.console import UserError, run
-from headstart.data import datasets
-from headstart.data.datasets import CLASSES
+from headstart.data import splits
 from headstart.params import Params
 from headstart.results import evaluation
 from headstart.runs import Clock
@@ -18,7 +17,7 @@ from stages.paths import model_file, predictions_file, prepared_file, scores_fol
 def main(name: str) -> None:
     clock = Clock()
     settings = params.read()
-    logits, labels = _predictions(name, settings)
+    logits, labels, classes = _predictions(name, settings)
     epochs = files.read_csv(model_file(settings, name, 0).with_name("epochs.csv"))
     metrics = {
         **evaluation.summary(logits=logits, labels=labels),
@@ -28,27 +27,28 @@ def main(name: str) -> None:
     if epochs[-1]["validation_accuracy"]:  # absent without validation images
         last = [epoch for epoch in epochs if epoch["epoch"] == epochs[-1]["epoch"]]
         metrics["validation_accuracy"] = round(mean(float(epoch["validation_accuracy"]) for epoch in last), 4)
-    every = {"logits": logits.reshape(-1, len(CLASSES)), "labels": np.tile(labels, len(logits))}
+    every = {"logits": logits.reshape(-1, len(classes)), "labels": np.tile(labels, len(logits))}
     confusion, scores = evaluation.confusion_matrix(**every), evaluation.per_class(**every)
     with files.replacing(scores_folder(settings, name)) as folder:
-        files.write_csv(folder / "confusion.csv", ["actual", *CLASSES],
-                        [[label, *row] for label, row in zip(CLASSES, confusion.tolist(), strict=True)])  # fmt: skip
+        files.write_csv(folder / "confusion.csv", ["actual", *classes],
+                        [[label, *row] for label, row in zip(classes, confusion.tolist(), strict=True)])  # fmt: skip
         files.write_csv(folder / "classes.csv", ["class", *scores],
-                        zip(CLASSES, *(values.tolist() for values in scores.values()), strict=True))  # fmt: skip
+                        zip(classes, *(values.tolist() for values in scores.values()), strict=True))  # fmt: skip
         files.write_csv(folder / "calibration.csv", ["bin", "confidence", "accuracy", "images"],
                         [[at, *row] for at, row in enumerate(evaluation.calibration(**every).tolist(), 1)])  # fmt: skip
     files.write_json(f"metrics/{settings.study}/{name}.json", metrics)
     write_run(settings, f"evaluate-{name}", clock, {})
 
 
-def _predictions(name: str, settings: Params) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of all seeds' networks for the test images, [seeds, N, classes], and the labels."""
+def _predictions(name: str, settings: Params) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The logits of all seeds' networks for the test images, [seeds, N, classes], the labels, and the classes."""
     settings.experiment(name)
     path, prepared = predictions_file(settings, name), prepared_file(settings)
-    logits, labels = files.read_arrays(path, "logits").arrays["logits"], datasets.read_split(prepared, "test").labels
-    if logits.shape != (len(settings.current.seeds), len(labels), len(CLASSES)) or not np.isfinite(logits).all():
+    logits = files.read_arrays(path, "logits").arrays["logits"]
+    _, labels, classes = splits.read_split(prepared, "test")
+    if logits.shape != (len(settings.current.seeds), len(labels), len(classes)) or not np.isfinite(logits).all():
         raise UserError(f"{path} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
-    return logits, labels
+    return logits, labels, classes
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from torch import nn
 
 from headstart import files, params
 from headstart.console import run
-from headstart.data import datasets
+from headstart.data import splits
+from headstart.data.splits import SPLITS
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
 from headstart.runs import Clock
@@ -16,7 +17,6 @@ from headstart.training import compute
 from headstart.training.forward import outputs
 from stages.paths import features_file, prepared_file, start_file, write_run
 
-SPLITS = ("training", "validation", "test")
 REMEDY = "free some space (DVC's cache may want as much again), or set store_activations to false in params.yaml"
 
 
@@ -24,7 +24,7 @@ def main(pretrained: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose()
     prepared = prepared_file(settings)
-    images = {split: torch.from_numpy(datasets.read_split(prepared, split).images) for split in SPLITS}
+    images = {split: torch.from_numpy(splits.read_split(prepared, split).images) for split in SPLITS}
     # With pretrained weights all seeds share one file, which the first of them makes.
     seeds = {features_file(settings, pretrained == "true", seed): seed for seed in reversed(settings.current.seeds)}
     folder = next(iter(seeds)).parent

@@ -7,7 +7,7 @@ from torch import nn
 
 from headstart import files
 from headstart.console import UserError
-from headstart.data import datasets
+from headstart.data import splits
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
 from headstart.params import Experiment, Params
@@ -52,7 +52,8 @@ def examples(
     ``keep``: whether they will be used in more than one epoch.
     """
     prepared = prepared_file(settings)
-    images, labels = map(torch.from_numpy, datasets.read_split(prepared, split))
+    found = splits.read_split(prepared, split)
+    images, labels = torch.from_numpy(found.images), torch.from_numpy(found.labels)
     if experiment.finetuning and not settings.current.store_activations:
         label, prepare = f"frozen layers, {split} images", snapshot.preprocess
         return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)

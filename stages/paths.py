@@ -7,6 +7,9 @@ from headstart import files, params
 from headstart.params import Params
 from headstart.runs import Clock
 
+PICTURES = Path("data/pictures")  # a folder in it is a data set of that name
+RAW = Path("data/raw")  # the files of a data set that is known by name
+
 
 def prepared_file(settings: Params) -> Path:
     """The images and labels of the three splits."""

@@ -1,35 +1,21 @@
-"""Decode the images once, and choose the training and the validation images of this study."""
+"""Read the images of this study once, and choose which are trained with, validated with and tested with."""
 
-import numpy as np
-
-from headstart import files, params
+from headstart import params
 from headstart.console import run
-from headstart.data import datasets
+from headstart.data import catalogue, splits
 from headstart.runs import Clock
-from stages.paths import prepared_file, write_run
-
-
-def prepared(study: params.Study) -> dict[str, np.ndarray]:
-    """Images, uint8 [N, 28, 28], and labels, int64 [N], of the three splits."""
-    raw = {name: datasets.read_raw("data/raw", name) for name in datasets.SHA256}
-    images, labels = raw["train-images-idx3-ubyte"], raw["train-labels-idx1-ubyte"].astype(np.int64)
-    # Validation comes first: its images stay the same when the number of training images changes.
-    sizes = [study.validation_images, study.training_images]
-    validation, training = datasets.stratified_split(labels, sizes=sizes, seed=study.seed)
-    return {
-        "training_images": images[training],
-        "training_labels": labels[training],
-        "validation_images": images[validation],
-        "validation_labels": labels[validation],
-        "test_images": raw["t10k-images-idx3-ubyte"],
-        "test_labels": raw["t10k-labels-idx1-ubyte"].astype(np.int64),
-    }
+from stages.paths import PICTURES, RAW, prepared_file, write_run
 
 
 def main() -> None:
     clock = Clock()
     settings = params.read()
-    files.write_arrays(prepared_file(settings), prepared(settings.current))
+    study = settings.current
+    dataset = catalogue.load(
+        study.dataset, RAW, PICTURES, image_size=study.image_size, skip_unusable=study.skip_unusable_images
+    )
+    sizes = {"training": study.training_images, "validation": study.validation_images}
+    splits.write(prepared_file(settings), dataset, sizes=sizes, seed=study.seed)
     write_run(settings, "prepare", clock, {})
 
 

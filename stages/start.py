@@ -6,7 +6,7 @@ import torch
 
 from headstart import files, params
 from headstart.console import run
-from headstart.data import datasets
+from headstart.data import splits
 from headstart.network import starts
 from headstart.runs import Clock
 from headstart.training import compute
@@ -16,13 +16,12 @@ from stages.paths import prepared_file, start_file, write_run
 def main(pretrained: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose("cpu", dtype=torch.float32)
-    images = None
-    if pretrained == "false":
-        images = torch.from_numpy(datasets.read_split(prepared_file(settings), "training").images)
+    training = splits.read_split(prepared_file(settings), "training")
+    images = torch.from_numpy(training.images) if pretrained == "false" else None
     seeds = settings.current.seeds
     with files.replacing(start_file(settings, pretrained == "true", seeds[0]).parent) as folder:
         for seed in seeds:
-            start = starts.make(settings.current, seed=seed, images=images, classes=datasets.CLASSES)
+            start = starts.make(settings.current, seed=seed, images=images, classes=training.classes)
             start.write(folder / start_file(settings, pretrained == "true", seed).name)
     facts = {**device.describe(), "weights": start.weights, "weights_sha256": start.sha256}
     write_run(settings, f"start-pretrained-{pretrained}", clock, facts)

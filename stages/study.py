@@ -6,7 +6,7 @@ import numpy as np
 
 from headstart import files, params
 from headstart.console import UserError
-from headstart.data import datasets
+from headstart.data import catalogue, splits
 from headstart.network.snapshot import Snapshot
 from headstart.results import comparison, gallery, maps, report
 from stages.paths import model_file, predictions_file, prepared_file, run_file, scores_folder, stage_names
@@ -20,7 +20,7 @@ def read(settings: params.Params) -> report.Content:
     dvc.yaml cannot list the configurations' metrics as dependencies; it has what they are computed from.
     """
     study, experiments = settings.study, settings.experiments
-    images, labels = datasets.read_split(prepared_file(settings), "test")
+    images, labels, classes = splits.read_split(prepared_file(settings), "test")
     _require_one_precision(settings)
     logits = {name: files.read_arrays(predictions_file(settings, name)).arrays["logits"] for name in experiments}
     right = {name: found.argmax(2) == labels for name, found in logits.items()}
@@ -44,13 +44,16 @@ def read(settings: params.Params) -> report.Content:
     return report.Content(
         study=study,
         setting=settings.current,
-        classes=datasets.CLASSES,
+        dataset=catalogue.title(settings.current.dataset),
+        classes=classes,
+        left_out=splits.read_description(prepared_file(settings)).left_out,
+        others=_others(settings),
         rows=rows,
         details={name: _details(settings, name) for name in experiments},
         findings=findings,
         right=right,
         stage_seconds=_stage_seconds(settings),
-        examples=gallery.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=datasets.CLASSES),
+        examples=gallery.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=classes),
         feature_maps={
             f"{name}, {which}": found
             for name in sorted(models, key=ranked.index)
@@ -83,8 +86,19 @@ def _details(settings: params.Params, name: str) -> report.Details:
 
 
 def _numbers(path: Path) -> np.ndarray:
-    """A table of numbers without its first column, which names the rows."""
-    return np.array([[float(value) for value in list(row.values())[1:]] for row in files.read_csv(path)])
+    """A table of numbers without the names of its columns and its rows."""
+    return np.array([[float(value) for value in row[1:]] for row in files.read_rows(path)[1:]])
+
+
+def _others(settings: params.Params) -> list[report.Other]:
+    """The studies beside this one that have results: as they are now, whatever was there when they were made."""
+    found = []
+    for name, study in settings.studies.items():
+        summary, page = Path(f"metrics/{name}/study.json"), Path(f"report/{name}/index.html")
+        if name != settings.study and summary.is_file():
+            results = files.read_json(summary)
+            found.append(report.Other(name, catalogue.title(study.dataset), study, results, page.is_file()))
+    return found
 
 
 def _stage_seconds(settings: params.Params) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """A copy of the repository at a scale of seconds, for tests that drive DVC."""
 
 import hashlib
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 
 from .conftest import ROOT, run
 
-TEST_IMAGES = 500  # no setting, because a study is tested on all there are: so the clone's `prepare` is changed
+TEST_IMAGES = 500  # no setting, because a study is tested on all there are: so the clone's code is changed
 KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
 TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
 
@@ -28,10 +27,11 @@ def tiny_clone(clone: Path, *, every: bool = False) -> Path:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
     edit(clone, lambda settings: shrink(settings, every=every))
-    prepare = clone / "stages/prepare.py"
-    code, n = re.subn(r'(raw\["t10k-[a-z0-9-]*"\])', rf"\1[:{TEST_IMAGES}]", prepare.read_text(encoding="utf-8"))
-    assert n == 2
-    prepare.write_text(code, encoding="utf-8")
+    source = clone / "src/headstart/data/fashion_mnist.py"
+    code, whole = source.read_text(encoding="utf-8"), "    return Part(labels"
+    assert whole in code
+    few = f'    n = {TEST_IMAGES} if split == "t10k" else None\n    images, labels = images[:n], labels[:n]\n'
+    source.write_text(code.replace(whole, few + whole), encoding="utf-8")
     run("git", "init", "-q", cwd=clone)
     run("git", "add", "-A", cwd=clone)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headstart import params
-from headstart.data import datasets
+from headstart.data import fashion_mnist
 from headstart.training.compute import Compute, choose
 from headstart.training.loop import Epoch, fit, make_optimizer
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def folder() -> str:
     """Where this machine has the four files of Fashion-MNIST, or a place without them: then they are downloaded."""
-    return params.read(ROOT / "params.yaml").dataset.folder
+    return f"{params.read(ROOT / 'params.yaml').data_folder}/fashion-mnist"
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def training_set(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _tensors(split: str, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
     names = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
-    images, labels = (torch.from_numpy(datasets.parse_idx(datasets.fetch(name, folder))) for name in names)
+    images, labels = (torch.from_numpy(fashion_mnist.parse_idx(fashion_mnist.fetch(name, folder))) for name in names)
     return images, labels.long()
 
 

@@ -1,9 +1,11 @@
 """A study of random numbers, for tests of what is made of one."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from headstart import files, params
-from headstart.data.datasets import CLASSES
+from headstart.data.fashion_mnist import CLASSES
 from headstart.results import comparison, gallery, report
 
 from .conftest import ROOT
@@ -27,8 +29,9 @@ def rows() -> list[report.Row]:
     return found
 
 
-def study() -> report.Content:
+def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.Content:
     generator = np.random.default_rng(0)
+    n = len(classes)
     details = {
         name: report.Details(
             epochs=[
@@ -37,20 +40,24 @@ def study() -> report.Content:
                 for epoch in (1, 2, 3)
             ],
             run=RUN,
-            confusion=np.diag([int(1_000 * accuracy)] * 10) + generator.integers(0, 20, (10, 10)),
-            f1=generator.random(10),
+            confusion=np.diag([int(1_000 * accuracy)] * n) + generator.integers(0, 20, (n, n)),
+            f1=generator.random(n),
             calibration=np.stack([np.linspace(0, 1, 15), np.linspace(0, 1, 15), np.full(15, 100)], axis=1),
         )
         for name, accuracy in PUBLISHED.items()
     }  # fmt: skip
-    images = generator.integers(0, 256, (20, 28, 28), dtype=np.uint8)
-    right: list = [gallery.Example(image, label, label, 0.9) for image, label in zip(images, CLASSES, strict=False)]
-    wrong: list = [gallery.Example(image, label, "Bag", 0.8) for image, label in zip(images[10:], CLASSES, strict=True)]
-    wrong[CLASSES.index("Bag")] = None
+    images = generator.integers(0, 256, (20, 96, 96, 3) if colour else (20, 28, 28), dtype=np.uint8)
+    shown = list(zip(images, images[10:], classes, strict=False))
+    right: list = [gallery.Example(image, label, label, 0.9) for image, _, label in shown]
+    wrong: list = [gallery.Example(image, label, classes[8 % n], 0.8) for _, image, label in shown]
+    wrong[8 % n] = None
     return report.Content(
         study="quick",
         setting=SETTINGS.current,
-        classes=CLASSES,
+        dataset="Fashion-MNIST",
+        classes=classes,
+        left_out={},
+        others=[],
         rows=rows(),
         details=details,
         findings=comparison.study(SETTINGS.experiments, CORRECT),

@@ -1,6 +1,6 @@
 """Bad data, weights and disks, met by a stage: one line, exit status 1, nothing half-written.
 
-What is wrong in params.yaml is in test_params.py, what is wrong in archives in test_datasets.py, in weights in
+What is wrong in params.yaml is in test_params.py, what is wrong in archives in test_fashion_mnist.py, in weights in
 test_starts.py, in the environment in test_compute.py.
 """
 
@@ -24,7 +24,7 @@ import stages.start
 import stages.train
 from headstart import files, params
 from headstart.console import UserError, run
-from headstart.data import datasets
+from headstart.data import fashion_mnist
 from headstart.network import starts
 from scripts import record
 from stages import paths
@@ -34,6 +34,7 @@ from .conftest import ROOT
 ANEW = "delete it, and `dvc repro` makes it anew"
 NAME = "pretrained-frozen-sgd"
 PREPARED = "data/prepared/quick.safetensors"
+DESCRIPTION = {"classes": fashion_mnist.CLASSES, "left_out": {}}
 START = "data/start/quick/pretrained-true/seed-0.safetensors"
 FEATURES = "data/features/quick/pretrained-true/every-seed.safetensors"
 
@@ -59,7 +60,7 @@ def complaint(stage, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def raw(folder) -> dict[str, bytes]:
-    return {name: datasets.fetch(name, folder) for name in datasets.SHA256}
+    return {name: fashion_mnist.fetch(name, folder) for name in fashion_mnist.SHA256}
 
 
 def label_10(raw):
@@ -142,7 +143,7 @@ def prepared(n: int = 128) -> dict[str, torch.Tensor]:
 def test_prepared_data_whose_content_was_replaced(workspace, change):
     tensors = prepared()
     change(tensors)
-    files.write_tensors(PREPARED, tensors)
+    files.write_tensors(PREPARED, tensors, DESCRIPTION)
     expected = f"headstart: {PREPARED} has other training images or labels than `prepare` writes: {ANEW}"
     assert complaint(stages.start, "false") == expected
 
@@ -150,7 +151,7 @@ def test_prepared_data_whose_content_was_replaced(workspace, change):
 def write_start(sha256: str | None = None) -> None:
     """The pretrained start; with ``sha256`` as if it had been made from the file that has it."""
     study = params.read(ROOT / "params.yaml").current
-    start = starts.make(study, seed=0, images=None, classes=datasets.CLASSES)
+    start = starts.make(study, seed=0, images=None, classes=fashion_mnist.CLASSES)
     dataclasses.replace(start, sha256=sha256 or start.sha256).write(START)
 
 
@@ -163,7 +164,7 @@ def write_start(sha256: str | None = None) -> None:
     ids=["too few", "not finite"],
 )
 def test_features_of_other_images(workspace, features, message):
-    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     files.write_tensors(FEATURES, {"training_features": features}, {"precision": "float32"})
     write_start()
     assert complaint(stages.train, NAME) == f"headstart: {message}"
@@ -181,7 +182,7 @@ REDO = "or compute all anew with `dvc repro --force`"
     ids=["bfloat16", "unknown"],
 )
 def test_features_of_another_precision(workspace, description, message):
-    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     files.write_tensors(FEATURES, {"training_features": torch.zeros(128, 1280)}, description)
     write_start()
     assert complaint(stages.train, NAME) == f"headstart: {FEATURES} was computed {message}"
@@ -194,7 +195,7 @@ def test_features_of_another_precision(workspace, description, message):
 )
 def test_predictions_of_other_images(workspace, logits):
     path = f"predictions/quick/{NAME}/logits.safetensors"
-    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     files.write_arrays(path, {"logits": logits})
     assert complaint(stages.evaluate, NAME) == f"headstart: {path} does not fit {PREPARED}: {ANEW}"
 
@@ -208,7 +209,7 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
     settings["studies"]["quick"]["weights"] = str(path)
     Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     write_start(sha256=files.sha256(path))
-    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     assert complaint(stages.train, NAME) == f"headstart: {FEATURES} is missing: `dvc repro` makes it"
     with path.open("ab") as file:
         file.write(b"another byte")
@@ -218,7 +219,7 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
 
 
 def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch):
-    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     write_start()
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
@@ -233,7 +234,7 @@ def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
     for name in paths.stage_names(settings):
         precision = "bfloat16" if name == "train-pretrained-finetuned-sgd" else "float32"
         files.write_json(paths.run_file("quick", name), {"precision": precision})
-    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     both = "features-pretrained-false in float32 and train-pretrained-finetuned-sgd in bfloat16"
     remedy = "set HEADSTART_DTYPE to one, and compute the rest anew with `dvc repro --force`"
     expected = f"headstart: the study was computed in several precisions ({both}): {remedy}"
@@ -252,7 +253,7 @@ def test_a_study_whose_record_is_incomplete(workspace):
 
 def test_a_start_that_is_something_else(workspace):
     files.write_tensors(START, {"a": torch.zeros(1)}, {"model_name": "resnet18"})
-    files.write_tensors(PREPARED, prepared())
+    files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     assert complaint(stages.features, "true") == f"headstart: {START} is not a network: {ANEW}"
 
 
@@ -352,7 +353,7 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr,
     data = prepared()
     for split in ("training", "validation"):
         data[f"{split}_labels"] = torch.randint(0, 10, (128,), generator=generator)
-    files.write_tensors(PREPARED, data)
+    files.write_tensors(PREPARED, data, DESCRIPTION)
     features = {f"{split}_features": torch.rand(128, 1280, generator=generator) for split in ("training", "validation")}
     files.write_tensors(FEATURES, features, {"precision": "float32"})
     write_start()

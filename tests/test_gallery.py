@@ -28,7 +28,8 @@ def snapshot(name: str) -> Snapshot:
     model = models.build(name, 10)
     return Snapshot(
         state=model.state_dict(), model_name=name, image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3,
-        classes=tuple("abcdefghij"), classifier=models.classifier_name(model), weights="random", sha256="",
+        interpolation="bilinear", classes=tuple("abcdefghij"), classifier=models.classifier_name(model),
+        weights="random", sha256="",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 
 import headstart
 from headstart import files
-from headstart.data import datasets
+from headstart.data import splits
 
 from .clones import KEPT, TEST_IMAGES, edit, results, tiny_clone
 from .conftest import run
@@ -60,7 +60,7 @@ def test_a_study_from_nothing(clone, first):
 
 @pytest.mark.parametrize("name", KEPT)
 def test_the_saved_network_says_what_was_predicted(clone, first, name):
-    images, labels = datasets.read_split(clone / "data/prepared/quick.safetensors", "test")
+    images, labels, _ = splits.read_split(clone / "data/prepared/quick.safetensors", "test")
     logits = files.read_arrays(clone / f"predictions/quick/{name}/logits.safetensors").arrays["logits"]
     with torch.inference_mode():
         ours = headstart.load(clone / f"models/quick/{name}")(torch.from_numpy(images))
@@ -153,7 +153,7 @@ def test_another_study_and_back(clone, first):
         }  # fmt: skip
         assert [epoch["seed"] for epoch in files.read_csv(clone / f"models/full/{name}/epochs.csv")] == ["0", "7"]
     both = files.read_arrays(clone / f"predictions/full/{KEPT[0]}/logits.safetensors").arrays["logits"]
-    labels = datasets.read_split(clone / "data/prepared/full.safetensors", "test").labels
+    labels = splits.read_split(clone / "data/prepared/full.safetensors", "test").labels
     means = [(each.argmax(1) == labels).mean() for each in both]
     assert full["test_accuracy"] == round(sum(means) / 2, 4)
     edit(clone, lambda settings: settings.update(study="quick"))

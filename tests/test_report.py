@@ -107,7 +107,7 @@ def test_several_seeds_are_said(made):
     setting: Study = dataclasses.replace(made.setting, seeds=(0, 1))
     several = dataclasses.replace(made, setting=setting)
     said = text(report.page(several, report.draw(several)))
-    assert "2 seeds, all 10,000 test images" in said
+    assert "2 seeds, 10 classes, 10,000 test images" in said
     assert "One seed was run" not in said
 
 
@@ -176,7 +176,9 @@ def test_what_figures_show_is_in_tables_too(made):
     assert numbers["learning_curves"][0][:3] == ["accuracy, %", "training, epoch 1", "training, epoch 2"]
     assert numbers["learning_curves"][1][:3] == [first, "74.6", "79.6"]
     assert numbers["confusion_best"][3][3] == made.details[first].confusion[2, 2]
-    assert numbers["f1"][1][1] == f"{100 * made.details[first].f1[0]:.1f}"
+    hardest = made.details[first].f1.argmin()
+    assert numbers["f1"][1][:2] == [made.classes[hardest], f"{100 * made.details[first].f1[hardest]:.1f}"]
+    assert [float(row[1]) for row in numbers["f1"][1:]] == sorted(float(row[1]) for row in numbers["f1"][1:])
     assert numbers["cost"][1] == [first, "84.6", "2.0", "12,810"]
 
 
@@ -195,7 +197,83 @@ def test_what_was_published_belongs_to_its_learning_rate():
     assert dataclasses.replace(frozen, lr=0.01) not in published
 
 
-def test_the_worst_mistake():
-    counts = np.array([[9, 2], [3, 5]])
-    assert report.worst_mistake(counts, ["a", "b"]) == ("b", "a", 3)
-    assert report.worst_mistake(np.diag(counts.diagonal()), ["a", "b"]) is None
+def test_the_worst_mistakes():
+    counts = np.array([[9, 2, 0], [3, 5, 2], [0, 0, 4]])
+    assert report.worst_mistakes(counts, ["a", "b", "c"]) == [
+        ("b", "a", 3, 0.3),
+        ("a", "b", 2, 2 / 11),
+        ("b", "c", 2, 0.2),
+    ]
+    assert report.worst_mistakes(np.diag(counts.diagonal()), ["a", "b", "c"]) == []
+
+
+def test_many_classes_are_shown_so_that_they_can_be_read():
+    many = study([f"class {number}" for number in range(100)])
+    drawn = report.draw(many)
+    assert all(len(svg) < 300_000 for svg in drawn.values())
+    assert drawn["f1"].count("<!-- class ") + drawn["f1"].count(">class ") == figures.FEW_CLASSES
+    assert ">class " not in drawn["confusion_best"]  # their names would not fit
+    numbers = report.numbers(many)
+    header, *mistakes = numbers["confusion_best"]
+    assert header == ["actual", "taken for", "images", "of the class, %"]
+    assert len(mistakes) == report.MISTAKES
+    assert mistakes[0][2] == 19 == max(row[2] for row in mistakes)
+    assert len(numbers["f1"]) == 1 + 100
+    counts = many.details[many.best.name].confusion
+    table = [row[1:] for row in report.tables(many)["confusion"][1:] if row[0] == many.best.name]
+    assert len(table) == np.count_nonzero(counts) < 10_000
+    assert sum(row[2] for row in table) == counts.sum()
+    said = text(report.page(many, drawn))
+    assert "100 classes" in said
+    assert "F1 of the hardest classes" in said
+    assert "of the 10 hardest classes" in said
+
+
+def test_classes_that_are_taken_for_each_other_stand_together():
+    """Three groups whose members are mixed up, listed so that no two of a group stand together."""
+    group = np.arange(60) % 3
+    share = 0.9 * np.eye(60) + 0.1 * (group[:, None] == group) / 20
+    order = figures.by_similarity(share)
+    assert sorted(order.tolist()) == list(range(60))
+    assert np.count_nonzero(np.diff(group[order])) == 2
+
+
+def test_unequally_common_classes_have_their_metrics(made):
+    assert "Balanced" not in text(report.page(made, report.draw(made)))
+    unequal = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.7123, "macro_f1": 0.6})
+               for row in rows()]  # fmt: skip
+    said = text(report.page(dataclasses.replace(made, rows=unequal), report.draw(made)))
+    assert "balanced accuracy and macro F1 count each of them the same" in said
+    assert said.count("71.23") == 8
+
+
+def test_what_was_left_out_is_said(made):
+    left_out = {"cat/<b>.png": "is empty", "dog/1.png": "is the same picture as dog/0.png"}
+    page = report.page(dataclasses.replace(made, left_out=left_out), report.draw(made))
+    assert "2 files left out" in text(page)
+    assert "<code>cat/&lt;b&gt;.png</code> is empty" in page
+    assert "files left out" not in text(report.page(made, report.draw(made)))
+
+
+def test_other_studies_stand_below(made):
+    others = [
+        report.Other("flowers", "Oxford Flowers 102", made.setting, {"effect_pretrained": 0.4567}, True),
+        report.Other("new", "x", made.setting, {}, False),
+    ]
+    page = report.page(dataclasses.replace(made, others=others), report.draw(made))
+    assert page.count('<a href="../') == 1
+    assert '<a href="../flowers/index.html">flowers</a>' in page
+    assert "flowers Oxford Flowers 102 tf_efficientnet_lite0 8,000 +45.7" in text(page)
+
+
+def test_names_of_classes_are_shown_as_they_are():
+    names = ["$x^2$", "<b>", "Äpfel & Birnen", "猫", "a_b^c", "x" * 60, "100 %", "#", "\\frac", "a'b\"c"]
+    made = study(names, colour=True)
+    drawn = report.draw(made)
+    for svg in drawn.values():
+        ElementTree.fromstring(svg)
+    for name in ("$x^2$", "&lt;b&gt;", "Äpfel &amp; Birnen", "猫", "a_b^c", f"{'x' * 27}…"):
+        assert f">{name}<" in drawn["confusion_best"], name
+    page = report.page(made, drawn)
+    assert "<b>" not in page
+    assert "x" * 60 in page

@@ -171,7 +171,10 @@ def test_a_table_without_results(tmp_path: Path, monkeypatch):
 def test_make_clean_removes_every_output_that_git_does_not_have():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     outs = [out for stage in stages.values() for out in stage.get("do", stage)["outs"]]
-    folders = {out.partition("/")[0] for out in outs if isinstance(out, str)}
+    parts = [out.split("/") for out in outs if isinstance(out, str)]
+    folders = {"/".join(part[:2]) if part[0] == "data" else part[0] for part in parts}  # data/ has people's pictures
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2].split()
-    assert folders == {"data", "models", "predictions", "report", "runs", "scores"}
+    of_data = {f"data/{name}" for name in ("raw", "prepared", "start", "features")}
+    assert folders == of_data | {"models", "predictions", "report", "runs", "scores"}
     assert folders | {"checkpoints", ".dvc/cache"} <= set(recipe)
+    assert not {"data", "data/pictures", "."} & set(recipe)

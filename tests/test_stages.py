@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -168,13 +169,17 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, change, message):
     (tmp_path / "params.yaml").write_text(TEXT.replace(*change, 1), encoding="utf-8")
+    if arguments[0] == "start":
+        one = {"training_images": np.zeros((1, 28, 28), np.uint8), "training_labels": np.zeros(1, np.int64)}
+        files.write_arrays(tmp_path / "data/prepared/quick.safetensors", one, {"classes": "ab", "left_out": {}})
     done = stage(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
     assert line.startswith("headstart: ")
     assert message in line
-    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"params.yaml", "data"}
+    assert [path.name for path in tmp_path.rglob("*.*")] in (["params.yaml"], ["params.yaml", "quick.safetensors"])
 
 
 def test_an_unknown_device(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 
 from headstart import files, params
 from headstart.console import UserError
-from headstart.data.datasets import CLASSES
+from headstart.data.fashion_mnist import CLASSES
 from headstart.network import models, starts
 
 from .conftest import ROOT
@@ -268,7 +268,8 @@ def test_a_start_is_in_float32_whatever_else_is_computed_in(training_set, tmp_pa
     empty = {f"{split}_{what}": tensor[:0] for split in ("validation", "test")
              for what, tensor in (("images", images), ("labels", labels))}  # fmt: skip
     files.write_tensors("data/prepared/quick.safetensors",
-                        {"training_images": images, "training_labels": labels, **empty})  # fmt: skip
+                        {"training_images": images, "training_labels": labels, **empty},
+                        {"classes": CLASSES, "left_out": {}})  # fmt: skip
     written = []
     for dtype in ("float32", "bfloat16"):
         monkeypatch.setenv("HEADSTART_DTYPE", dtype)

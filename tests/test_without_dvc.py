@@ -16,7 +16,7 @@ from torchvision.models import get_model
 
 import headstart
 from headstart import files
-from headstart.data import datasets
+from headstart.data import splits
 
 from .clones import KEPT, edit, results, tiny_clone
 from .conftest import run
@@ -103,7 +103,7 @@ def test_another_network(tmp_path):
     change = {"model_name": name, "finetune_from": layer, "weights": str(tmp_path / "weights.pth")}
     edit(clone, lambda settings: settings["studies"]["quick"].update(change))
     run(sys.executable, "-m", "stages", cwd=clone)
-    images, _ = datasets.read_split(clone / "data/prepared/quick.safetensors", "test")
+    images = splits.read_split(clone / "data/prepared/quick.safetensors", "test").images
     for configuration in KEPT:
         logits = files.read_arrays(clone / f"predictions/quick/{configuration}/logits.safetensors").arrays["logits"]
         with torch.inference_mode():

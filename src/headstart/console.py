@@ -3,13 +3,20 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, and what to do."""
+    """Something the user can mend. The message is one line: what is wrong, where, and what to do.
+
+    ``details``: what it is wrong with, a line each, where that is many things.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 def run(main: Callable[..., object], *arguments: str) -> None:
@@ -25,7 +32,8 @@ def run(main: Callable[..., object], *arguments: str) -> None:
         line = _explain(error)
         if line is None or os.environ.get("HEADSTART_TRACEBACK") == "1":
             raise
-        sys.exit(f"headstart: {' '.join(line.split())}")
+        lines = [line, *getattr(error, "details", ())]
+        sys.exit("headstart: " + "\n  ".join(" ".join(each.split()) for each in lines))
 
 
 def _explain(error: Exception) -> str | None:

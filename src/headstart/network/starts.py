@@ -41,6 +41,7 @@ class Weights:
     std: tuple[float, ...]
     read: Callable[[], tuple[State, Path]]  # the state dict by the model's names, and the file it is from
     top1: float | None = None  # ImageNet accuracy in percent, where it is known
+    interpolation: str = "bilinear"  # that the images were resized with which the network was trained with
 
 
 def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple[str, ...]) -> Snapshot:
@@ -61,7 +62,7 @@ def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple
     models.split(model, [study.finetune_from, models.classifier_name(model)])
     models.check_image_size(model, study.image_size)
     weights = find(study.model_name, study.weights)
-    preprocess = Preprocess(study.image_size, weights.mean, weights.std)
+    preprocess = Preprocess(study.image_size, weights.mean, weights.std, weights.interpolation)
     if images is None:
         label, sha256 = weights.label, load(model, weights)
     else:
@@ -73,6 +74,7 @@ def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple
         image_size=study.image_size,
         mean=weights.mean,
         std=weights.std,
+        interpolation=weights.interpolation,
         classes=classes,
         classifier=models.classifier_name(model),
         weights=label,
@@ -108,8 +110,8 @@ def find(model_name: str, weights: str) -> Weights:
         return known[weights]()
     path = Path(weights)
     if path.is_file():
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if is_torchvision else _timm_normalisation(model_name)
-        return Weights(path.name, mean, std, lambda: (_read_file(path), path))
+        images = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if is_torchvision else _timm_images(model_name)
+        return Weights(path.name, read=lambda: (_read_file(path), path), **images)
     choices = [*known, *([LITE0_PACKAGE] if model_name == models.TIMM else [])]
     raise UserError(f"weights {weights!r} for {model_name} are neither {' nor '.join(choices)} nor the path of a file")
 
@@ -169,7 +171,10 @@ def _torchvision(entry) -> Weights:
     transforms = entry.transforms()
     label = f"torchvision {type(entry).__name__}.{entry.name}"
     top1 = entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    return Weights(label, tuple(transforms.mean), tuple(transforms.std), partial(_read_torchvision, entry), top1)
+    return Weights(
+        label, tuple(transforms.mean), tuple(transforms.std), partial(_read_torchvision, entry), top1,
+        _interpolation(transforms.interpolation.value),
+    )  # fmt: skip
 
 
 def _timm_weights(model_name: str) -> dict[str, Callable[[], Weights]]:
@@ -181,15 +186,24 @@ def _timm_weights(model_name: str) -> dict[str, Callable[[], Weights]]:
 
 
 def _timm(name: str, tag: str) -> Weights:
-    return Weights(f"timm {name}.{tag}", *_timm_normalisation(f"{name}.{tag}"), partial(_read_timm, f"{name}.{tag}"))
+    return Weights(f"timm {name}.{tag}", read=partial(_read_timm, f"{name}.{tag}"), **_timm_images(f"{name}.{tag}"))
 
 
-def _timm_normalisation(model_name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and the standard deviation that timm gives a model's images."""
+def _timm_images(model_name: str) -> dict[str, Any]:
+    """The mean, the standard deviation and the interpolation that timm gives a model's images."""
     import timm
 
     config: Any = timm.get_pretrained_cfg(models.timm_name(model_name))
-    return tuple(config.mean), tuple(config.std)
+    return {
+        "mean": tuple(config.mean),
+        "std": tuple(config.std),
+        "interpolation": _interpolation(config.interpolation),
+    }
+
+
+def _interpolation(name: str) -> str:
+    """The nearer of the two that PyTorch has with antialias."""
+    return "bilinear" if name == "bilinear" else "bicubic"
 
 
 def _read_timm(full_name: str) -> tuple[State, Path]:

@@ -38,6 +38,16 @@ def macro_f1(*, logits: np.ndarray, labels: np.ndarray) -> float:
     return float(per_class(logits=logits, labels=labels)["f1"].mean())
 
 
+def balanced_accuracy(*, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the classes' recall: rare classes count as much as common ones."""
+    return float(per_class(logits=logits, labels=labels)["recall"][np.unique(labels)].mean())
+
+
+def is_balanced(labels: np.ndarray) -> bool:
+    """Whether all classes that ``labels`` [N] has are equally common."""
+    return len(set(np.unique(labels, return_counts=True)[1].tolist())) == 1
+
+
 def expected_calibration_error(*, logits: np.ndarray, labels: np.ndarray) -> float:
     """How far confidence is from accuracy: Guo et al. 2017, arXiv 1706.04599, equation 3.
 
@@ -82,6 +92,7 @@ SUMMARY = {
     "test_accuracy": accuracy,
     "test_loss": cross_entropy,
     "macro_f1": macro_f1,
+    "balanced_accuracy": balanced_accuracy,
     "expected_calibration_error": expected_calibration_error,
 }
 
@@ -89,10 +100,13 @@ SUMMARY = {
 def summary(*, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metrics of a configuration on the test set, rounded to four places: 10,000 images tell no more.
 
+    With equally common classes balanced accuracy is accuracy, and left out.
+
     Args:
         logits: of the networks of all seeds, [seeds, N, classes]; each metric is the mean over them.
     """
     return {
         name: round(mean(metric(logits=network, labels=labels) for network in logits), 4)
         for name, metric in SUMMARY.items()
+        if metric is not balanced_accuracy or not is_balanced(labels)
     }

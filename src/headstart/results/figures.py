@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 from headstart.params import Experiment
 from headstart.results.comparison import Estimate, Findings, pairs, unequal_settings
@@ -25,6 +28,9 @@ VARIABLES = {
     LINE: "var(--line)", BACK: "none",
 }  # fmt: skip
 PER_ROW = 5  # examples
+FEW_CLASSES = 20  # so many can be shown each with its number
+NAMED_CLASSES = 50  # so many names of classes fit beside a matrix
+LONGEST_NAME = 28  # of a class
 FEWEST = 20  # images in a bin of confidence whose accuracy is worth showing
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif"
 STYLE: Any = {
@@ -34,7 +40,7 @@ STYLE: Any = {
     "grid.linewidth": 0.8, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5,
     "svg.fonttype": "none", "svg.hashsalt": "headstart", "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "image.interpolation": "nearest",
+    "image.interpolation": "nearest", "text.parse_math": False,
 }  # fmt: skip
 
 
@@ -156,17 +162,46 @@ def learning_curves(experiments: Mapping[str, Experiment], curves: Mapping[str, 
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """How often each actual class (row) was taken for each class (column): counts [classes, classes]."""
-    figure, [[axes]] = _figure(4.6, 4.4)
+    """How often each actual class (row) was taken for each class (column): counts [classes, classes].
+
+    Many classes are in an order in which those that are taken for each other stand together, and without numbers.
+    """
     share = counts / counts.sum(1, keepdims=True).clip(min=1)
+    if len(classes) > FEW_CLASSES:
+        return _large_confusion(share, classes)
+    figure, [[axes]] = _figure(4.6, 4.4)
     _heat(axes, share, [[str(count) if count else "" for count in row] for row in counts], classes, classes)
     axes.set(xlabel="predicted", ylabel="actual")
     return figure
 
 
+def _large_confusion(share: np.ndarray, classes: Sequence[str]) -> Figure:
+    figure, [[axes]] = _figure(5.4, 5.2)
+    order = by_similarity(share)
+    # The root, or what is rare could not be seen.
+    axes.imshow(share[order][:, order] ** 0.5, cmap="Blues", vmin=0, vmax=1, interpolation="none")
+    names = [_short(classes[at]) for at in order] if len(classes) <= NAMED_CLASSES else []
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
+    axes.set_yticks(range(len(names)), names, fontsize=5)
+    axes.tick_params(length=0)
+    axes.set(xlabel="predicted", ylabel="actual")
+    return figure
+
+
+def by_similarity(share: np.ndarray) -> np.ndarray:
+    """An order of the classes in which those that are taken for each other stand together.
+
+    It is that of the leaves of a tree that joins the most similar groups first (average linkage), similar being what
+    share of the one class is taken for the other and the other way round: ``share`` [classes, classes], rows actual.
+    """
+    distance = 1 - (share + share.T) / 2
+    np.fill_diagonal(distance, 0)
+    return leaves_list(linkage(squareform(distance, checks=False), "average"))
+
+
 def f1(scores: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> Figure:
     """F1 of each class (row) in each configuration (column): [classes, configurations]."""
-    figure, [[axes]] = _figure(5.2, 4.4)
+    figure, [[axes]] = _figure(5.2, 1.2 + 0.32 * len(classes))
     _heat(axes, scores, [[f"{100 * score:.0f}" for score in row] for row in scores], classes, names)
     return figure
 
@@ -177,13 +212,18 @@ def _heat(
     """A matrix of values from 0 to 1 as colours, with a text in each cell."""
     axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="#ffffff", linewidth=0.5)
     axes.invert_yaxis()
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=55, ha="right", rotation_mode="anchor")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    names = [_short(name) for name in columns]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=55, ha="right", rotation_mode="anchor")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(name) for name in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y, x in np.ndindex(values.shape):
         colour = "#ffffff" if values[y, x] > 0.7 else "#10131a"
         axes.text(x + 0.5, y + 0.5, texts[y][x], color=colour, fontsize=7, ha="center", va="center")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def examples(chosen: Gallery) -> Figure:
@@ -200,12 +240,14 @@ def examples(chosen: Gallery) -> Figure:
 
 
 def _example(axes: Axes, example: Example) -> None:
-    axes.imshow(example.image, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(example.actual, fontsize=8, loc="center", pad=3)
+    photograph = example.image.shape[0] > 72  # larger than it is shown, so the reader's browser reduces it
+    axes.imshow(example.image, cmap="gray", vmin=0, vmax=255, interpolation="none" if photograph else None)
+    axes.set_title(_short(example.actual), fontsize=8, loc="center", pad=3)
     confidence = f"{100 * example.confidence:.0f} %"
     wrong = example.actual != example.predicted
-    axes.text(0.5, -0.06, f"{example.predicted}\n{confidence}" if wrong else confidence, transform=axes.transAxes,
-              ha="center", va="top", fontsize=8, color=RANDOM if wrong else INK)  # fmt: skip
+    text = f"{_short(example.predicted)}\n{confidence}" if wrong else confidence
+    axes.text(0.5, -0.06, text, transform=axes.transAxes, ha="center", va="top", fontsize=8,
+              color=RANDOM if wrong else INK)  # fmt: skip
 
 
 def feature_maps(maps: Mapping[str, np.ndarray]) -> Figure:
@@ -253,5 +295,6 @@ def cost(
 
 def as_svg(draw: Any, *arguments: Any) -> str:
     """What ``draw``, one of the functions above, draws of ``arguments``: an SVG element."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text, and the reader's browser has the glyph
         return _svg(draw(*arguments))

@@ -4,13 +4,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from scipy.special import softmax
+
+from headstart.results import evaluation
+
+SHOWN = 10  # classes
+LARGEST = 112  # pixels of an image that is shown: about twice what it has on the page
 
 
 class Example(NamedTuple):
-    """A test image, uint8 [height, width], with what it is and what it was taken for."""
+    """A test image with what it is and what it was taken for."""
 
-    image: np.ndarray
+    image: np.ndarray  # uint8 [height, width] if it is grey, else [height, width, 3]
     actual: str
     predicted: str
     confidence: float
@@ -26,17 +32,28 @@ class Gallery(NamedTuple):
 def choose_examples(images: np.ndarray, *, labels: np.ndarray, logits: np.ndarray, classes: Sequence[str]) -> Gallery:
     """Of each class the first image that is classified rightly, and the mistake that the network is surest of.
 
+    Of many classes, those ten that it recognises least.
+
     Args:
-        images: uint8 [N, height, width].
+        images: uint8 [N, height, width] or [N, 3, height, width].
         labels: integers [N].
         logits: [N, classes].
     """
     predicted, confidence = logits.argmax(1), softmax(logits, axis=1).max(1)
     chosen = Gallery([], [])
-    for label, name in enumerate(classes):
+    recall = evaluation.per_class(logits=logits, labels=labels)["recall"]
+    for label in sorted(recall.argsort(stable=True)[:SHOWN].tolist()):
+        name = classes[label]
         hits, misses = ((labels == label) & (right == (predicted == label)) for right in (True, False))
         surest = np.where(misses, confidence, -1).argmax()
         for found, at, row in ((hits, hits.argmax(), chosen.right), (misses, surest, chosen.wrong)):
-            example = Example(images[at], name, classes[predicted[at]], float(confidence[at]))
+            example = Example(_small(images[at]), name, classes[predicted[at]], float(confidence[at]))
             row.append(example if found.any() else None)
     return chosen
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    shown = Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0).copy())
+    if max(shown.size) > LARGEST:
+        shown = shown.resize((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return np.asarray(shown)

@@ -12,7 +12,10 @@ MAPS = 10  # of a layer
 
 
 def feature_maps(model: Snapshot, image: np.ndarray) -> dict[str, np.ndarray]:
-    """The maps of the first and of the last layer that has any which vary most over ``image``, uint8 [height, width].
+    """The maps of the first and of the last layer that has any which vary most over ``image``.
+
+    Args:
+        image: uint8 [height, width] or [3, height, width].
 
     Returns:
         Float32 [maps, height, width], by what they are; nothing of a network without maps.

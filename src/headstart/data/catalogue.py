@@ -1,0 +1,64 @@
+"""Which data sets there are: Fashion-MNIST, torchvision's by name, and folders of pictures."""
+
+from pathlib import Path
+
+from headstart.console import UserError
+from headstart.data import fashion_mnist, pictures, torchvision_sets
+from headstart.data.splits import Dataset
+
+FASHION_MNIST = "fashion-mnist"
+
+
+def names() -> list[str]:
+    """The data sets that have a name of their own."""
+    return [FASHION_MNIST, *torchvision_sets.SETS]
+
+
+def title(name: str) -> str:
+    """What a reader is told that the data set is."""
+    if name == FASHION_MNIST:
+        return fashion_mnist.TITLE
+    return torchvision_sets.SETS[name].title if name in torchvision_sets.SETS else name
+
+
+def fetch(name: str, folder: str | Path, own: Path, *, into: Path) -> None:
+    """Put the files of the data set ``name`` into the new folder ``into``, verified; of pictures there is nothing.
+
+    Args:
+        folder: where to look first, in the folder of the data set's name; what is not there is downloaded.
+        own: a folder in it is a data set of pictures.
+
+    Raises:
+        UserError: there is no such data set, or its files are damaged, or cannot be downloaded.
+    """
+    theirs = Path(folder).expanduser() / name
+    if (own / name).exists() and name in names():
+        raise UserError(f"{own / name} has the name of a data set that is not yours: rename the folder")
+    into.mkdir()
+    if name == FASHION_MNIST:
+        for file in fashion_mnist.SHA256:
+            (into / file).write_bytes(fashion_mnist.fetch(file, theirs))
+    elif name in torchvision_sets.SETS:
+        torchvision_sets.fetch(name, theirs, into=into)
+    elif not (own / name).exists():
+        there = ", ".join(sorted(path.name for path in own.glob("*/"))) or "there is none"
+        raise UserError(f"there is no data set {name!r}: it must be a folder in {own} ({there}), or one of "
+                        f"{', '.join(names())}")  # fmt: skip
+
+
+def load(name: str, raw: str | Path, own: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
+    """The data set ``name``, of what ``fetch`` put into ``raw``.
+
+    Args:
+        own: a folder in it is a data set of pictures.
+        image_size: what larger images are reduced to as they are read: pixels of the shorter side.
+        skip_unusable: leave out pictures that cannot be used.
+
+    Raises:
+        UserError: files are missing, damaged, or cannot be used.
+    """
+    if name == FASHION_MNIST:
+        return fashion_mnist.load(raw)
+    if name in torchvision_sets.SETS:
+        return torchvision_sets.load(name, raw, image_size=image_size)
+    return pictures.load(own / name, image_size=image_size, skip_unusable=skip_unusable)

@@ -1,0 +1,137 @@
+"""torchvision's data sets by name: fetched by torchvision, with its checksums, and read by it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.console import UserError, progress
+from headstart.data.pictures import to_array
+from headstart.data.splits import Dataset, Part
+
+DIGITS = tuple("0123456789")
+IDX = tuple(f"{split}-{what}-ubyte.gz" for split in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+Options = dict[str, Any]  # torchvision's
+OLD: Any = {"training": (Options(train=True),), "test": Options(train=False)}
+BOTH = (Options(split="train"), Options(split="val"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set of torchvision's."""
+
+    title: str
+    class_name: str  # of torchvision.datasets
+    archives: tuple[str, ...]  # what is downloaded
+    place: str = ""  # where in torchvision's folder they lie
+    side: int | None = None  # pixels, where all images have that size
+    training: tuple[Options, ...] = (Options(split="train"),)  # several where torchvision has divided them once more
+    test: Options = field(default_factory=lambda: Options(split="test"))
+    classes: tuple[str, ...] | None = None  # where torchvision does not name them
+
+
+SETS = {
+    "mnist": Entry("MNIST", "MNIST", IDX, "MNIST/raw", side=28, **OLD),
+    "kmnist": Entry("KMNIST", "KMNIST", IDX, "KMNIST/raw", side=28, **OLD),
+    "emnist-letters": Entry(
+        "EMNIST letters", "EMNIST", ("gzip.zip",), "EMNIST/raw", side=28,
+        training=(Options(split="letters", train=True),), test=Options(split="letters", train=False),
+    ),
+    "cifar-10": Entry("CIFAR-10", "CIFAR10", ("cifar-10-python.tar.gz",), side=32, **OLD),
+    "cifar-100": Entry("CIFAR-100", "CIFAR100", ("cifar-100-python.tar.gz",), side=32, **OLD),
+    "svhn": Entry("SVHN", "SVHN", ("train_32x32.mat", "test_32x32.mat"), side=32, classes=DIGITS),
+    "stl-10": Entry("STL-10", "STL10", ("stl10_binary.tar.gz",), side=96),
+    "flowers-102": Entry(
+        "Oxford Flowers 102", "Flowers102", ("102flowers.tgz", "imagelabels.mat", "setid.mat"), "flowers-102",
+        training=BOTH,
+    ),
+    "oxford-iiit-pet": Entry(
+        "Oxford-IIIT Pet", "OxfordIIITPet", ("images.tar.gz", "annotations.tar.gz"), "oxford-iiit-pet",
+        training=(Options(split="trainval"),),
+    ),
+    "food-101": Entry("Food-101", "Food101", ("food-101.tar.gz",)),
+    "dtd": Entry("DTD", "DTD", ("dtd-r1.0.1.tar.gz",), "dtd", training=BOTH),
+}  # fmt: skip
+
+
+def fetch(name: str, folder: str | Path, *, into: Path) -> None:
+    """Put the data set ``name`` into ``into``: from the archives in ``folder``, or else downloaded; all verified.
+
+    Raises:
+        UserError: an archive is in neither place, or damaged.
+    """
+    entry = SETS[name]
+    for archive in entry.archives:
+        if Path(folder, archive).is_file():
+            place = into / entry.place / archive
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder, archive), place)
+    try:
+        for options in (*entry.training, entry.test):
+            _open(entry, into, options, download=True)
+    except Exception as error:  # no network, a checksum that does not fit, and whatever a damaged archive makes of it
+        problem = f"{entry.title} is not whole in {folder} and cannot be downloaded ({type(error).__name__}: {error})"
+        raise UserError(f"{problem}: put {', '.join(entry.archives)} there") from None
+    for archive in entry.archives:
+        if not archive.endswith(".mat"):  # all others are unpacked now
+            (into / entry.place / archive).unlink()
+
+
+def load(name: str, raw: str | Path, *, image_size: int) -> Dataset:
+    """The data set ``name``, of what ``fetch`` put into ``raw``; images larger than ``image_size`` are reduced to it.
+
+    Raises:
+        UserError: ``raw`` does not hold it.
+    """
+    entry = SETS[name]
+    try:
+        training = [_open(entry, raw, options) for options in entry.training]
+        test = [_open(entry, raw, entry.test)]
+    except Exception as error:  # whatever their code makes of files that are not as it left them
+        raise UserError(f"{raw} is not {entry.title} as torchvision fetches it ({type(error).__name__}: {error}): "
+                        "delete the folder, and `dvc repro` makes it anew") from None  # fmt: skip
+    classes = entry.classes or tuple(training[0].classes)
+    if classes[0] == "N/A":  # EMNIST's letters are counted from 1
+        classes = classes[1:]
+    side = image_size if entry.side is None else min(entry.side, image_size)
+    parts = [_part(sets, len(classes), side, entry.title) for sets in (training, test)]
+    return Dataset(entry.title, classes, training=parts[0], test=parts[1])
+
+
+def _open(entry: Entry, root: str | Path, options: Options, *, download: bool = False) -> Any:
+    import torchvision.datasets
+
+    return getattr(torchvision.datasets, entry.class_name)(root=str(root), download=download, **options)
+
+
+def _part(sets: Sequence[Any], n_classes: int, side: int, title: str) -> Part:
+    """Several of torchvision's data sets as one."""
+    labels = np.concatenate([_labels(one) for one in sets])
+    if labels.min() == 1 and labels.max() == n_classes:
+        labels -= 1
+    ends = np.cumsum([len(one) for one in sets])
+
+    def image(index: int) -> Any:
+        at = int(np.searchsorted(ends, index, side="right"))
+        return sets[at][index - int(ends[at - 1]) if at else index][0]
+
+    return Part(labels, partial(_read, image, side, title))
+
+
+def _labels(one: Any) -> np.ndarray:
+    """torchvision has no common name for them."""
+    found = next(getattr(one, name) for name in ("targets", "labels", "_labels") if hasattr(one, name))
+    return np.asarray(found, dtype=np.int64)
+
+
+def _read(image: Any, side: int, title: str, indices: np.ndarray) -> np.ndarray:
+    images = np.empty((len(indices), 3, side, side), dtype=np.uint8)
+    with progress(len(indices), f"reading {title}") as bar:
+        for at, index in enumerate(indices.tolist()):
+            images[at] = to_array(image(index), side)
+            bar.update()
+    return images

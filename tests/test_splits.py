@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headstart.console import UserError
+from headstart.data import splits
+
+
+def test_the_split_is_stratified_disjoint_and_exact(training_set):
+    labels = training_set[1].numpy()
+    validation, training = splits.stratified_split(labels, sizes=[1_000, 10_000], seed=0)
+    assert np.bincount(labels[validation]).tolist() == [100] * 10
+    assert np.bincount(labels[training]).tolist() == [1_000] * 10
+    assert len({*validation.tolist(), *training.tolist()}) == 11_000
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31])
+def test_the_order_is_pytorch_s(seed):
+    ours, theirs = np.random.RandomState(seed), torch.Generator().manual_seed(seed)
+    for n in (0, 1, 2, 10, 60_000):
+        assert splits.permutation(n, ours).tolist() == torch.randperm(n, generator=theirs).tolist()
+
+
+def test_all_images_can_be_used_and_validation_does_not_depend_on_training(training_set):
+    labels = training_set[1].numpy()
+    nothing, everything = splits.stratified_split(labels, sizes=[0, 60_000], seed=3)
+    assert len(nothing) == 0
+    assert sorted(everything.tolist()) == list(range(60_000))
+    few, _ = splits.stratified_split(labels, sizes=[500, 1_000], seed=3)
+    same, _ = splits.stratified_split(labels, sizes=[500, 50_000], seed=3)
+    assert sorted(few.tolist()) == sorted(same.tolist())
+    other, _ = splits.stratified_split(labels, sizes=[500, 1_000], seed=4)
+    assert sorted(few.tolist()) != sorted(other.tolist())
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 3),
+)
+def test_splits_of_any_size_keep_the_proportions(counts, first, second, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    n = len(labels)
+    a = int(first * n)
+    b = int(second * (n - a))
+    left, right = splits.stratified_split(labels, sizes=[a, b], seed=seed)
+    assert (len(left), len(right)) == (a, b)
+    assert len({*left.tolist(), *right.tolist()}) == a + b
+    for chosen in (left, right):
+        expected = np.array(counts) * len(chosen) / n
+        assert abs(np.bincount(labels[chosen], minlength=len(counts)) - expected).max() <= 2
+
+
+def test_more_images_than_there_are():
+    with pytest.raises(UserError) as error:
+        splits.stratified_split(np.zeros(5), sizes=[3, 3], seed=0)
+    assert str(error.value) == "6 images are asked for, and there are 5: ask for fewer"
