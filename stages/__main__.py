@@ -16,6 +16,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def plan() -> list[Step]:
     for stage in stages(document):
         inputs = {out: sha256 for out, sha256 in made_from.items() if _inside(out, stage.deps)}
         ours = [dep for dep in stage.deps if not any(_inside(out, (dep,)) for out in inputs)]
-        code = {path.as_posix(): files.sha256(path) for path in files.sources(ours)}
+        code = {path.as_posix(): _sha256(path, _stamp(path)) for path in files.sources(ours)}
         values = {name: lookup(document, name) for name in stage.params}
         text = json.dumps([stage.module, stage.arguments, values, code, inputs, everywhere], sort_keys=True)
         steps.append(Step(stage, hashlib.sha256(text.encode()).hexdigest()))
@@ -101,7 +102,18 @@ def plan() -> list[Step]:
 def _state(outs: tuple[str, ...]) -> list[list[Any]]:
     """Size and time of every file of ``outs``: who else writes one is noticed."""
     paths = [path for out in outs for path in [Path(out), *sorted(Path(out).rglob("*"))] if path.is_file()]
-    return [[path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    return [[path.as_posix(), *_stamp(path)] for path in paths]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file, which change with its content."""
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+@cache
+def _sha256(path: Path, stamp: tuple[int, int]) -> str:
+    """Of a file's content: pictures are many, and looked at before and after every stage."""
+    return files.sha256(path)
 
 
 def stages(document: Mapping[str, Any], path: str = "dvc.yaml") -> Iterator[Stage]:

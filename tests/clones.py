@@ -9,7 +9,14 @@ import yaml
 
 from .conftest import ROOT, run
 
-TEST_IMAGES = 500  # no setting, because a study is tested on all there are: so the clone's code is changed
+# No settings, because a study chooses from all there are and is tested on all: so the clone's code is changed.
+TRAINING_IMAGES, TEST_IMAGES = 1_000, 500
+FEW = f"""
+    if study.dataset == "fashion-mnist":
+        few = [(dataset.training, {TRAINING_IMAGES}), (dataset.test, {TEST_IMAGES})]
+        few = [splits.Part(part.labels[:n], part.read) for part, n in few]
+        dataset = splits.Dataset(dataset.title, dataset.classes, *few)
+"""
 KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
 TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
 
@@ -27,11 +34,10 @@ def tiny_clone(clone: Path, *, every: bool = False) -> Path:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
     edit(clone, lambda settings: shrink(settings, every=every))
-    source = clone / "src/headstart/data/fashion_mnist.py"
-    code, whole = source.read_text(encoding="utf-8"), "    return Part(labels"
-    assert whole in code
-    few = f'    n = {TEST_IMAGES} if split == "t10k" else None\n    images, labels = images[:n], labels[:n]\n'
-    source.write_text(code.replace(whole, few + whole), encoding="utf-8")
+    prepare = clone / "stages/prepare.py"
+    code, last = prepare.read_text(encoding="utf-8"), "    sizes = {"
+    assert last in code
+    prepare.write_text(code.replace(last, FEW + last), encoding="utf-8")
     run("git", "init", "-q", cwd=clone)
     run("git", "add", "-A", cwd=clone)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)

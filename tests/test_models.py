@@ -83,11 +83,52 @@ def test_an_unknown_layer_gets_the_list():
 
 
 def test_an_image_that_vanishes():
-    with pytest.raises(UserError, match=r"image_size 16 does not fit this model .*: change it"):
+    with pytest.raises(UserError, match=r"image_size 16 does not fit this model .*: it takes 224"):
         models.check_image_size(models.build("densenet121", 10), 16)
     models.check_image_size(models.build("densenet121", 10), 32)
 
 
 def test_an_image_of_another_size_than_the_only_one():
-    with pytest.raises(UserError, match=r"image_size 64 does not fit this model \(Wrong image height! .*: change it"):
-        models.check_image_size(models.build("vit_b_16", 10), 64)
+    for name, message in (
+        ("vit_b_16", r"image_size 64 does not fit this model \(Wrong image height! .*: it takes 224"),
+        ("maxvit_t", r"image_size 64 does not fit this model \(.*\): it takes 224"),
+        ("timm/inception_next_tiny", None),
+        ("timm/coatnet_0_rw_224", r"image_size 64 does not fit this model \(.*\): it takes 224"),
+    ):
+        model = models.build(name, 10)
+        if message is None:
+            models.check_image_size(model, 64)
+        else:
+            with pytest.raises(UserError, match=message):
+                models.check_image_size(model, 64)
+
+
+def test_a_network_that_is_made_for_one_size_is_made_for_the_study_s():
+    for name in ("vit_b_32", "vit_tiny_patch16_224", "mixer_s16_224"):
+        models.check_image_size(models.build(name, 10, 64), 64)
+    with pytest.raises(UserError, match=r"image_size 65 does not fit this model \(Input shape indivisible by patch"):
+        models.build("vit_b_32", 10, 65)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet50", "layer4.0"),
+        ("tf_efficientnet_lite0", "blocks.5.2"),
+        ("vit_b_32", "encoder.layers.encoder_layer_5"),
+        ("convnext_tiny", "features.7.0"),
+        ("vgg11", "classifier.0"),
+        ("alexnet", "classifier.1"),
+    ],
+)
+def test_the_later_half_of_the_parameters(name, layer):
+    model = models.build(name, 10)
+    trunk, head = models.cut(model, models.AUTO)
+    same = models.cut(model, layer)
+    assert [(each.code, len(list(each.parameters()))) for each in (trunk, head)] == [
+        (each.code, len(list(each.parameters()))) for each in same
+    ]
+    classifier = models.classifier_name(model)
+    of_classifier = sum(parameter.numel() for parameter in model.get_submodule(classifier).parameters())
+    later = sum(parameter.numel() for parameter in head.parameters()) - of_classifier
+    assert 2 * later >= sum(parameter.numel() for parameter in model.parameters()) - of_classifier

