@@ -50,7 +50,8 @@ test: lint  ## Every check: ruff, mypy, pytest
 table: setup  ## The study in the terminal, with what is different from main
 	@python -m scripts.table
 
-results: setup  ## The committed results and what ran beside them
+results: setup  ## The studies side by side, their metrics, and what was tried beside them
+	@COLUMNS=120 python -m scripts.studies
 	dvc metrics show
 	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|study$$' --no-pager
 

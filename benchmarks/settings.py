@@ -51,7 +51,7 @@ def read(options: argparse.Namespace) -> params.Params:
 @contextmanager
 def workspace(settings: params.Params) -> Iterator[None]:
     """Work in a new folder that has these settings and the raw data, so that stages run in it and disturb nothing."""
-    raw, results = Path("data/raw").resolve(), Path("benchmarks/results").resolve()
+    raw, pictures, results = (Path(folder).resolve() for folder in ("data/raw", "data/pictures", "benchmarks/results"))
     if not raw.is_dir():
         raise UserError("data/raw is missing: run `dvc repro download`")
     content = dataclasses.asdict(settings)
@@ -65,6 +65,7 @@ def workspace(settings: params.Params) -> Iterator[None]:
         Path("params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         Path("data").mkdir()
         Path("data/raw").symlink_to(raw)
+        Path("data/pictures").symlink_to(pictures)
         Path("benchmarks").mkdir()
         Path("benchmarks/results").symlink_to(results)
         yield

@@ -1,6 +1,7 @@
 """A copy of the repository at a scale of seconds, for tests that drive DVC."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,6 +43,11 @@ def tiny_clone(clone: Path, *, every: bool = False) -> Path:
     run("git", "add", "-A", cwd=clone)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)
     return clone
+
+
+def repro(clone: Path, *options: str) -> set[str]:
+    """Run ``dvc repro``; return the stages that ran."""
+    return set(re.findall(r"^Running stage '(.*)':", run("dvc", "repro", *options, cwd=clone).stdout, re.MULTILINE))
 
 
 def edit(clone: Path, change) -> None:

@@ -1,5 +1,6 @@
 """The page in a real browser: Chromium, without a head, at phone and desktop size, light and dark."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -44,13 +45,27 @@ def made(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(params=["made", "real"])
-def file(request, made) -> Path:
-    """A page of random numbers, and that of the last `make study`."""
-    real = ROOT / "report/quick/index.html"
-    if request.param == "real" and not real.exists():
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    content = study([f"class {number}" for number in range(100)], colour=True)
+    left_out = {f"class 1/{number}.jpg": "is empty" for number in range(9)}
+    others = [report.Other("flowers", "Flowers", content.setting, {"effect_pretrained": 0.1}, True)]
+    rows = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.5, "macro_f1": 0.5})
+            for row in content.rows]  # fmt: skip
+    content = dataclasses.replace(content, left_out=left_out, others=others, rows=rows)
+    path = tmp_path_factory.mktemp("many") / "index.html"
+    path.write_text(report.page(content, report.draw(content)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["made", "many", "real"])
+def file(request) -> Path:
+    """Pages of random numbers, of few classes and of many, and that of the last `make study`."""
+    if request.param != "real":
+        return request.getfixturevalue(request.param)
+    if not (real := ROOT / "report/quick/index.html").exists():
         pytest.skip("`make study` has not been run here")
-    return real if request.param == "real" else made
+    return real
 
 
 def opened(browser: Browser, file: Path, *, width: int, scheme: str) -> tuple[Page, list[str]]:

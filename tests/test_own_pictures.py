@@ -15,7 +15,7 @@ import headstart
 from headstart import files
 from headstart.data import fashion_mnist, splits
 
-from .clones import KEPT, TEST_IMAGES, TRAINING_IMAGES, edit, results, tiny_clone
+from .clones import KEPT, TEST_IMAGES, TRAINING_IMAGES, edit, repro, results, tiny_clone
 from .conftest import run
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")  # Debian's package tuxpaint-stamps-default
@@ -114,13 +114,41 @@ def test_a_folder_becomes_a_study(clone, stamps):
         torch.testing.assert_close(network(torch.from_numpy(images)), torch.from_numpy(logits[0]), rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_that_come_and_go(clone, tmp_path):
-    """A second time, what is new in the folder is taken; nothing that was there is lost."""
-    folder = tmp_path / "two"
-    for number in range(8):
+def noise(folder: Path, numbers: range) -> None:
+    """Small squares in the classes a and b."""
+    for number in numbers:
         path = folder / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(path)
+
+
+def test_dvc_sees_the_pictures(tmp_path):
+    clone = tiny_clone(tmp_path / "clone")
+    folder = clone / "data/pictures/two"
+    noise(folder, range(40))
+    few = {"dataset": "two", "training_images": 20, "validation_images": 5}
+    edit(clone, lambda settings: settings["studies"]["quick"].update(few))
+    to_start = ("download", "prepare", "start@random")
+    assert repro(clone, *to_start) == set(to_start)
+    assert repro(clone, *to_start) == set()
+    noise(clone / "data/pictures/other", range(4))  # another data set: the folder is looked at as a whole
+    assert repro(clone, *to_start) == {"prepare"}
+    noise(folder, range(40, 42))
+    assert repro(clone, *to_start) == {"prepare", "start@random"}
+    # Versioned with DVC, the pictures come back as they were.
+    run("dvc", "add", "-q", "data/pictures/two", cwd=clone)
+    assert run("git", "status", "-s", "-uall", "data", cwd=clone).stdout == "?? data/pictures/two.dvc\n"
+    repro(clone, *to_start)
+    shutil.rmtree(folder)
+    run("dvc", "checkout", "-q", "data/pictures/two.dvc", cwd=clone)
+    assert len(list(folder.rglob("*.png"))) == 42
+    assert repro(clone, *to_start) == set()
+
+
+def test_pictures_that_come_and_go(clone, tmp_path):
+    """A second time, what is new in the folder is taken; nothing that was there is lost."""
+    folder = tmp_path / "two"
+    noise(folder, range(8))
     assert "8 pictures in 2 classes" in pictures(clone, folder).stdout
     shutil.copyfile(folder / "a/0.png", tmp_path / "0.png")
     Image.new("RGB", (9, 9), "red").save(folder / "a/9.png")

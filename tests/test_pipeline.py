@@ -1,6 +1,5 @@
 """The pipeline as a user drives it: real DVC, in a copy of the repository, at a scale of seconds."""
 
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import headstart
 from headstart import files
 from headstart.data import splits
 
-from .clones import KEPT, TEST_IMAGES, edit, results, tiny_clone
+from .clones import KEPT, TEST_IMAGES, edit, repro, results, tiny_clone
 from .conftest import run
 
 pytestmark = pytest.mark.pipeline
@@ -27,11 +26,6 @@ def clone(tmp_path_factory) -> Path:
 def first(clone) -> tuple[set[str], dict[str, str]]:
     """The stages that the first `dvc repro` ran, and its results."""
     return repro(clone), results(clone)
-
-
-def repro(clone: Path, *options: str) -> set[str]:
-    """Run ``dvc repro``; return the stages that ran."""
-    return set(re.findall(r"^Running stage '(.*)':", run("dvc", "repro", *options, cwd=clone).stdout, re.MULTILINE))
 
 
 def commit(clone: Path, message: str) -> None:

@@ -1,6 +1,7 @@
 """What people run beside the pipeline; what it says of real commits is in test_pipeline.py."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from rich.console import Console
 from scipy import stats
 
 from headstart.console import UserError
-from headstart.results import comparison
+from headstart.results import comparison, report
 from headstart.results.comparison import Estimate
-from scripts import change, results, table
+from scripts import change, results, studies, table
 
 from .conftest import ROOT, run
 from .test_browser import CHROMIUM, chromium
@@ -178,3 +179,23 @@ def test_make_clean_removes_every_output_that_git_does_not_have():
     assert folders == of_data | {"models", "predictions", "report", "runs", "scores"}
     assert folders | {"checkpoints", ".dvc/cache"} <= set(recipe)
     assert not {"data", "data/pictures", "."} & set(recipe)
+
+
+def test_the_studies_side_by_side(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "120")
+    studies.main()
+    said = capsys.readouterr().out
+    for study, network, images in (("quick", "tf_efficientnet_lite0", "8,000"), ("resnet50", "ResNet50", "60,000")):
+        found = results.read(study)
+        effect = report.points(found.summary["effect_pretrained"])
+        best = max(estimate.value for estimate in found.accuracy.values())
+        expected = rf"{study} +Fashion-MNIST +{network} +{images} +64 +{100 * best:.1f} +{re.escape(effect)}"
+        assert re.search(expected, said), said
+
+
+def test_no_studies_side_by_side(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no study of params\.yaml has results yet: `dvc repro` makes them"):
+        studies.main()
