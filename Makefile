@@ -83,5 +83,5 @@ lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and
 	  --quiet pyproject.toml --output-file requirements.txt
 
 clean:  ## Remove the environment, all outputs of the pipeline that git does not have, and DVC's cache of them
-	rm -rf .venv checkpoints data/raw data/prepared data/start data/features models predictions report runs scores \
-	  dvc_plots .dvc/cache .dvc/tmp
+	rm -rf .venv checkpoints data/downloads data/raw data/prepared data/start data/features models predictions report \
+	  runs scores dvc_plots .dvc/cache .dvc/tmp

@@ -3,13 +3,13 @@
 from headstart import files, params
 from headstart.console import run
 from headstart.data import catalogue
-from stages.paths import PICTURES, RAW
+from stages.paths import DOWNLOADS, PICTURES, RAW
 
 
 def main() -> None:
     settings = params.read()
     with files.replacing(RAW) as raw:
-        catalogue.fetch(settings.current.dataset, settings.data_folder, PICTURES, into=raw)
+        catalogue.fetch(settings.current.dataset, settings.data_folder, PICTURES, downloads=DOWNLOADS, into=raw)
 
 
 if __name__ == "__main__":

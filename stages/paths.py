@@ -8,6 +8,7 @@ from headstart.params import Params
 from headstart.runs import Clock
 
 PICTURES = Path("data/pictures")  # a folder in it is a data set of that name
+DOWNLOADS = Path("data/downloads")  # no output: what is downloaded, for all studies
 RAW = Path("data/raw")  # the files of a data set that is known by name
 
 

@@ -80,5 +80,5 @@ def results(clone: Path) -> dict[str, str]:
     return {
         str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
-        if path.is_file() and path.name not in (".gitignore", "record.json")
+        if path.is_file() and path.name not in (".gitignore", "record.json") and "pictures" not in path.parts
     }

@@ -13,6 +13,7 @@ from headstart.training.compute import Compute, choose
 from headstart.training.loop import Epoch, fit, make_optimizer
 
 ROOT = Path(__file__).parent.parent
+DOWNLOADS = ROOT / "data/downloads"
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,8 @@ def training_set(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _tensors(split: str, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
     names = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
-    images, labels = (torch.from_numpy(fashion_mnist.parse_idx(fashion_mnist.fetch(name, folder))) for name in names)
+    contents = (fashion_mnist.fetch(name, folder, DOWNLOADS) for name in names)
+    images, labels = (torch.from_numpy(fashion_mnist.parse_idx(content)) for content in contents)
     return images, labels.long()
 
 

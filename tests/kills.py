@@ -61,7 +61,7 @@ def forget(clone: Path) -> None:
     """Remove all that a run has made, DVC's memory of it included."""
     for folder in (
         "checkpoints",
-        "data",
+        *(f"data/{name}" for name in ("raw", "prepared", "start", "features")),
         "models",
         "predictions",
         "scores",

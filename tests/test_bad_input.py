@@ -29,7 +29,7 @@ from headstart.network import starts
 from scripts import record
 from stages import paths
 
-from .conftest import ROOT
+from .conftest import DOWNLOADS, ROOT
 
 ANEW = "delete it, and `dvc repro` makes it anew"
 NAME = "pretrained-frozen-sgd"
@@ -60,7 +60,7 @@ def complaint(stage, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def raw(folder) -> dict[str, bytes]:
-    return {name: fashion_mnist.fetch(name, folder) for name in fashion_mnist.SHA256}
+    return {name: fashion_mnist.fetch(name, folder, DOWNLOADS) for name in fashion_mnist.SHA256}
 
 
 def label_10(raw):

@@ -4,6 +4,9 @@ import gzip
 import hashlib
 import pickle
 import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ import torchvision.datasets
 from PIL import Image
 
 from headstart.console import UserError
-from headstart.data import catalogue, torchvision_sets
+from headstart.data import catalogue, fashion_mnist, torchvision_sets
 from headstart.data.splits import Dataset
+
+from .conftest import DOWNLOADS
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -93,7 +98,7 @@ def fetched(name, tmp_path, monkeypatch, **options) -> Dataset:
     folder = tmp_path / "sets" / name
     folder.mkdir(parents=True)
     MADE[name](folder, monkeypatch)
-    catalogue.fetch(name, tmp_path / "sets", tmp_path / "none", into=tmp_path / "raw")
+    catalogue.fetch(name, tmp_path / "sets", tmp_path / "none", downloads=tmp_path / "downloads", into=tmp_path / "raw")
     return catalogue.load(name, tmp_path / "raw", tmp_path / "none", image_size=32, skip_unusable=False, **options)
 
 
@@ -119,10 +124,68 @@ def test_torchvision_s_sets_by_name(name, tmp_path, monkeypatch):
     assert not kept  # unpacked, they would only take room
 
 
+@pytest.fixture
+def server(tmp_path):
+    """What has been asked of a server on this machine, and a folder that it shows."""
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    (tmp_path / "shown").mkdir()
+    running = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "shown")))
+    thread = Thread(target=running.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{running.server_port}/", tmp_path / "shown", asked
+    running.shutdown()
+    thread.join()
+
+
+def test_what_is_downloaded_is_downloaded_once(tmp_path, monkeypatch, server):
+    address, shown, asked = server
+    cifar(shown, monkeypatch)
+    archive = "cifar-10-python.tar.gz"
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{address}{archive}")
+    for number in range(2):
+        into = tmp_path / f"raw-{number}"
+        catalogue.fetch("cifar-10", tmp_path / "sets", tmp_path, downloads=tmp_path / "downloads", into=into)
+        assert not (into / archive).exists()
+    assert set(asked) == {f"/{archive}"}
+    n = len(asked)  # torchvision asks for where the file is, then for the file
+    assert (tmp_path / "downloads/cifar-10" / archive).read_bytes() == (shown / archive).read_bytes()
+    (tmp_path / "downloads/cifar-10" / archive).unlink()
+    catalogue.fetch("cifar-10", tmp_path / "sets", tmp_path, downloads=tmp_path / "downloads", into=tmp_path / "raw-2")
+    assert len(asked) == 2 * n
+
+
+def test_fashion_mnist_is_downloaded_once(tmp_path, monkeypatch, server, folder):
+    address, shown, asked = server
+    for name in fashion_mnist.SHA256:
+        content = fashion_mnist.fetch(name, folder, DOWNLOADS)
+        (shown / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1, mtime=0))
+    resources = [(path.name, md5(path)) for path in sorted(shown.iterdir())]
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/", address])
+    downloads = tmp_path / "downloads"
+    downloads.joinpath("fashion-mnist").mkdir(parents=True)
+    (downloads / "fashion-mnist" / resources[0][0]).write_bytes(b"half of it")  # where a download was interrupted
+    for number in range(2):
+        catalogue.fetch("fashion-mnist", tmp_path, tmp_path, downloads=downloads, into=tmp_path / f"raw-{number}")
+        assert len(catalogue.load("fashion-mnist", tmp_path / f"raw-{number}", tmp_path, image_size=64,
+                                  skip_unusable=False).training.labels) == 60_000  # fmt: skip
+        assert {path.strip("/") for path in asked} == {name for name, _ in resources}
+    assert len(asked) <= 8
+
+
 def test_a_set_that_is_neither_there_nor_to_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(UserError) as error:
-        catalogue.fetch("cifar-10", tmp_path, tmp_path, into=tmp_path / "raw")
+        catalogue.fetch("cifar-10", tmp_path, tmp_path, downloads=tmp_path / "downloads", into=tmp_path / "raw")
     assert str(error.value).startswith(f"CIFAR-10 is not whole in {tmp_path}/cifar-10 and cannot be downloaded (")
     assert str(error.value).endswith("): put cifar-10-python.tar.gz there")
 
@@ -137,7 +200,7 @@ def test_a_damaged_archive_is_noticed(name, tmp_path, monkeypatch):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"is not whole in {folder} and cannot be downloaded"):
-        catalogue.fetch(name, tmp_path / "sets", tmp_path, into=tmp_path / "raw")
+        catalogue.fetch(name, tmp_path / "sets", tmp_path, downloads=tmp_path / "downloads", into=tmp_path / "raw")
 
 
 def test_files_that_are_gone_since(tmp_path, monkeypatch):
@@ -166,11 +229,11 @@ def test_emnist_s_letters_are_counted_from_zero():
 def test_no_such_data_set(tmp_path):
     (tmp_path / "own/flowers").mkdir(parents=True)
     with pytest.raises(UserError) as error:
-        catalogue.fetch("flowrs", tmp_path, tmp_path / "own", into=tmp_path / "raw")
+        catalogue.fetch("flowrs", tmp_path, tmp_path / "own", downloads=tmp_path / "downloads", into=tmp_path / "raw")
     expected = (
         f"there is no data set 'flowrs': it must be a folder in {tmp_path}/own (flowers), or one of fashion-mnist, "
     )
     assert str(error.value).startswith(expected)
     (tmp_path / "own/mnist").mkdir()
     with pytest.raises(UserError, match="has the name of a data set that is not yours: rename the folder"):
-        catalogue.fetch("mnist", tmp_path, tmp_path / "own", into=tmp_path / "other")
+        catalogue.fetch("mnist", tmp_path, tmp_path / "own", downloads=tmp_path / "downloads", into=tmp_path / "other")

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from headstart.console import UserError
 from headstart.data import fashion_mnist
 
+from .conftest import DOWNLOADS
+
 
 def test_the_files_hold_what_the_authors_published(training_set, test_set):
     for (images, labels), n in ((training_set, 60_000), (test_set, 10_000)):
@@ -77,19 +79,19 @@ LABELS = "t10k-labels-idx1-ubyte"
 
 
 def test_a_changed_byte_is_noticed(tmp_path, folder):
-    content = bytearray(fashion_mnist.fetch(LABELS, folder))
+    content = bytearray(fashion_mnist.fetch(LABELS, folder, DOWNLOADS))
     content[-1] ^= 1
     path = write_archive(tmp_path, LABELS, bytes(content))
     with pytest.raises(UserError) as error:
-        fashion_mnist.fetch(LABELS, tmp_path)
+        fashion_mnist.fetch(LABELS, tmp_path, DOWNLOADS)
     assert str(error.value) == f"{path} is damaged, its SHA-256 is wrong: replace it by the original"
 
 
 @pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content + b"x"])
 def test_a_wrong_length_is_noticed(tmp_path, folder, change):
-    path = write_archive(tmp_path, LABELS, change(fashion_mnist.fetch(LABELS, folder)))
+    path = write_archive(tmp_path, LABELS, change(fashion_mnist.fetch(LABELS, folder, DOWNLOADS)))
     with pytest.raises(UserError) as error:
-        fashion_mnist.fetch(LABELS, tmp_path)
+        fashion_mnist.fetch(LABELS, tmp_path, DOWNLOADS)
     assert str(error.value) == f"{path} does not hold 10,008 bytes: replace it by the original"
 
 
@@ -97,7 +99,7 @@ def test_a_wrong_length_is_noticed(tmp_path, folder, change):
 def test_what_is_no_gzip_file(tmp_path, content):
     (tmp_path / f"{LABELS}.gz").write_bytes(content)
     with pytest.raises(UserError) as error:
-        fashion_mnist.fetch(LABELS, tmp_path)
+        fashion_mnist.fetch(LABELS, tmp_path, DOWNLOADS)
     assert str(tmp_path / f"{LABELS}.gz") in str(error.value)
     assert "replace it by the original" in str(error.value)
 
@@ -107,6 +109,6 @@ def test_no_data_and_no_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
     with pytest.raises(UserError) as error:
-        fashion_mnist.fetch(LABELS, tmp_path)
+        fashion_mnist.fetch(LABELS, tmp_path, tmp_path / "downloads")
     assert str(error.value).startswith(f"{LABELS}.gz is not in {tmp_path} and cannot be downloaded (")
     assert str(error.value).endswith("put the four files there")

@@ -135,7 +135,7 @@ def _change_is_reported(clone: Path) -> None:
 
 def test_another_study_and_back(clone, first):
     edit(clone, lambda settings: settings.update(study="full"))
-    assert repro(clone) == EVERYTHING - {"download"}
+    assert repro(clone) == EVERYTHING
     full = files.read_json(clone / f"metrics/full/{KEPT[0]}.json")
     assert 0 < full["test_accuracy"] < 1
     for name in KEPT:  # two seeds

@@ -21,12 +21,13 @@ def title(name: str) -> str:
     return torchvision_sets.SETS[name].title if name in torchvision_sets.SETS else name
 
 
-def fetch(name: str, folder: str | Path, own: Path, *, into: Path) -> None:
+def fetch(name: str, folder: str | Path, own: Path, *, downloads: Path, into: Path) -> None:
     """Put the files of the data set ``name`` into the new folder ``into``, verified; of pictures there is nothing.
 
     Args:
         folder: where to look first, in the folder of the data set's name; what is not there is downloaded.
         own: a folder in it is a data set of pictures.
+        downloads: where to keep what is downloaded, so that it is once for all studies.
 
     Raises:
         UserError: there is no such data set, or its files are damaged, or cannot be downloaded.
@@ -37,9 +38,9 @@ def fetch(name: str, folder: str | Path, own: Path, *, into: Path) -> None:
     into.mkdir()
     if name == FASHION_MNIST:
         for file in fashion_mnist.SHA256:
-            (into / file).write_bytes(fashion_mnist.fetch(file, theirs))
+            (into / file).write_bytes(fashion_mnist.fetch(file, theirs, downloads / name))
     elif name in torchvision_sets.SETS:
-        torchvision_sets.fetch(name, theirs, into=into)
+        torchvision_sets.fetch(name, theirs, downloads=downloads / name, into=into)
     elif not (own / name).exists():
         there = ", ".join(sorted(path.name for path in own.glob("*/"))) or "there is none"
         raise UserError(f"there is no data set {name!r}: it must be a folder in {own} ({there}), or one of "

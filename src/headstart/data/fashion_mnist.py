@@ -6,7 +6,6 @@ Source: https://github.com/zalandoresearch/fashion-mnist (MIT), Xiao, Rasul and 
 import gzip
 import hashlib
 import math
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -44,8 +43,11 @@ SIZES = {
 }
 
 
-def fetch(name: str, folder: str | Path) -> bytes:
+def fetch(name: str, folder: str | Path, downloads: Path) -> bytes:
     """Return the uncompressed, verified file ``name`` from ``folder``, or else from torchvision's mirrors.
+
+    Args:
+        downloads: where what comes from there is kept, for the next time.
 
     Raises:
         UserError: it is damaged, or it is not in ``folder`` and cannot be downloaded.
@@ -53,8 +55,7 @@ def fetch(name: str, folder: str | Path) -> bytes:
     archive = Path(folder) / f"{name}.gz"
     if archive.is_file():
         return _verified(archive)
-    with tempfile.TemporaryDirectory() as downloads:
-        return _verified(_download(archive.name, Path(downloads), missing_from=folder))
+    return _verified(_download(archive.name, downloads, missing_from=folder))
 
 
 def _download(filename: str, folder: Path, missing_from: str | Path) -> Path:
@@ -64,6 +65,7 @@ def _download(filename: str, folder: Path, missing_from: str | Path) -> Path:
     error: Exception | None = None
     for mirror in FashionMNIST.mirrors:
         try:
+            # Which downloads nothing where the whole file is there.
             download_url(f"{mirror}{filename}", str(folder), md5=dict(FashionMNIST.resources)[filename])
             return folder / filename
         except (OSError, RuntimeError) as problem:  # no network, or a checksum that does not fit

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart import files
 from headstart.console import UserError, progress
 from headstart.data.pictures import to_array
 from headstart.data.splits import Dataset, Part
@@ -58,18 +59,23 @@ SETS = {
 }  # fmt: skip
 
 
-def fetch(name: str, folder: str | Path, *, into: Path) -> None:
+def fetch(name: str, folder: Path, *, downloads: Path, into: Path) -> None:
     """Put the data set ``name`` into ``into``: from the archives in ``folder``, or else downloaded; all verified.
+
+    Args:
+        downloads: where archives that are downloaded are kept, for the next time.
 
     Raises:
         UserError: an archive is in neither place, or damaged.
     """
     entry = SETS[name]
     for archive in entry.archives:
-        if Path(folder, archive).is_file():
-            place = into / entry.place / archive
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(folder, archive), place)
+        for source in (folder / archive, downloads / archive):
+            if source.is_file():
+                place = into / entry.place / archive
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, place)
+                break
     try:
         for options in (*entry.training, entry.test):
             _open(entry, into, options, download=True)
@@ -77,8 +83,12 @@ def fetch(name: str, folder: str | Path, *, into: Path) -> None:
         problem = f"{entry.title} is not whole in {folder} and cannot be downloaded ({type(error).__name__}: {error})"
         raise UserError(f"{problem}: put {', '.join(entry.archives)} there") from None
     for archive in entry.archives:
+        place = into / entry.place / archive
+        if not (folder / archive).is_file():
+            with files.replacing(downloads / archive) as beside:
+                shutil.copyfile(place, beside)
         if not archive.endswith(".mat"):  # all others are unpacked now
-            (into / entry.place / archive).unlink()
+            place.unlink()
 
 
 def load(name: str, raw: str | Path, *, image_size: int) -> Dataset:
