@@ -7,11 +7,13 @@ table of what works and of what does not and why; some minutes on two cores.
 """
 
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 
 import timm
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 from headstart import files
 from headstart.console import UserError
 from headstart.network import models
+from headstart.training.checkpoints import Checkpoint
 
 SIZES = 64, 224, 256  # the first that a network takes is its smallest here
 CLASSES = 10
@@ -32,7 +35,8 @@ name is answered with the layers there are, and inside those, every module that 
 `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision {torchvision} and timm {timm}. It
 cuts each network before a layer three quarters of the way in and before its classifier, and finds the parts to compute
 what the whole does, in evaluation and in training mode, to the last bit; then a step of training moves the head, and of
-the trunk nothing. The image size is the smallest of {sizes} that the network takes.
+the trunk nothing, and a training goes on from its checkpoint with the step that it would have taken. The image size is
+the smallest of {sizes} that the network takes.
 
 ## {works} networks work
 
@@ -88,6 +92,7 @@ def examine(name: str) -> Found:
         assert torch.equal(*outputs), f"{name} computes something else in parts, training {training}"
     trunk, head = models.cut(model, layer)
     _train_a_step(name, trunk.eval(), head.train(), images)
+    _go_on(name, layer, images)
     return Found(size, sum(parameter.numel() for parameter in model.parameters()), classifier, places, layer)
 
 
@@ -128,6 +133,34 @@ def _train_a_step(name: str, trunk: nn.Module, head: nn.Module, images: torch.Te
     now = [parameter._version for parameter in trained]
     assert trained
     assert all(version > was for version, was in zip(now, moved, strict=True)), f"{name}: the head did not move"
+
+
+def _go_on(name: str, layer: str, images: torch.Tensor) -> None:
+    """A training that goes on from its checkpoint takes the step that it would have taken."""
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder, "checkpoint.safetensors"), "")
+        for interrupted in (False, True):
+            torch.manual_seed(2)
+            trunk, head = models.cut(models.build(name, CLASSES), layer)
+            optimizer = torch.optim.SGD(head.train().parameters(), lr=0.01, momentum=0.9)
+            with torch.no_grad():
+                inputs = trunk(images)
+            if interrupted:
+                checkpoint.restore(head, optimizer)
+            else:
+                _step(head, optimizer, inputs)
+                checkpoint.save(head, optimizer, [])
+            _step(head, optimizer, inputs)
+            ends.append(head.state_dict())
+    for tensor in ends[0]:
+        assert torch.equal(ends[0][tensor], ends[1][tensor]), f"{name} does not go on from a checkpoint: {tensor}"
+
+
+def _step(head: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(head(inputs.clone()), torch.arange(len(inputs))).backward()
+    optimizer.step()
 
 
 def families() -> Iterator[str]:

@@ -44,6 +44,17 @@ def test_kept_and_recomputed_inputs_are_the_same_to_the_bit(test_set, compute, h
     assert torch.equal(stored[order], torch.cat(found["device"]))
 
 
+def test_what_is_stored_is_not_what_a_layer_behind_it_makes_of_it(test_set, compute):
+    """Where a network is cut before a layer that works in place, such as the activations of MobileNetV3."""
+    torch.manual_seed(0)
+    network = models.build("mobilenet_v3_small", 10)
+    trunk, pooled, _ = models.split(network, ["features.12.2", "classifier.3"])
+    images = test_set[0][:40]
+    stored, _ = outputs(images, (trunk, pooled), compute=compute, prepare=PREPROCESS)
+    [alone] = outputs(images, (trunk,), compute=compute, prepare=PREPROCESS)
+    assert torch.equal(stored, alone)
+
+
 def test_of_no_images_there_are_no_outputs(test_set, compute, halves):
     trunk, head = halves
     shapes = [result.shape for result in outputs(test_set[0][:0], (trunk, head), compute=compute, prepare=PREPROCESS)]

@@ -65,8 +65,9 @@ def test_where_several_tensors_pass():
     with pytest.raises(UserError) as error:
         models.cut(model, "layer4.1.conv2")
     assert str(error.value) == (
-        "finetune_from 'layer4.1.conv2' is where 2 tensors pass, and one must; this model can be cut at bn1, relu, "
-        "maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, layer4, layer4.1, avgpool, fc"
+        "finetune_from 'layer4.1.conv2' is where 2 tensors pass, and one must: layer4.1.conv1 is the nearest where it "
+        "does; this model can be cut at bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, "
+        "layer4, layer4.1, avgpool, fc"
     )
     trunk, head = models.cut(model, "layer4.1.conv1")
     images = torch.zeros(2, 3, 64, 64)

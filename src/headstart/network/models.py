@@ -261,6 +261,13 @@ def _crossing(nodes: list[fx.Node], at: int) -> list[fx.Node]:
     return [node for node in nodes[:at] if later & node.users.keys()]
 
 
+def _nearest(nodes: list[fx.Node], end: int) -> str:
+    """The layer nearest to ``end`` that one tensor enters."""
+    layers = [at for at, node in enumerate(nodes) if node.op == "call_module" and at > 1]
+    near = sorted(layers, key=lambda at: abs(at - end))
+    return next((str(nodes[at].target) for at in near if len(_crossing(nodes, at)) == 1), "no layer")
+
+
 def _parts(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.GraphModule]:
     nodes = list(graph.nodes)
     ends = [_position(model, graph, layer) for layer in before]
@@ -277,7 +284,9 @@ def _parts(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.
             if len(crossing) != 1:
                 layer = before[ends.index(end)]
                 problem = f"finetune_from {layer!r} is where {len(crossing)} tensors pass, and one must"
-                raise UserError(f"{problem}; this model can be cut at {', '.join(places(model))}")
+                nearest = _nearest(nodes, end)
+                raise UserError(f"{problem}: {nearest} is the nearest where it does; this model can be cut at "
+                                f"{', '.join(places(model))}")  # fmt: skip
             [entry] = crossing
             part.output(values[entry])
         found.append(fx.GraphModule(model, part))

@@ -30,20 +30,21 @@ class Forward:
             module.to(self.compute.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     @torch.no_grad()  # not inference mode, whose results cannot be trained on
-    def __call__(self, chunk: torch.Tensor) -> list[torch.Tensor]:
-        """Return what each module puts out for at most ``compute.chunk`` inputs, on the device, in its precision."""
+    def __call__(self, chunk: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield what each module puts out for at most ``compute.chunk`` inputs, on the device, in its precision.
+
+        Each must be used before the next is asked for: that module may work in place.
+        """
         missing = self.compute.chunk - len(chunk)
         batch = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])]).to(self.compute.device)
         if self.prepare is not None:
             batch = self.prepare(batch)
-        results = []
-        with self.compute.autocast():
-            for module in self.modules:
+        for module in self.modules:
+            with self.compute.autocast():
                 batch = module(batch)
-                results.append(batch[: len(chunk)])
-        return results
+            yield batch[: len(chunk)]
 
-    def over(self, inputs: torch.Tensor, label: str) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+    def over(self, inputs: torch.Tensor, label: str) -> Iterator[tuple[slice, Iterator[torch.Tensor]]]:
         """Yield every stretch of ``inputs`` and the results for it, under a progress bar."""
         with progress(len(inputs), label) as bar:
             for start in range(0, len(inputs), self.compute.chunk):
@@ -142,7 +143,7 @@ def activations(
     images = images.to(compute.device)
     if not keep or len(images) == 0:
         return Recomputed(images, forward)
-    like = _as_rows(forward(images[:1])[0])
+    like = _as_rows(next(forward(images[:1])))
     place = compute.place(len(images) * like.nbytes)
     if place == "recompute":
         return Recomputed(images, forward)
