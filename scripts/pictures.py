@@ -98,6 +98,8 @@ def _copy(folder: Path, target: Path) -> None:
     if any(not _same(folder / path, target / path) for path in there):
         raise UserError(f"{target} has pictures that {folder} has not: give the study another name with NAME=…, or "
                         f"delete {target}")  # fmt: skip
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files.require_room(target, size, "free some space")
     with files.replacing(target) as beside:
         shutil.copytree(folder, beside, ignore=shutil.ignore_patterns(".*"))
 

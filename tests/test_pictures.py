@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,8 @@ def test_another_name_of_a_class_changes_no_order(folder):
 
 def test_train_and_test(folder, tmp_path):
     for number in range(6, 10):
-        save(picture(number), tmp_path / "both/test" / ["cat", "dog"][number % 2] / f"{number}.png")
-    folder.rename(tmp_path / "both/train")
+        save(picture(number), tmp_path / "both/Test" / ["cat", "dog"][number % 2] / f"{number}.png")
+    folder.rename(tmp_path / "both/Train")
     found = load(tmp_path / "both")
     assert found.test is not None
     assert (found.training.labels.tolist(), found.test.labels.tolist()) == ([0, 1] * 3, [0, 1] * 2)
@@ -279,6 +280,11 @@ def three_parts(folder: Path) -> None:
         (folder / part).mkdir()
 
 
+def train_and_val(folder: Path) -> None:
+    (folder / "cat").rename(folder / "Train")
+    (folder / "dog").rename(folder / "val")
+
+
 def become_a_file(folder: Path) -> None:
     for path in folder.rglob("*.png"):
         path.unlink()
@@ -301,6 +307,7 @@ def become_a_link(folder: Path) -> None:
         (one_picture, "has one picture in cat: it needs two, to train with and to test with"),
         (no_test, "has no picture in test/cat: put one there, or remove the class"),
         (three_parts, "has cat, dog beside train and test: put its pictures into these, or remove it"),
+        (train_and_val, "has Train and no test: call the folder of these pictures so"),
         (become_a_file, "is no folder"),
         (become_a_link, "is a link, and DVC does not see what is behind it: put the folder itself there"),
     ],
@@ -319,6 +326,7 @@ def test_no_folder_and_an_empty_one(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_text(folder):
     (folder / "cat").rename(os.fsdecode(os.fsencode(folder) + b"/c\xe4t"))
     assert load(folder).classes == ("c�t", "dog")

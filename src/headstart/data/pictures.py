@@ -103,13 +103,16 @@ def find(folder: Path) -> tuple[list[Picture], dict[Path, str]]:
     if folder.is_symlink():
         raise UserError(f"{folder} is a link, and DVC does not see what is behind it: put the folder itself there")
     tops = _folders(folder)
-    parts = [top for top in tops if top.name in ("train", "test")]
+    parts = [top for top in tops if top.name.lower() in ("train", "test")]
+    if len(parts) == 1:
+        missing = "test" if parts[0].name.lower() == "train" else "train"
+        raise UserError(f"{folder} has {parts[0].name} and no {missing}: call the folder of these pictures so")
     if len(parts) == 2 and len(tops) > 2:
         others = ", ".join(_text(top.name) for top in tops if top not in parts)
         raise UserError(f"{folder} has {others} beside train and test: put its pictures into these, or remove it")
     if not tops:
         raise UserError(f"{folder} has no folders: give each class one, with its pictures in it")
-    classes = [(top.name, each) for top in parts for each in _folders(top)] if len(parts) == 2 else [
+    classes = [(top.name.lower(), each) for top in parts for each in _folders(top)] if len(parts) == 2 else [
         ("", top) for top in tops
     ]  # fmt: skip
     pictures, problems = [], {}
