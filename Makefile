@@ -82,6 +82,7 @@ lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \
 	  --quiet pyproject.toml --output-file requirements.txt
 
-clean:  ## Remove the environment, all outputs of the pipeline that git does not have, and DVC's cache of them
+clean:  ## Remove the environment, all outputs that git does not have, and DVC's cache where it has no pictures of yours
 	rm -rf .venv checkpoints data/downloads data/raw data/prepared data/start data/features models predictions report \
-	  runs scores dvc_plots .dvc/cache .dvc/tmp
+	  runs scores dvc_plots .dvc/tmp
+	ls data/pictures/*.dvc >/dev/null 2>&1 || rm -rf .dvc/cache

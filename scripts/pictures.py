@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ruamel.yaml import YAML
 
 from headstart import files, params
@@ -27,6 +28,7 @@ NETWORK = {"model_name": models.TIMM, "weights": starts.DEFAULT, "finetune_from"
 SIDES = (224, 160, 128, 96, 64)
 PIXELS = 14_000_000  # of all images, as long as they are not smaller than 64 pixels: some minutes on two cores
 FEW = 2_000  # images: then chance decides much, so there are three seeds
+SEED = 0
 STEPS = 150  # of training at least, as long as that is no more than 30 epochs
 
 
@@ -41,16 +43,20 @@ def main(*arguments: str) -> None:
     folder = Path(options.folder).expanduser()
     name = options.name or re.sub(r"[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-").lower()
     _require_name(name)
-    dataset = pictures.load(folder, image_size=params.SMALLEST_IMAGE, skip_unusable=options.skip_unusable)
-    _copy(folder, PICTURES / name)
-    study = {
-        "dataset": name, "skip_unusable_images": options.skip_unusable, **NETWORK, **sizes(dataset), "seed": 0,
-    }  # fmt: skip
-    study["seeds"] = [0, 1, 2] if _count(dataset) <= FEW else [0]
-    _add(name, study | {"store_activations": True})
+    dataset = _load(folder, skip_unusable=options.skip_unusable)
+    there = PICTURES / name
+    is_new = folder.resolve() != there.resolve()
+    before = sizes(_load(there, skip_unusable=True)) if there.exists() and is_new else None
+    if is_new:
+        _copy(folder, there)
+    _add(name, skip_unusable=options.skip_unusable, now=sizes(dataset), before=before)
     counts = f"{_count(dataset):,} pictures in {len(dataset.classes):,} classes"
     left_out = f", {len(dataset.left_out):,} files left out" if dataset.left_out else ""
     print(f"{PICTURES / name} has {counts}{left_out}; params.yaml has the study {name}")
+
+
+def _load(folder: Path, *, skip_unusable: bool) -> Dataset:
+    return pictures.load(folder, image_size=params.SMALLEST_IMAGE, skip_unusable=skip_unusable)
 
 
 def _require_name(name: str) -> None:
@@ -67,12 +73,19 @@ def _count(dataset: Dataset) -> int:
     return len(dataset.training.labels) + (len(dataset.test.labels) if dataset.test else 0)
 
 
-def sizes(dataset: Dataset) -> dict[str, int]:
-    """How large the images, how many to train and to validate with, and how long: some minutes on two cores."""
+def sizes(dataset: Dataset) -> dict[str, Any]:
+    """How large the images, how many to train and to validate with, how long, and how often.
+
+    Some minutes on two cores, for up to some thousand pictures.
+    """
     labels = dataset.training.labels
-    images = len(labels) if dataset.test else len(splits.hold_out(labels, seed=0)[0])
-    validation = images // 10
+    if dataset.test is None:
+        labels = labels[splits.hold_out(labels, seed=SEED)[0]]
+    images, validation = len(labels), len(labels) // 10
     training = images - validation
+    _, trained = splits.stratified_split(labels, sizes=[validation, training], seed=SEED)
+    if len(np.unique(labels[trained])) < len(dataset.classes):  # so few that validation would take a class's only one
+        training, validation = images, 0
     batch_size = 128 if training >= 4_096 else 32
     if training % batch_size == 1:  # batch norm cannot train on one image
         training -= 1
@@ -83,38 +96,49 @@ def sizes(dataset: Dataset) -> dict[str, int]:
         "validation_images": validation,
         "batch_size": batch_size,
         "n_epochs": min(30, max(2, -(-STEPS * batch_size // training))),
+        "seed": SEED,
+        "seeds": [0, 1, 2] if _count(dataset) <= FEW else [0],
     }
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """Copy ``folder`` to ``target``, without hidden files; what is there already must be in ``folder`` too.
+    """Copy the files that ``folder`` has in its classes to ``target``; what is there already must be in ``folder`` too.
 
     Raises:
-        UserError: ``target`` has other pictures.
+        UserError: ``target`` has other pictures, or there is no room.
     """
-    if folder.resolve() == target.resolve():
-        return
-    there = [path.relative_to(target) for path in target.rglob("*") if path.is_file()] if target.exists() else []
-    if any(not _same(folder / path, target / path) for path in there):
+    ours = [picture.path.relative_to(folder) for picture in pictures.find(folder)[0]]
+    theirs = [picture.path.relative_to(target) for picture in pictures.find(target)[0]] if target.exists() else []
+    if any(not _same(folder / path, target / path) for path in theirs):
         raise UserError(f"{target} has pictures that {folder} has not: give the study another name with NAME=…, or "
                         f"delete {target}")  # fmt: skip
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    files.require_room(target, size, "free some space")
+    files.require_room(target, sum((folder / path).stat().st_size for path in ours), "free some space")
     with files.replacing(target) as beside:
-        shutil.copytree(folder, beside, ignore=shutil.ignore_patterns(".*"))
+        for path in ours:
+            (beside / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / path, beside / path)  # and not its mode: what is read-only could not be replaced
 
 
 def _same(one: Path, other: Path) -> bool:
     return one.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-def _add(name: str, study: dict[str, Any]) -> None:
-    """Name ``name`` as the study of params.yaml, and add it there if it is new: all else stays as it is written."""
+def _add(name: str, *, skip_unusable: bool, now: dict[str, Any], before: dict[str, Any] | None) -> None:
+    """Name ``name`` as the study of params.yaml, and add it there if it is new: all else stays as it is written.
+
+    A study that is there gets the sizes ``now`` if it has those ``before``, which nobody has changed.
+    """
     path, yaml = Path("params.yaml"), YAML()
+    yaml.preserve_quotes, yaml.width = True, 4_096
     document = yaml.load(path.read_text(encoding="utf-8"))
     document["study"] = name
-    settings = document["studies"].setdefault(name, study)
-    settings["skip_unusable_images"] = study["skip_unusable_images"]
+    new = {"dataset": name, "skip_unusable_images": skip_unusable, **NETWORK, **now, "store_activations": True}
+    settings = document["studies"].setdefault(name, new)
+    settings["skip_unusable_images"] = skip_unusable
+    if before is not None and all(settings[key] == value for key, value in before.items()):
+        settings |= now
+    elif any(settings[key] != value for key, value in now.items()):
+        print(f"the sizes of the study {name} stay as they are in params.yaml")
     with files.replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
         yaml.dump(document, file)
 

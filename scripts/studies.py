@@ -3,6 +3,9 @@
 python -m scripts.studies
 """
 
+from typing import Any
+
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -10,37 +13,40 @@ from rich.table import Table
 from headstart import params
 from headstart.console import UserError, run
 from headstart.data import catalogue
-from headstart.params import Params
+from headstart.params import Experiment
+from headstart.results import comparison
 from headstart.results.report import percent, points
 from scripts import results
 from scripts.results import Results
+from stages import paths
 
 
-def table(settings: Params, found: dict[str, Results]) -> Table:
-    """A row a study, in the order of params.yaml; the effect is of the study's own pairs of configurations."""
-    shown = Table(title="What pretrained weights bought, in points of test accuracy", title_justify="left",
-                  box=SIMPLE_HEAD)  # fmt: skip
+def table(studies: dict[str, Results], made_with: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+    """A row a study; the effect is of the study's own pairs of configurations, with its 95 % interval."""
+    title = "What pretrained weights bought, in points of test accuracy, and the best of each study"
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("study", "data set", "network"):
         shown.add_column(column, no_wrap=True)
-    for column in ("images", "pixels", "best %", "pretrained"):
+    for column in ("images", "pixels", "best, %", "pretrained", "95 %"):
         shown.add_column(column, justify="right", no_wrap=True)
-    for name, one in found.items():
-        study = settings.studies[name]
-        best = max(estimate.value for estimate in one.accuracy.values())
-        effect = one.summary.get("effect_pretrained")
-        shown.add_row(
-            name, catalogue.title(study.dataset), study.model_name, f"{study.training_images:,}", str(study.image_size),
-            percent(best), "–" if effect is None else points(effect),
-        )  # fmt: skip
+    for name, found in studies.items():
+        study, experiments = made_with[name]
+        best = max(estimate.value for estimate in found.accuracy.values())
+        right = {key: np.stack(list(seeds.values())) for key, seeds in found.right.items()}
+        named = {key: Experiment(**experiments[key]) for key in right}
+        effect = comparison.study(named, right).effects.get("pretrained")
+        said = ("–", "") if effect is None else (points(effect.value), f"{points(effect.low)} to {points(effect.high)}")
+        shown.add_row(name, catalogue.title(study["dataset"]), study["model_name"], f"{study['training_images']:,}",
+                      str(study["image_size"]), percent(best), *said)  # fmt: skip
     return shown
 
 
 def main() -> None:
-    settings = params.read()
-    found = {name: one for name in settings.studies if (one := results.read(name))}
-    if not found:
+    found = {name: one for name in params.read().studies if (one := results.read(name))}
+    made_with = {name: settings for name in found if (settings := paths.made_with(name))}
+    if not made_with:
         raise UserError("no study of params.yaml has results yet: `dvc repro` makes them")
-    Console().print(table(settings, found))
+    Console().print(table({name: found[name] for name in made_with}, made_with))
 
 
 if __name__ == "__main__":

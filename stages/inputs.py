@@ -22,18 +22,20 @@ class Parts(NamedTuple):
     owner: nn.Module  # which names the head's tensors
     trunk: nn.Module
     head: nn.Module
+    first: str  # the layer that the head begins with
 
 
 def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> Parts:
     """The frozen trunk and the head of ``snapshot``'s network."""
     if experiment.finetuning:
         network = snapshot.network()
-        return Parts(network, *models.cut(network, settings.current.finetune_from))
+        first = models.layer(network, settings.current.finetune_from)
+        return Parts(network, *models.cut(network, first), first)
     classifier = snapshot.linear_classifier()  # its trunk, all the rest, has run in the stage `features`
     owner: nn.Module = classifier
     for part in reversed(snapshot.classifier.split(".")):
         owner = nn.ModuleDict({part: owner})
-    return Parts(owner, nn.Identity(), classifier)
+    return Parts(owner, nn.Identity(), classifier, snapshot.classifier)
 
 
 def examples(

@@ -48,6 +48,18 @@ def run_file(study: str, stage: str) -> Path:
     return Path(f"runs/{study}/{stage}.json")
 
 
+def made_with(study: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What ``study`` and the configurations were when its results were made; nothing where nobody has noted it."""
+    run, record = run_file(study, "prepare"), Path(f"metrics/{study}/record.json")
+    if run.is_file():
+        settings = files.read_json(run)["settings"]
+        return settings["studies"][study], settings["experiments"]
+    if record.is_file():
+        found = files.read_json(record)
+        return found["settings"], found["experiments"]
+    return None
+
+
 def stage_names(settings: Params) -> list[str]:
     """The stages that leave a file of their run, under its name."""
     starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})

@@ -9,6 +9,7 @@ from headstart.console import UserError
 from headstart.data import catalogue, splits
 from headstart.network.snapshot import Snapshot
 from headstart.results import comparison, gallery, maps, report
+from stages import paths
 from stages.paths import model_file, predictions_file, prepared_file, run_file, scores_folder, stage_names
 
 PUBLISHED = "docs/published.csv"
@@ -96,8 +97,10 @@ def _others(settings: params.Params) -> list[report.Other]:
     for name, study in settings.studies.items():
         summary, page = Path(f"metrics/{name}/study.json"), Path(f"report/{name}/index.html")
         if name != settings.study and summary.is_file():
+            made_with, _ = paths.made_with(name) or (vars(study), {})
             results = files.read_json(summary)
-            found.append(report.Other(name, catalogue.title(study.dataset), study, results, page.is_file()))
+            title = catalogue.title(made_with["dataset"])
+            found.append(report.Other(name, title, made_with, results, page.is_file()))
     return found
 
 

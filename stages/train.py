@@ -44,6 +44,7 @@ class Trained(NamedTuple):
     epochs: list[Epoch]
     checkpoint: Checkpoint
     parameters: int
+    trained_from: str  # the first layer of the head
     images: int
     place: str  # where the inputs were kept
 
@@ -69,6 +70,7 @@ def main(name: str) -> None:
         "training_seconds": round(sum(seconds), 3),
         "images_per_second": round(last.images / min(seconds), 1),
         "trained_parameters": last.parameters,
+        "trained_from": last.trained_from,
         "weights": last.model.weights,
         "weights_sha256": last.model.sha256,
     }
@@ -96,7 +98,7 @@ def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, 
     for seed in study.seeds:
         start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
         _require_weights(settings.current.weights, start)
-        owner, trunk, head = trainable(experiment, settings, start)
+        owner, trunk, head, first = trainable(experiment, settings, start)
         of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk, compute=device,
                      seed=seed)  # fmt: skip
         features = features_file(settings, experiment.pretrained, seed)
@@ -118,7 +120,7 @@ def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, 
         parameters = sum(parameter.numel() for parameter in head.parameters())
         test = of("test", keep=False)
         logits = predict(head, test.inputs, len(test.labels), device).cpu()
-        yield seed, Trained(model, logits, done, checkpoint, parameters, images, inputs[0].inputs.place)
+        yield seed, Trained(model, logits, done, checkpoint, parameters, first, images, inputs[0].inputs.place)
 
 
 def _require_weights(weights: str, start: Snapshot) -> None:

@@ -13,8 +13,9 @@ from .test_comparison import CORRECT, PUBLISHED
 
 SETTINGS = params.read(ROOT / "params.yaml")
 RUN = {
-    "seconds": 3.0, "training_seconds": 2.0, "trained_parameters": 12_810, "device": "2 CPU cores",
-    "precision": "float32", "torch": "2", "python": "3", "weights": "some <weights>", "weights_sha256": "abc",
+    "seconds": 3.0, "training_seconds": 2.0, "trained_parameters": 12_810, "trained_from": "blocks.5",
+    "device": "2 CPU cores", "precision": "float32", "torch": "2", "python": "3", "weights": "some <weights>",
+    "weights_sha256": "abc",
 }  # fmt: skip
 
 

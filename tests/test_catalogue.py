@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import inspect
 import pickle
 import tarfile
 from functools import partial
@@ -212,18 +213,25 @@ def test_files_that_are_gone_since(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", torchvision_sets.SETS)
 def test_every_set_is_one_of_torchvision_s(name):
-    assert hasattr(torchvision.datasets, torchvision_sets.SETS[name].class_name)
+    entry = torchvision_sets.SETS[name]
+    source = inspect.getsource(inspect.getmodule(getattr(torchvision.datasets, entry.class_name)))
+    assert all(archive in source for archive in entry.archives)
+    assert not entry.place or entry.place.partition("/")[0].lower() in source.lower()
 
 
-def test_emnist_s_letters_are_counted_from_zero():
+def test_emnist_s_letters_are_counted_from_zero_and_upright():
     class Letters:
         targets = np.arange(1, 27)
 
         def __len__(self) -> int:
             return 26
 
-    part = torchvision_sets._part([Letters()], 26, 28, "letters")
+        def __getitem__(self, index: int):
+            return Image.fromarray(IMAGES[index]), index + 1
+
+    part = torchvision_sets._part(torchvision_sets.SETS["emnist-letters"], [Letters()], 26, 28)
     assert part.labels.tolist() == list(range(26))
+    assert (part.read(np.array([3]))[0, 0] == IMAGES[3].T).all()
 
 
 def test_no_such_data_set(tmp_path):

@@ -12,7 +12,8 @@ from .conftest import ROOT
 NAMES = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5",
     "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32",
-    "timm/resnet18", "vit_tiny_patch16_224", "mixer_s16_224", "coat_tiny",
+    "timm/resnet18", "timm/legacy_seresnet18", "timm/ghostnet_050", "vit_tiny_patch16_224", "mixer_s16_224",
+    "coat_tiny",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from headstart import files
 from headstart.console import UserError
 from headstart.network import models
 
@@ -72,6 +73,28 @@ def test_where_several_tensors_pass():
     trunk, head = models.cut(model, "layer4.1.conv1")
     images = torch.zeros(2, 3, 64, 64)
     assert torch.equal(head(trunk(images)), model(images))
+
+
+def test_no_place_for_half_of_the_parameters():
+    """Its stages pass several tensors on, so only its last norm and its classifier can be trained alone."""
+    with pytest.raises(UserError, match=r"finetune_from auto finds no layer in this model .* name one of .*norm"):
+        models.cut(models.build("mvitv2_tiny", 10), models.AUTO)
+
+
+def test_a_network_that_asks_for_its_mode_is_saved_once_and_loaded(tmp_path):
+    """Its head has a part for each mode, and both have the same layers."""
+    torch.manual_seed(0)
+    heads = [models.cut(models.build("timm/legacy_seresnet18", 10), "layer4")[1] for _ in range(2)]
+    assert type(heads[0]).__name__ == "_Modes"
+    files.write_tensors(tmp_path / "head.safetensors", heads[0].state_dict())
+    heads[1].load_state_dict(files.read_tensors(tmp_path / "head.safetensors").tensors)
+    inputs = torch.randn(2, 256, 4, 4)
+    for training in (False, True):
+        with torch.inference_mode():
+            torch.manual_seed(1)
+            expected = heads[0].train(training)(inputs)
+            torch.manual_seed(1)
+            assert torch.equal(heads[1].train(training)(inputs), expected)
 
 
 def test_an_unknown_layer_gets_the_list():

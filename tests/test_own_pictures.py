@@ -150,9 +150,16 @@ def test_pictures_that_come_and_go(clone, tmp_path):
     folder = tmp_path / "two"
     noise(folder, range(8))
     assert "8 pictures in 2 classes" in pictures(clone, folder).stdout
+    assert sizes(clone, "two") == (6, 0)
+    (clone / "data/pictures/two/.DS_Store").write_bytes(b"x")  # somebody has looked at it
     shutil.copyfile(folder / "a/0.png", tmp_path / "0.png")
     Image.new("RGB", (9, 9), "red").save(folder / "a/9.png")
-    assert "9 pictures in 2 classes" in pictures(clone, folder).stdout
+    noise(folder, range(100, 160))
+    assert "69 pictures in 2 classes" in pictures(clone, folder).stdout
+    assert sizes(clone, "two") == (50, 5)
+    edit(clone, lambda settings: settings["studies"]["two"].update(n_epochs=4))
+    assert "the sizes of the study two stay as they are in params.yaml" in pictures(clone, folder).stdout
+    assert sizes(clone, "two") == (50, 5)
     (folder / "a/0.png").unlink()
     refused = pictures(clone, folder, check=False)
     assert refused.stderr == (
@@ -160,7 +167,21 @@ def test_pictures_that_come_and_go(clone, tmp_path):
         "delete data/pictures/two\n"
     )
     assert (clone / "data/pictures/two/a/0.png").read_bytes() == (tmp_path / "0.png").read_bytes()
-    assert "8 pictures in 2 classes" in pictures(clone, folder, "--name", "fewer").stdout
+    # A link is no picture, and neither is it copied nor what is behind it.
+    (folder / "a/more").symlink_to("../b")
+    (folder / "b/0.png").symlink_to("nowhere")
+    said = pictures(clone, folder, "--name", "fewer", "--skip-unusable").stdout
+    assert "68 pictures in 2 classes, 2 files left out" in said
+    there = clone / "data/pictures/fewer"
+    assert {path.relative_to(there) for path in there.rglob("*.png")} == {
+        path.relative_to(folder) for path in folder.rglob("*.png") if not path.is_symlink()
+    }
+    assert sizes(clone, "fewer")[0] > 40
+
+
+def sizes(clone: Path, study: str) -> tuple[int, int]:
+    settings = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))["studies"][study]
+    return settings["training_images"], settings["validation_images"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -60,12 +61,21 @@ def test_classes_and_order(folder):
 
 
 def test_another_name_of_a_class_changes_no_order(folder):
-    before = images(load(folder))
+    for number in range(6):  # names that are in both classes
+        save(picture(10 + number), folder / ["cat", "dog"][number % 2] / f"{number // 2} too.png")
+    before = load(folder)
     (folder / "cat").rename(folder / "zebra")
     after = load(folder)
-    assert (images(after) == before).all()
+    assert (images(after) == images(before)).all()
     assert after.classes == ("dog", "zebra")
-    assert after.training.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    assert after.training.labels.tolist() == (1 - before.training.labels).tolist()
+    held_out = [splits.hold_out(dataset.training.labels, seed=0)[1].tolist() for dataset in (before, after)]
+    assert held_out[0] == held_out[1]
+
+
+def test_a_class_may_be_called_train(folder):
+    (folder / "cat").rename(folder / "train")
+    assert load(folder).classes == ("dog", "train")
 
 
 def test_train_and_test(folder, tmp_path):
@@ -163,20 +173,34 @@ def test_a_large_jpeg_is_decoded_at_less_than_its_size(folder):
     assert abs(images(load(folder))[-1].astype(int) - expected).max() <= 3
 
 
-NAMES = ["a b", "Äpfel & Birnen", "<script>", "$x^2$", "猫", "actual", "a'b\"c", "100%", "#1;=,", "x" * 200]
+NAMES = [
+    "a b",
+    "tab\tand\x07bell",
+    "Äpfel & Birnen",
+    "<script>",
+    "$x^2$",
+    "猫",
+    "actual",
+    "a'b\"c",
+    "100%",
+    "#1;=,",
+    "x" * 200,
+]
 
 
 def test_classes_of_any_name(tmp_path):
     for number, name in enumerate(NAMES * 2):
         save(picture(number), tmp_path / "x" / name / f"{number}.png")
-    assert load(tmp_path / "x").classes == tuple(sorted(NAMES))
+    shown = {"tab\tand\x07bell": "tab�and�bell"}
+    assert load(tmp_path / "x").classes == tuple(shown.get(name, name) for name in sorted(NAMES))
 
 
 def test_hidden_files_and_what_systems_leave_behind_are_none(folder):
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / "cat" / name).write_bytes(b"x")
-    (folder / ".cache").mkdir()
-    (folder / "cat/.cache").mkdir()
+    for hidden in (".cache", "cat/.cache"):
+        save(picture(9), folder / hidden / "9.png")
+        save(picture(9), folder / hidden / "deeper/9.png")
     (folder / "README.md").write_text("what this is", encoding="utf-8")
     assert len(load(folder).training.labels) == 6
 
@@ -206,11 +230,13 @@ UNUSABLE = [
      ["cat/9.tiff has floating-point values: save it with 8 or 16 bits a channel"]),
     (lambda folder: save(Image.fromarray(np.full((32, 32), 70_000, np.int32)), folder / "cat/9.tiff"),
      ["cat/9.tiff has values of more than 16 bits: save it with 8 or 16"]),
+    (lambda folder: save(Image.fromarray(np.full((32, 32), 4_095, np.uint16)), folder / "cat/9.png"),
+     ["cat/9.png has 16 bits a pixel, and no value above 4,095 of 65,535: stretch them"]),
     (lambda folder: save(picture(0), folder / "cat/9.bmp"), ["cat/9.bmp is the same picture as cat/0.png"]),
     (lambda folder: save(picture(0), folder / "dog/9.png"),
      ["cat/0.png is the same picture as dog/9.png", "dog/9.png is the same picture as cat/0.png"]),
     (lambda folder: (folder / "cat/9.png").symlink_to("/etc/hostname"), ["cat/9.png is a link out of the folder"]),
-    (lambda folder: (folder / "cat/9.png").symlink_to("nowhere"), ["cat/9.png is damaged ("]),
+    (lambda folder: (folder / "cat/9.png").symlink_to("nowhere"), ["cat/9.png is a link to nothing"]),
     (lambda folder: (folder / "cat/more").symlink_to("../dog"), ["cat/more is a link to a folder"]),
     (lambda folder: save(picture(9), folder / "9.png"), ["9.png is in no class"]),
 ]  # fmt: skip
@@ -227,6 +253,20 @@ def test_files_that_cannot_be_used(folder, change, expected):
     assert [f"{name} {problem}" for name, problem in skipped.left_out.items()] == found
     assert 4 <= len(skipped.training.labels) <= 6
     assert (images(skipped).reshape(len(skipped.training.labels), -1).std(axis=1) > 0).all()  # none is blank
+
+
+@pytest.mark.parametrize("image_size", [32, 224, 512])
+def test_a_photograph_and_a_copy_in_another_format(folder, image_size):
+    """A large JPEG is decoded at less than its size, but not where that would hide a copy."""
+    large = picture(5, (1_600, 1_200))
+    save(large, folder / "cat/9.jpg", quality=90)
+    with Image.open(folder / "cat/9.jpg") as jpeg:
+        save(jpeg, folder / "dog/9.png")
+    with pytest.raises(UserError) as error:
+        load(folder, image_size)
+    assert error.value.details == [
+        "cat/9.jpg is the same picture as dog/9.png", "dog/9.png is the same picture as cat/9.jpg",
+    ]  # fmt: skip
 
 
 def test_all_of_them_in_one_complaint(folder):
@@ -259,6 +299,10 @@ def nothing(folder: Path) -> None:
 
 
 def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "dog")
+
+
+def one_empty_class(folder: Path) -> None:
     for path in (folder / "dog").iterdir():
         path.unlink()
 
@@ -277,12 +321,19 @@ def no_test(folder: Path) -> None:
 
 def three_parts(folder: Path) -> None:
     for part in ("train", "test"):
-        (folder / part).mkdir()
+        (folder / part / "cat").mkdir(parents=True)
+
+
+def only_train(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("copy"))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    folder.with_name("copy").rename(folder / "Train")
 
 
 def train_and_val(folder: Path) -> None:
-    (folder / "cat").rename(folder / "Train")
-    (folder / "dog").rename(folder / "val")
+    only_train(folder)
+    shutil.copytree(folder / "Train", folder / "val")
 
 
 def become_a_file(folder: Path) -> None:
@@ -304,10 +355,12 @@ def become_a_link(folder: Path) -> None:
     [
         (nothing, "has no picture that can be used: a study needs two classes, each a folder with pictures"),
         (one_class, "has only the class cat: a study needs two classes, each a folder with pictures"),
+        (one_empty_class, "has no picture that can be used in dog: put some there, or remove the folder"),
         (one_picture, "has one picture in cat: it needs two, to train with and to test with"),
         (no_test, "has no picture in test/cat: put one there, or remove the class"),
-        (three_parts, "has cat, dog beside train and test: put its pictures into these, or remove it"),
-        (train_and_val, "has Train and no test: call the folder of these pictures so"),
+        (three_parts, "has cat, dog beside test, train: put its pictures into train and test, or remove it"),
+        (only_train, "has Train: it must have train and test, or the classes alone"),
+        (train_and_val, "has val beside Train: put its pictures into train and test, or remove it"),
         (become_a_file, "is no folder"),
         (become_a_link, "is a link, and DVC does not see what is behind it: put the folder itself there"),
     ],

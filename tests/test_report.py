@@ -58,6 +58,7 @@ def test_the_page_says_what_was_found(made, drawn):
     assert "two trained networks are compared" in said
     assert "some &lt;weights&gt; (SHA-256 abc)" in said
     assert "One seed was run" in said
+    assert "fine-tuned from blocks.5 (12,810 parameters)" in said
     for heading in ("Learning curves", "Where the models err", "Examples", "Feature maps", "Calibration",
                     "What it costs", "How it was run"):  # fmt: skip
         assert heading in said
@@ -257,8 +258,8 @@ def test_what_was_left_out_is_said(made):
 
 def test_other_studies_stand_below(made):
     others = [
-        report.Other("flowers", "Oxford Flowers 102", made.setting, {"effect_pretrained": 0.4567}, True),
-        report.Other("new", "x", made.setting, {}, False),
+        report.Other("flowers", "Oxford Flowers 102", vars(made.setting), {"effect_pretrained": 0.4567}, True),
+        report.Other("new", "x", vars(made.setting), {}, False),
     ]
     page = report.page(dataclasses.replace(made, others=others), report.draw(made))
     assert page.count('<a href="../') == 1

@@ -206,6 +206,8 @@ def test_unknown_weights_get_the_choice():
         ("ResNet50", "torchvision ResNet50_Weights.IMAGENET1K_V2"),
         ("vit_b_16", "torchvision ViT_B_16_Weights.IMAGENET1K_V1"),
         ("timm/resnet18", "timm resnet18.a1_in1k"),
+        ("timm/resnet18.tv_in1k", "timm resnet18.tv_in1k"),
+        ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "timm vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
     ],
 )
 def test_the_weights_that_are_recommended(model_name, label):

@@ -1,7 +1,7 @@
 """A folder of pictures as a data set: `<class>/…`, or `train/<class>/…` and `test/<class>/…`.
 
-The pictures are in the order of their file names, whatever class they are in: so nothing changes when a class gets
-another name.
+The pictures are in the order of their file names, whatever class they are in, and of their content where names are the
+same: so it is the same pictures that are trained and tested with when a class gets another name.
 """
 
 import hashlib
@@ -24,7 +24,11 @@ FORMATS = {"JPEG": ".jpg .jpeg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", 
 SUFFIXES = " ".join(FORMATS.values()).split()
 JUNK = ("thumbs.db", "desktop.ini")  # which systems leave in folders, beside files with a dot in front
 SMALLEST = 8  # pixels of the shorter side: less shows nothing
-HIGHEST = {"I": 65_535, "I;16": 65_535, "I;16L": 65_535, "I;16B": 65_535, "I;16N": 65_535}  # of modes with 16 bits
+PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # what the folders are called
+BITS_16 = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+HIGHEST = 65_535  # their largest value
+DARKEST = 4_096  # of what cannot be meant to be seen with 16 bits: cameras of 12 bits end below it
+THREADS = 8  # at most, because each has a whole picture in memory
 # What EXIF's orientation says has to be done to the picture.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -63,8 +67,8 @@ def load(folder: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
             ``skip_unusable`` is false: then all of them are named.
     """
     pictures, problems = find(folder)
-    side = _side(pictures, image_size)
-    images, found = _read(pictures, side, folder.name)
+    headers = [_header(picture.path) for picture in pictures]
+    images, found = _read(pictures, headers, _side(headers, image_size), folder.name)
     problems |= {picture.path: each.problem for picture, each in zip(pictures, found, strict=True) if each.problem}
     problems |= _copies(pictures, found, folder)
     left_out = {_text(path.relative_to(folder)): problem for path, problem in sorted(problems.items())}
@@ -76,12 +80,11 @@ def load(folder: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
         count = "a file" if len(problems) == 1 else f"{len(problems):,} files"
         details = [f"{name} {problem}" for name, problem in left_out.items()]
         raise UserError(f"{folder} has {count} that cannot be used: {remedy}", details)
-    kept = np.array([picture.path not in problems for picture in pictures], dtype=bool)
-    usable = [picture for picture in pictures if picture.path not in problems]
-    classes = _classes(usable, folder)
-    parts = {
-        part: _part(usable, images, np.flatnonzero(kept), part, classes) for part in {each.part for each in usable}
-    }
+    order = sorted(range(len(pictures)), key=lambda at: (pictures[at].path.name, found[at].digest))
+    kept = [at for at in order if pictures[at].path not in problems]
+    usable = [pictures[at] for at in kept]
+    classes = _classes(usable, {picture.label for picture in pictures} | _labels(folder), folder)
+    parts = {part: _part(usable, images, np.array(kept), part, classes) for part in {each.part for each in usable}}
     names = tuple(_text(name) for name in classes)
     return Dataset(folder.name, names, parts.get("train") or parts[""], parts.get("test"), left_out)
 
@@ -102,19 +105,7 @@ def find(folder: Path) -> tuple[list[Picture], dict[Path, str]]:
     """
     if folder.is_symlink():
         raise UserError(f"{folder} is a link, and DVC does not see what is behind it: put the folder itself there")
-    tops = _folders(folder)
-    parts = [top for top in tops if top.name.lower() in ("train", "test")]
-    if len(parts) == 1:
-        missing = "test" if parts[0].name.lower() == "train" else "train"
-        raise UserError(f"{folder} has {parts[0].name} and no {missing}: call the folder of these pictures so")
-    if len(parts) == 2 and len(tops) > 2:
-        others = ", ".join(_text(top.name) for top in tops if top not in parts)
-        raise UserError(f"{folder} has {others} beside train and test: put its pictures into these, or remove it")
-    if not tops:
-        raise UserError(f"{folder} has no folders: give each class one, with its pictures in it")
-    classes = [(top.name.lower(), each) for top in parts for each in _folders(top)] if len(parts) == 2 else [
-        ("", top) for top in tops
-    ]  # fmt: skip
+    classes = _class_folders(folder)
     pictures, problems = [], {}
     for part, top in classes:
         for path, problem in _files(top, folder):
@@ -122,10 +113,40 @@ def find(folder: Path) -> tuple[list[Picture], dict[Path, str]]:
                 problems[path] = problem
             else:
                 pictures.append(Picture(path, part, top.name))
-    for place in (folder, *(parts if len(parts) == 2 else ())):
+    for place in {top.parent for _, top in classes} | {folder}:
         strays = (path for path in place.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
         problems |= dict.fromkeys(strays, "is in no class")
-    return sorted(pictures, key=lambda picture: (picture.path.name, picture.path)), problems
+    return sorted(pictures, key=lambda picture: picture.path), problems
+
+
+def _class_folders(folder: Path) -> list[tuple[str, Path]]:
+    """The folders of the classes, each with "train", "test" or an empty text.
+
+    A folder called train has those of the classes in it if it has folders and no pictures: else it is a class.
+
+    Raises:
+        UserError: there are none, or there is train without test, or something beside them.
+    """
+    tops = _folders(folder)
+    if not tops:
+        raise UserError(f"{folder} has no folders: give each class one, with its pictures in it")
+    parts = {top: PARTS[top.name.lower()] for top in tops if top.name.lower() in PARTS and _has_only_folders(top)}
+    if not parts:
+        return [("", top) for top in tops]
+    names = ", ".join(_text(top.name) for top in parts)
+    if others := ", ".join(_text(top.name) for top in tops if top not in parts):
+        raise UserError(f"{folder} has {others} beside {names}: put its pictures into train and test, or remove it")
+    if sorted(parts.values()) != ["test", "train"]:
+        raise UserError(f"{folder} has {names}: it must have train and test, or the classes alone")
+    return [(part, each) for top, part in parts.items() for each in _folders(top)]
+
+
+def _has_only_folders(top: Path) -> bool:
+    return bool(_folders(top)) and not any(path.suffix.lower() in SUFFIXES for path in top.iterdir() if path.is_file())
+
+
+def _labels(folder: Path) -> set[str]:
+    return {top.name for _, top in _class_folders(folder)}
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -141,11 +162,14 @@ def _files(top: Path, folder: Path) -> Iterator[tuple[Path, str]]:
     """The files in ``top`` and in what lies in it, each with its problem or an empty text."""
     inside = folder.resolve()
     for place, folders, names in os.walk(top):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (*folders, *names):
             path = Path(place, name)
             if name.startswith(".") or name.lower() in JUNK:
                 continue
-            if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(inside)):
+            if path.is_symlink() and not path.exists():
+                yield path, "is a link to nothing"
+            elif path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(inside)):
                 yield path, "is a link out of the folder" if not path.is_dir() else "is a link to a folder"
             elif name in names:
                 yield path, ""
@@ -153,17 +177,20 @@ def _files(top: Path, folder: Path) -> Iterator[tuple[Path, str]]:
         yield top, "is a link to a folder"
 
 
-def _classes(pictures: Sequence[Picture], folder: Path) -> list[str]:
-    """The names of the classes, in order.
+def _classes(pictures: Sequence[Picture], labels: set[str], folder: Path) -> list[str]:
+    """The names of the classes, ``labels``, in order.
 
     Raises:
         UserError: there are no two, or one has too few pictures.
     """
     counts = Counter((picture.part, picture.label) for picture in pictures)
-    classes = sorted({label for _, label in counts})
-    if len(classes) < 2:
-        has = f"only the class {_text(classes[0])}" if classes else "no picture that can be used"
+    classes = sorted(labels)
+    if len(classes) < 2 or not pictures:
+        has = f"only the class {_text(classes[0])}" if pictures else "no picture that can be used"
         raise UserError(f"{folder} has {has}: a study needs two classes, each a folder with pictures")
+    if empty := sorted(labels - {label for _, label in counts}):
+        names = ", ".join(map(_text, empty))
+        raise UserError(f"{folder} has no picture that can be used in {names}: put some there, or remove the folder")
     if len({_text(label) for label in classes}) < len(classes):
         raise UserError(f"{folder} has two classes whose names look the same: rename one")
     for label in classes:
@@ -177,29 +204,44 @@ def _classes(pictures: Sequence[Picture], folder: Path) -> list[str]:
     return classes
 
 
-def _side(pictures: Sequence[Picture], image_size: int) -> int:
+class Header(NamedTuple):
+    """What a file says of its picture before it is decoded."""
+
+    format: str
+    size: tuple[int, ...]  # the smaller side first, because it may have to be turned
+
+
+def _header(path: Path) -> Header | None:
+    """Nothing of what cannot be used, which will be found when it is read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=list(FORMATS)) as image:
+                return Header(str(image.format), tuple(sorted(image.size))) if min(image.size) >= SMALLEST else None
+    except Exception:
+        return None
+
+
+def _side(headers: Sequence[Header | None], image_size: int) -> int:
     """The side of all pictures if they are equally small squares, else ``image_size``."""
-    side = 0
-    for picture in pictures:
-        try:
-            with Image.open(picture.path, formats=list(FORMATS)) as image:
-                width, height = image.size
-        except Exception:  # it cannot be used, as will be found when it is read
-            continue
-        if width != height or width > image_size or side not in (0, width):
-            return image_size
-        side = width
-    return max(side, SMALLEST)
+    sizes = {header.size for header in headers if header is not None}
+    [(width, height), *others] = sizes or {(image_size, image_size)}
+    return width if not others and width == height <= image_size else image_size
 
 
-def _read(pictures: Sequence[Picture], side: int, name: str) -> tuple[np.ndarray, list[Found]]:
+def _read(
+    pictures: Sequence[Picture], headers: Sequence[Header | None], side: int, name: str
+) -> tuple[np.ndarray, list[Found]]:
     """All pictures, uint8 [N, 3, side, side], and what is found in each; black where it cannot be used."""
     images = np.zeros((len(pictures), 3, side, side), dtype=np.uint8)
+    # Which might be the same picture as a JPEG.
+    other_formats = {header.size for header in headers if header is not None and header.format != "JPEG"}
 
     def read(at: int) -> Found:
         try:
             with pictures[at].path.open("rb") as file, _opened(file) as image:
-                image.draft(None, (2 * side, 2 * side))  # JPEG can be decoded at half the size and less, much faster
+                if tuple(sorted(image.size)) not in other_formats:
+                    image.draft(None, (2 * side, 2 * side))  # JPEG is decoded at half the size and less, much faster
                 picture = _as_rgb(_upright(image))
         except _UnusableError as error:
             return Found(b"", str(error))
@@ -208,13 +250,15 @@ def _read(pictures: Sequence[Picture], side: int, name: str) -> tuple[np.ndarray
         except Exception as error:  # whatever a damaged file makes a decoder raise
             return Found(b"", f"is damaged ({error or type(error).__name__})")
         images[at] = to_array(picture, side)
-        return Found(hashlib.blake2b(picture.tobytes() + str(picture.size).encode()).digest(), "")
+        digest = hashlib.blake2b(str(picture.size).encode())
+        digest.update(np.asarray(picture).data)
+        return Found(digest.digest(), "")
 
     found = []
     with (
         warnings.catch_warnings(),
         progress(len(pictures), f"reading {name}") as bar,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
     ):
         warnings.simplefilter("ignore")  # filters are the whole process's, so this holds in the threads too
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -257,17 +301,19 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Three channels of 8 bits: transparency on white, of 16 bits the upper half, rounded.
+    """Three channels of 8 bits: transparency on white, grey values of 16 bits rounded to 8.
 
     Raises:
         _UnusableError: its values have no known range.
     """
-    if image.mode in HIGHEST:
-        values = np.asarray(image, dtype=np.int64)
-        highest = HIGHEST[image.mode]
-        if values.min() < 0 or values.max() > highest:
+    if image.mode in BITS_16:
+        values = np.asarray(image)
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < 0 or highest > HIGHEST:
             raise _UnusableError("has values of more than 16 bits: save it with 8 or 16")
-        image = Image.fromarray(np.round(values * 255 / highest).astype(np.uint8))
+        if highest < DARKEST:
+            raise _UnusableError(f"has 16 bits a pixel, and no value above {highest:,} of {HIGHEST:,}: stretch them")
+        image = Image.fromarray((values.astype(np.float32) * np.float32(255 / HIGHEST) + 0.5).astype(np.uint8))
     if image.mode == "F":
         raise _UnusableError("has floating-point values: save it with 8 or 16 bits a channel")
     if image.has_transparency_data:
@@ -302,6 +348,7 @@ def _copies(pictures: Sequence[Picture], found: Sequence[Found], folder: Path) -
 
 
 def _text(name: str | Path) -> str:
-    """A name of the file system as text: one form of every letter, and no bytes that are none."""
+    """A name of the file system as text: one form of every letter, no control characters, no bytes that are none."""
     plain = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return unicodedata.normalize("NFC", plain)
+    printable = "".join("\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in plain)
+    return unicodedata.normalize("NFC", printable)

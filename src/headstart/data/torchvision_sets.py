@@ -1,5 +1,6 @@
 """torchvision's data sets by name: fetched by torchvision, with its checksums, and read by it."""
 
+import filecmp
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from headstart import files
 from headstart.console import UserError, progress
@@ -32,6 +34,7 @@ class Entry:
     side: int | None = None  # pixels, where all images have that size
     training: tuple[Options, ...] = (Options(split="train"),)  # several where torchvision has divided them once more
     test: Options = field(default_factory=lambda: Options(split="test"))
+    transposed: bool = False  # rows are columns, as EMNIST's authors have it
     classes: tuple[str, ...] | None = None  # where torchvision does not name them
 
 
@@ -39,7 +42,7 @@ SETS = {
     "mnist": Entry("MNIST", "MNIST", IDX, "MNIST/raw", side=28, **OLD),
     "kmnist": Entry("KMNIST", "KMNIST", IDX, "KMNIST/raw", side=28, **OLD),
     "emnist-letters": Entry(
-        "EMNIST letters", "EMNIST", ("gzip.zip",), "EMNIST/raw", side=28,
+        "EMNIST letters", "EMNIST", ("gzip.zip",), "EMNIST/raw", side=28, transposed=True,
         training=(Options(split="letters", train=True),), test=Options(split="letters", train=False),
     ),
     "cifar-10": Entry("CIFAR-10", "CIFAR10", ("cifar-10-python.tar.gz",), side=32, **OLD),
@@ -70,7 +73,7 @@ def fetch(name: str, folder: Path, *, downloads: Path, into: Path) -> None:
     """
     entry = SETS[name]
     for archive in entry.archives:
-        for source in (folder / archive, downloads / archive):
+        for source in (downloads / archive, folder / archive):
             if source.is_file():
                 place = into / entry.place / archive
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +87,15 @@ def fetch(name: str, folder: Path, *, downloads: Path, into: Path) -> None:
         raise UserError(f"{problem}: put {', '.join(entry.archives)} there") from None
     for archive in entry.archives:
         place = into / entry.place / archive
-        if not (folder / archive).is_file():
+        if not any(_same(place, source / archive) for source in (downloads, folder)):
             with files.replacing(downloads / archive) as beside:
                 shutil.copyfile(place, beside)
         if not archive.endswith(".mat"):  # all others are unpacked now
             place.unlink()
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def load(name: str, raw: str | Path, *, image_size: int) -> Dataset:
@@ -108,7 +115,7 @@ def load(name: str, raw: str | Path, *, image_size: int) -> Dataset:
     if classes[0] == "N/A":  # EMNIST's letters are counted from 1
         classes = classes[1:]
     side = image_size if entry.side is None else min(entry.side, image_size)
-    parts = [_part(sets, len(classes), side, entry.title) for sets in (training, test)]
+    parts = [_part(entry, sets, len(classes), side) for sets in (training, test)]
     return Dataset(entry.title, classes, training=parts[0], test=parts[1])
 
 
@@ -118,7 +125,7 @@ def _open(entry: Entry, root: str | Path, options: Options, *, download: bool = 
     return getattr(torchvision.datasets, entry.class_name)(root=str(root), download=download, **options)
 
 
-def _part(sets: Sequence[Any], n_classes: int, side: int, title: str) -> Part:
+def _part(entry: Entry, sets: Sequence[Any], n_classes: int, side: int) -> Part:
     """Several of torchvision's data sets as one."""
     labels = np.concatenate([_labels(one) for one in sets])
     if labels.min() == 1 and labels.max() == n_classes:
@@ -127,9 +134,10 @@ def _part(sets: Sequence[Any], n_classes: int, side: int, title: str) -> Part:
 
     def image(index: int) -> Any:
         at = int(np.searchsorted(ends, index, side="right"))
-        return sets[at][index - int(ends[at - 1]) if at else index][0]
+        found = sets[at][index - int(ends[at - 1]) if at else index][0]
+        return found.transpose(Image.Transpose.TRANSPOSE) if entry.transposed else found
 
-    return Part(labels, partial(_read, image, side, title))
+    return Part(labels, partial(_read, image, side, entry.title))
 
 
 def _labels(one: Any) -> np.ndarray:

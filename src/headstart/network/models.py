@@ -4,7 +4,7 @@ A network is cut where exactly one tensor passes from what runs before a layer t
 read from the graph that torch.fx traces; only the modules around the layer are opened for it, all others stay whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -125,6 +125,11 @@ def cut(model: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     return trunk, head
 
 
+def layer(model: nn.Module, name: str) -> str:
+    """The layer that ``name`` means: itself, or the one that ``AUTO`` finds; ``split`` says what it raises."""
+    return _later_half(model) if name == AUTO else name
+
+
 def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
     """Cut ``model`` before each of the layers ``before``, which are in the order they run: so many parts and one.
 
@@ -136,7 +141,7 @@ def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
     Raises:
         UserError: the model has no such layer, nothing stands before it, or several tensors cross there.
     """
-    before = [_later_half(model) if layer == AUTO else layer for layer in before]
+    before = [layer(model, name) for name in before]
     in_eval, in_training = (_parts(model, graph, before) for graph in _trace(model, before))
     return [
         one if one.code == other.code else _Modes(one, other, model.training)
@@ -155,6 +160,14 @@ class _Modes(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return (self.in_training if self.training else self.in_eval)(inputs)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Every tensor once, by its name in the model: both parts have the same layers."""
+        return {**self.in_training.state_dict(), **self.in_eval.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> None:
+        for part in (self.in_training, self.in_eval):
+            part.load_state_dict({name: state_dict[name] for name in part.state_dict()})
 
 
 class _Tracer(fx.Tracer):
@@ -220,13 +233,16 @@ def places(model: nn.Module) -> list[str]:
 
 
 def _later_half(model: nn.Module) -> str:
-    """The last of ``places`` from which on are half of the parameters, those of the classifier not counted."""
+    """The last of ``places`` from which on are half of the parameters, those of the classifier not counted.
+
+    Raises:
+        UserError: there is none.
+    """
     nodes = list(_overview(model).nodes)
     classifier = classifier_name(model)
     counted = {id(parameter) for name, parameter in model.named_parameters() if not name.startswith(f"{classifier}.")}
     total = sum(parameter.numel() for parameter in model.parameters() if id(parameter) in counted)
     later = 0
-    found = classifier
     for at, node in reversed(list(enumerate(nodes))):
         if node.op != "call_module":
             continue
@@ -234,11 +250,10 @@ def _later_half(model: nn.Module) -> str:
             if id(parameter) in counted:
                 counted.remove(id(parameter))  # a layer that runs twice counts once
                 later += parameter.numel()
-        if at > 1 and len(_crossing(nodes, at)) == 1:
-            found = str(node.target)
-            if 2 * later >= total:
-                break
-    return found
+        if at > 1 and 2 * later >= total and len(_crossing(nodes, at)) == 1:
+            return str(node.target)
+    problem = "finetune_from auto finds no layer in this model from which on half of the parameters are"
+    raise UserError(f"{problem}: name one of {', '.join(places(model))}")
 
 
 def _overview(model: nn.Module) -> fx.Graph:

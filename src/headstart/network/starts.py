@@ -165,6 +165,8 @@ def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> No
     The rest of the model is in eval mode throughout. It is what a random start has in place of learnt statistics.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -188,8 +190,10 @@ def _default(model_name: str) -> str:
         return get_model_weights(model_name.lower()).DEFAULT.name
     import timm
 
-    name = models.timm_name(model_name)
+    name, _, tag = models.timm_name(model_name).partition(".")
     config: Any = timm.get_pretrained_cfg(name)
+    if tag:
+        return tag
     if not timm.list_pretrained(f"{name}.*"):
         raise UserError(f"timm has no weights for {model_name}: name the path of a state dict as weights")
     return config.tag
@@ -214,7 +218,7 @@ def _torchvision(entry) -> Weights:
 def _timm_weights(model_name: str, image_size: int | None) -> dict[str, Callable[[], Weights]]:
     import timm
 
-    name = models.timm_name(model_name)
+    name = models.timm_name(model_name).partition(".")[0]
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
     return {tag: partial(_timm, name, tag, image_size) for tag in tags}
 

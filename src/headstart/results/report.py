@@ -63,7 +63,7 @@ class Other:
 
     study: str
     dataset: str
-    setting: Study
+    setting: Mapping[str, Any]  # what it was when its results were made
     summary: Mapping[str, float]
     has_page: bool
 
@@ -408,6 +408,10 @@ def run_facts(content: Content) -> dict[str, str]:
     runs = [content.details[row.name].run for row in content.rows]
     facts = {fact: {str(run[fact]) for run in runs} for fact in ("device", "precision", "torch", "python")}
     facts["weights"] = {f"{run['weights']} (SHA-256 {run['weights_sha256']})" for run in runs if run["weights_sha256"]}
+    facts["fine-tuned from"] = {
+        f"{run['trained_from']} ({run['trained_parameters']:,} parameters)"
+        for row, run in zip(content.rows, runs, strict=True) if row.experiment.finetuning and "trained_from" in run
+    }  # fmt: skip
     return {fact: ", ".join(sorted(values)) for fact, values in facts.items() if values}
 
 
