@@ -31,7 +31,7 @@ LARGEST = 60e6  # parameters of a network of timm's that stands for its family
 PAGE = """# Networks
 
 Set `model_name` to one of these and `finetune_from` to a layer, or to `auto`: at least the later half of the
-parameters. A wrong name is answered with the layers there are; inside those, every module that one tensor enters will do.
+parameters. A wrong name is answered with the layers there are; in those, every module that one tensor enters will do.
 `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision {torchvision} and timm {timm}. It
 cuts each network before a layer three quarters of the way in and before its classifier, and finds the parts to compute
 what the whole does, in evaluation and in training mode, to the last bit; then a step of training moves the head, and of
