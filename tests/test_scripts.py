@@ -190,9 +190,7 @@ def test_the_studies_side_by_side(capsys, monkeypatch):
         found = results.read(study)
         effect = report.points(found.summary["effect_pretrained"])
         best = max(estimate.value for estimate in found.accuracy.values())
-        row = (
-            rf"{study} +Fashion-MNIST +{network} +{images} +64 +{100 * best:.1f} +{re.escape(effect)} +\+\d.* to \+"
-        )
+        row = rf"{study} +Fashion-MNIST +{network} +{images} +64 +{100 * best:.1f} +{re.escape(effect)} +\+\d.* to \+"
         assert re.search(row, said), said
 
 
