@@ -100,3 +100,12 @@ def test_the_docs_show_the_committed_benchmark():
         assert row["headstart"]["test_accuracy"] == pytest.approx(
             committed(row["configuration"])["test_accuracy"], abs=0.0001
         )
+
+
+def test_the_docs_show_what_reading_pictures_took():
+    docs = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    for row in files.read_json(ROOT / "benchmarks/results/pictures-2-cpu-cores-quick.json")["stages"]:
+        assert (
+            f"| {row['pictures']:,} | {row['image_size']} | {row['seconds']:.1f} | "
+            f"{row['pictures'] / row['seconds']:,.0f} | {row['peak_ram_mb']:,} | {row['images_mb']:,} |"
+        ) in docs
