@@ -51,7 +51,8 @@ def main() -> None:
                 row = {"pictures": n, "image_size": size, "seconds": round(seconds, 1), "peak_ram_mb": round(memory),
                        "images_mb": round(n * 3 * size**2 / 1e6)}  # fmt: skip
                 rows.append(row)
-                print(f"| {n:,} | {size} | {seconds:.1f} | {n / row['seconds']:,.0f} | {memory:,.0f} | {row['images_mb']:,} |",
+                speed = n / row["seconds"]
+                print(f"| {n:,} | {size} | {seconds:.1f} | {speed:,.0f} | {memory:,.0f} | {row['images_mb']:,} |",
                       flush=True)  # fmt: skip
     common.write("pictures-", settings, compute.choose(), {"stages": rows})
 
