@@ -40,10 +40,13 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path):
     path = tmp_path / "x.json"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for pid in (ended.pid, os.getpid()):  # the second one is still writing
-        (tmp_path / f".x.json.abc.{pid}.writing").mkdir()
+    # The second is still writing, and of the third only its own machine knows.
+    for host, pid in ((files.HOST, ended.pid), (files.HOST, os.getpid()), ("other", ended.pid)):
+        (tmp_path / f".x.json.abc.{host}.{pid}.writing").mkdir()
     files.write_json(path, {})
-    assert {file.name for file in tmp_path.iterdir()} == {"x.json", f".x.json.abc.{os.getpid()}.writing"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "x.json", f".x.json.abc.{files.HOST}.{os.getpid()}.writing", f".x.json.abc.other.{ended.pid}.writing",
+    }  # fmt: skip
 
 
 def test_tensors_come_back_as_they_were_and_the_bytes_are_the_same(tmp_path):

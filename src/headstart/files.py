@@ -7,7 +7,9 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,16 +27,19 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and who reads and writes a
     import torch
 
 
+HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())  # a folder may be shared, and processes are a machine's
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a place beside ``path`` to write a file or a folder to; it becomes ``path`` if the block succeeds."""
     path = Path(path)
     new = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):  # by a process that was killed
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.{HOST}.*.writing"):  # by a process that was killed
         if not psutil.pid_exists(int(left.name.split(".")[-2])):
             shutil.rmtree(left, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{os.getpid()}.writing", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{HOST}.{os.getpid()}.writing", dir=path.parent))
     try:
         beside = scratch / path.name
         yield beside

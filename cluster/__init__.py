@@ -1,0 +1,1 @@
+"""One stage of the pipeline at one commit, on some machine."""
