@@ -75,3 +75,11 @@ def test_against_pytorch_and_a_plain_count():
     assert scores["f1"].tolist() == pytest.approx((2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))).tolist())
     theirs = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
     assert evaluation.cross_entropy(logits=logits, labels=labels) == pytest.approx(theirs.item(), rel=1e-12)
+
+
+def test_balanced_accuracy_by_hand():
+    # Three of four in class 0 and one of one in class 1; class 2 is never there, so it does not count.
+    logits, labels = np.eye(3)[[0, 0, 0, 1, 1]], np.array([0, 0, 0, 0, 1])
+    assert evaluation.balanced_accuracy(logits=logits, labels=labels) == pytest.approx((3 / 4 + 1) / 2)
+    assert evaluation.summary(logits=logits[None], labels=labels)["balanced_accuracy"] == 0.875
+    assert "balanced_accuracy" not in evaluation.summary(logits=LOGITS[None], labels=LABELS)  # two of each

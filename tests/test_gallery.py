@@ -54,3 +54,23 @@ def test_feature_maps_are_the_network_s():
 def test_every_kind_of_network_has_maps():
     for name in ("tf_efficientnet_lite0", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg11", "swin_t"):
         assert len(maps.feature_maps(snapshot(name), np.zeros((28, 28), dtype=np.uint8))) == 2
+
+
+def test_of_many_classes_the_hardest_are_shown_in_their_order():
+    labels = np.repeat(np.arange(30), 2)
+    right = np.ones(60, dtype=bool)
+    right[1::4] = False  # one image of every other class, and of class 7 both
+    right[14:16] = False
+    predicted = np.where(right, labels, (labels + 1) % 30)
+    classes = [str(number) for number in range(30)]
+    chosen = gallery.choose_examples(np.zeros((60, 4, 4), np.uint8), labels=labels, logits=np.eye(30)[predicted],
+                                     classes=classes)  # fmt: skip
+    assert [example.actual for example in chosen.wrong] == ["0", "2", "4", "6", "7", "8", "10", "12", "14", "16"]
+    assert chosen.right[4] is None
+    assert chosen.right[0].actual == "0"
+
+
+def test_a_photograph_is_shown_small():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 224, 224), dtype=np.uint8)
+    right, _ = gallery.choose_examples(images, labels=np.array([0, 1]), logits=np.eye(2), classes=("a", "b"))
+    assert [example.image.shape for example in right] == [(112, 112, 3)] * 2

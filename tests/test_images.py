@@ -35,3 +35,23 @@ def test_batches_do_not_matter_and_memory_is_channels_last(test_set):
     whole = preprocess(test_set[0][:8])
     assert whole.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(whole[3:5], preprocess(test_set[0][3:5]))
+
+
+def test_colour_is_three_channels_each_as_grey():
+    images = torch.randint(0, 256, (4, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    preprocess = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    result = preprocess(images)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    for channel in range(3):
+        assert torch.equal(result[:, channel], preprocess(images[:, channel])[:, channel])
+
+
+def test_bicubic_as_torchvision_and_never_beyond_black_and_white(test_set):
+    from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+    images = test_set[0][:16]
+    grey = images[:, None].float().div(255)
+    expected = resize(grey, [64, 64], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    assert expected.min() < -0.02  # it overshoots at edges
+    result = Preprocess(64, (0.0,) * 3, (1.0,) * 3, "bicubic")(images)
+    torch.testing.assert_close(result[:, :1], expected.clamp(0, 1))

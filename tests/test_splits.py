@@ -58,3 +58,40 @@ def test_more_images_than_there_are():
     with pytest.raises(UserError) as error:
         splits.stratified_split(np.zeros(5), sizes=[3, 3], seed=0)
     assert str(error.value) == "6 images are asked for, and there are 5: ask for fewer"
+
+
+def dataset(labels: list[int], n_classes: int) -> splits.Dataset:
+    images = np.zeros((len(labels), 4, 4), dtype=np.uint8)
+    part = splits.Part(np.array(labels, dtype=np.int64), images.__getitem__)
+    return splits.Dataset("some", tuple("abcdefghij"[:n_classes]), part, None)
+
+
+def test_a_fifth_of_each_class_is_held_out():
+    labels = np.array([0] * 50 + [1] * 10 + [2] * 2)
+    rest, test = splits.hold_out(labels, seed=0)
+    assert np.bincount(labels[test]).tolist() == [10, 2, 1]
+    assert sorted([*rest, *test]) == list(range(62))
+    assert (np.diff(test) > 0).all()
+    assert splits.hold_out(labels, seed=1)[1].tolist() != test.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"training": 40, "validation": 10},
+            "training_images and validation_images must add up to at most 48, the images there are for both in some "
+            "(it is 50): lower one in params.yaml",
+        ),
+        (
+            {"training": 3, "validation": 0},
+            "training_images leaves none of b, c to train with (2 of 3 classes): raise it, or lower validation_images",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_the_images(tmp_path, sizes, message):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(UserError) as error:
+        splits.write(path, dataset([0] * 50 + [1] * 5 + [2] * 5, 3), sizes=sizes, seed=0)
+    assert str(error.value) == message
+    assert not path.exists()

@@ -83,7 +83,7 @@ def load(folder: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
     order = sorted(range(len(pictures)), key=lambda at: (pictures[at].path.name, found[at].digest))
     kept = [at for at in order if pictures[at].path not in problems]
     usable = [pictures[at] for at in kept]
-    classes = _classes(usable, {picture.label for picture in pictures} | _labels(folder), folder)
+    classes = _classes(usable, {top.name for _, top in _class_folders(folder)}, folder)
     parts = {part: _part(usable, images, np.array(kept), part, classes) for part in {each.part for each in usable}}
     names = tuple(_text(name) for name in classes)
     return Dataset(folder.name, names, parts.get("train") or parts[""], parts.get("test"), left_out)
@@ -98,7 +98,7 @@ def _part(pictures: Sequence[Picture], images: np.ndarray, at: np.ndarray, part:
 
 
 def find(folder: Path) -> tuple[list[Picture], dict[Path, str]]:
-    """The files in the folders of the classes, by file name, and those of which it is plain that they are none.
+    """The files in the folders of the classes, by path, and those of which it is plain that they are none.
 
     Raises:
         UserError: there is no such folder, or it has no classes.
@@ -143,10 +143,6 @@ def _class_folders(folder: Path) -> list[tuple[str, Path]]:
 
 def _has_only_folders(top: Path) -> bool:
     return bool(_folders(top)) and not any(path.suffix.lower() in SUFFIXES for path in top.iterdir() if path.is_file())
-
-
-def _labels(folder: Path) -> set[str]:
-    return {top.name for _, top in _class_folders(folder)}
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -66,7 +66,8 @@ def write(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed:
                         f"are for both in {dataset.title} (it is {sum(wanted)}): lower one in params.yaml")  # fmt: skip
     # Validation comes first: its images stay the same when the number of training images changes.
     validation, training = (pool[chosen] for chosen in stratified_split(labels[pool], sizes=wanted, seed=seed))
-    if missing := [name for label, name in enumerate(dataset.classes) if label not in labels[training]]:
+    there = set(labels[training].tolist())
+    if missing := [name for label, name in enumerate(dataset.classes) if label not in there]:
         named = ", ".join(missing[:3]) + (" …" if missing[3:] else "")
         problem = f"training_images leaves none of {named} to train with ({len(missing):,} of {len(dataset.classes):,} "
         raise UserError(f"{problem}classes): raise it, or lower validation_images")
