@@ -19,8 +19,8 @@ from headstart import files, params
 from headstart.console import UserError, run
 from headstart.network import starts
 from headstart.params import Params
-from stages.__main__ import lookup, stages
 from stages.paths import run_file, stage_names
+from stages.pipeline import lookup, stages
 
 # What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
 FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")

@@ -11,33 +11,18 @@ import gc
 import hashlib
 import importlib
 import json
-import re
-import shlex
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from headstart import files, params
 from headstart.console import UserError, run
 from headstart.training import compute
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of dvc.yaml with all its names filled in."""
-
-    name: str
-    module: str
-    arguments: tuple[str, ...]
-    deps: tuple[str, ...]
-    params: tuple[str, ...]
-    outs: tuple[str, ...]
+from stages.pipeline import Stage, inside, lookup, stages
 
 
 @dataclass(frozen=True)
@@ -89,8 +74,8 @@ def plan() -> list[Step]:
     made_from: dict[str, str] = {}  # of every output
     steps = []
     for stage in stages(document):
-        inputs = {out: sha256 for out, sha256 in made_from.items() if _inside(out, stage.deps)}
-        ours = [dep for dep in stage.deps if not any(_inside(out, (dep,)) for out in inputs)]
+        inputs = {out: sha256 for out, sha256 in made_from.items() if inside(out, stage.deps)}
+        ours = [dep for dep in stage.deps if not any(inside(out, (dep,)) for out in inputs)]
         code = {path.as_posix(): _sha256(path, _stamp(path)) for path in files.sources(ours)}
         values = {name: lookup(document, name) for name in stage.params}
         text = json.dumps([stage.module, stage.arguments, values, code, inputs, everywhere], sort_keys=True)
@@ -114,60 +99,6 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _sha256(path: Path, stamp: tuple[int, int]) -> str:
     """Of a file's content: pictures are many, and looked at before and after every stage."""
     return files.sha256(path)
-
-
-def stages(document: Mapping[str, Any], path: str = "dvc.yaml") -> Iterator[Stage]:
-    """The stages of ``path`` with the settings ``document``, in an order in which each finds what it needs."""
-    waiting = list(_expand(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"], document))
-    to_come = {out for stage in waiting for out in stage.outs}
-    while waiting:
-        stage = next(one for one in waiting if not any(_inside(out, one.deps) for out in to_come))
-        waiting.remove(stage)
-        to_come -= set(stage.outs)
-        yield stage
-
-
-def _inside(out: str, deps: tuple[str, ...]) -> bool:
-    """Whether ``out`` is one of ``deps`` or in one of them."""
-    return any(out == dep or out.startswith(f"{dep}/") for dep in deps)
-
-
-def _expand(entries: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[Stage]:
-    for name, entry in entries.items():
-        if "foreach" not in entry:
-            yield _stage(name, entry, document)
-            continue
-        items = entry["foreach"]
-        for key, item in (lookup(document, items[2:-1]) if isinstance(items, str) else items).items():
-            yield _stage(f"{name}@{key}", entry["do"], {**document, "key": key, "item": item})
-
-
-def _stage(name: str, entry: Mapping[str, Any], names: Mapping[str, Any]) -> Stage:
-    def filled(key: str) -> tuple[str, ...]:
-        texts = [next(iter(each)) if isinstance(each, dict) else each for each in entry.get(key, ())]
-        return tuple(_fill(text, names) for text in texts)
-
-    _, _, module, *arguments = shlex.split(_fill(entry["cmd"], names))
-    outs = filled("outs") + filled("metrics") + filled("plots")
-    return Stage(name, module, tuple(arguments), filled("deps"), filled("params"), outs)
-
-
-def _fill(text: str, names: Mapping[str, Any]) -> str:
-    """Replace every ``${a.b}`` by its value, written as DVC writes it."""
-
-    def value(match: re.Match[str]) -> str:
-        found = lookup(names, match[1])
-        return str(found).lower() if isinstance(found, bool) else str(found)
-
-    return re.sub(r"\$\{([^}]*)\}", value, text)
-
-
-def lookup(names: Mapping[str, Any], dotted: str) -> Any:
-    """The value at ``a.b`` in nested sections."""
-    found: Any = names
-    for part in dotted.split("."):
-        found = found[part]
-    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from headstart import files, params
 from headstart.console import UserError
 from scripts import lock_gate, record
 from stages import paths
-from stages.__main__ import stages
+from stages.pipeline import stages
 
 from .conftest import ROOT
 

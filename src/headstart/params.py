@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ SMALLEST_IMAGE = 32  # the networks halve an image five times
 LARGEST_FILE = 1_000_000  # bytes: what people write by hand is a thousandth of it
 CLOSED = ConfigDict(extra="forbid")
 
+T = TypeVar("T")
 _SHORTENED = reprlib.Repr()  # a few references in YAML can make a value of any size
 _SHORTENED.maxlevel = 2
 
@@ -118,11 +119,22 @@ def read(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
     """
-    document = load(path)
+    return check(load(path), Params, {"studies": Study, "experiments": Experiment}, path)
+
+
+def check(document: object, whole: type[T], sections: Mapping[str, type], path: str | Path) -> T:
+    """Read ``document``, which is what ``path`` says, as the dataclass ``whole``.
+
+    Args:
+        sections: the dataclasses of the keys that have one, or a section with one for each name.
+
+    Raises:
+        ParamsError: an unknown, missing, wrongly typed or impossible value.
+    """
     try:
-        return TypeAdapter(Params).validate_python(document)
+        return TypeAdapter(whole).validate_python(document)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_in_words(_first(error.errors()))}") from None
+        raise ParamsError(f"{path}: {_in_words(_first(error.errors()), whole, sections)}") from None
 
 
 def load(path: str | Path = "params.yaml") -> Any:
@@ -172,7 +184,6 @@ _TYPES = {
     "dict_type": "a section with keys",
     "dataclass_type": "a section with keys",
 }
-_SECTIONS = {"studies": Study, "experiments": Experiment}
 
 
 def _first(problems: Sequence[Any]) -> Mapping[str, Any]:
@@ -181,7 +192,7 @@ def _first(problems: Sequence[Any]) -> Mapping[str, Any]:
     return min(section, key=lambda problem: (*_UNKNOWN, "missing", problem["type"]).index(problem["type"]))
 
 
-def _in_words(problem: Mapping[str, Any]) -> str:
+def _in_words(problem: Mapping[str, Any], whole: type, sections: Mapping[str, type]) -> str:
     """One of pydantic's problems as a line: the key, what is wrong, and what it is now."""
     kind, value, limits = problem["type"], problem["input"], problem.get("ctx", {})
     path = [str(key) for key in problem["loc"]]
@@ -191,7 +202,7 @@ def _in_words(problem: Mapping[str, Any]) -> str:
         path = path[:3]  # not where in a list
     where = ".".join(path)
     if kind in _UNKNOWN:
-        section = _SECTIONS[path[0]] if len(path) > 1 else Params
+        section = sections[path[0]] if len(path) > 1 else whole
         return f"unknown key {where}{_hint(path[-1], [field.name for field in fields(section)])}"
     if kind == "missing":
         return f"{where} is missing"
