@@ -11,7 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study pictures test lint table results change record lock-gate reliability benchmark lock clean
+.PHONY: help setup study pictures cluster engines test lint table results change record lock-gate reliability machines \
+  benchmark lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -35,6 +36,19 @@ SKIP :=
 pictures: setup  ## A study of your own pictures: make pictures FOLDER=~/flowers [NAME=…] [SKIP=1 to leave out bad files]
 	@python -m scripts.pictures $(if $(FOLDER),"$(FOLDER)") $(if $(NAME),--name "$(NAME)") $(if $(SKIP),--skip-unusable)
 	dvc repro
+	@python -m scripts.table
+
+ENGINE :=
+ENGINES := .venv/engines
+
+engines: setup $(ENGINES)  ## What `make cluster` needs: SLURM's and Ray's packages of Python, and DVC's for SSH and S3
+
+$(ENGINES): cluster/requirements.txt $(READY)
+	@uv pip install --quiet --require-hashes --requirement cluster/requirements.txt
+	@touch $@
+
+cluster: engines  ## The study on many GPUs or machines, as cluster.yaml says: make cluster ENGINE=ray or slurm
+	@python -m cluster $(ENGINE)
 	@python -m scripts.table
 
 lint: setup  ## ruff and mypy
@@ -74,13 +88,24 @@ reliability: setup  ## Kill a small study twenty times, run two at once, and com
 	python -m tests.kills 20
 	python -m tests.together
 
+KILLS := 20
+
+machines: engines  ## Kill nodes and processes while a small study runs on SLURM and on Ray: make machines KILLS=20
+	sh scripts/machines.sh
+	python -m tests.machines slurm $(KILLS)
+	python -m tests.machines ray $(KILLS)
+
 benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark STUDY=full OPTIONS='--plain-epochs 1'
 	dvc repro --quiet download
 	python -m benchmarks.speed $(if $(STUDY),--study $(STUDY)) $(OPTIONS)
 
-lock: $(READY)  ## requirements.txt anew from pyproject.toml, exact versions and hashes
-	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-emit-index-url \
-	  --quiet pyproject.toml --output-file requirements.txt
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --quiet \
+  pyproject.toml
+
+lock: $(READY)  ## requirements.txt and cluster/requirements.txt anew from pyproject.toml, exact versions and hashes
+	$(COMPILE) --extra pipeline --extra test --output-file requirements.txt
+	$(COMPILE) --extra pipeline --extra slurm --extra ray --extra ssh --extra s3 --constraint requirements.txt \
+	  --output-file cluster/requirements.txt
 
 clean:  ## Remove the environment, all outputs that git does not have, and DVC's cache where it has no pictures of yours
 	rm -rf .venv checkpoints data/downloads data/raw data/prepared data/start data/features models predictions report \

@@ -3,9 +3,9 @@
     python -m cluster.unit STAGE --commit COMMIT [--origin FOLDER_OR_ADDRESS] [--scratch FOLDER] [--checkpoints FOLDER]
 
 What the stage needs comes out of DVC's run-cache, from the default remote or the cache that `.dvc/config.local` of the
-origin names; what is not there yet is run as well. What it makes goes back there: afterwards `dvc repro --pull` at home
-finds it and runs it no more. It may be run twice and killed at any moment; with `--checkpoints`, a folder that all
-machines see, a training goes on where another unit was killed.
+origin names; what is not there yet is run as well. What it makes goes back there. It may be run twice and killed at any
+moment; with `--checkpoints`, a folder that all machines see, a training goes on where another unit was killed.
+`python -m cluster` does this for all stages on an engine.
 """
 
 import argparse
@@ -17,21 +17,66 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 import yaml
 
 from headstart.console import UserError, run
-from stages.__main__ import stages
+from stages.paths import PICTURES
+from stages.pipeline import stages
 
 ROOT = Path(__file__).parent.parent
 PREFIX = "headstart-unit-"
+LOCK = "dvc.lock"
+LONGEST_OUTPUT = 100_000  # characters of what a command that failed has said
+LONGEST_LINE = 300
+PAUSES = (1, 5, None)  # seconds after a push that failed
+OWN_ERROR = r"^ERROR: (?:failed to transfer '[^']*' - |unexpected error - )?(.*)"
 # Two DVC that end the same stage at once write the same note into a shared cache: the second finds it moved away.
 OWN_NOTE = re.compile(r"cache/runs/\S+\.tmp'\s*$")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One stage at one commit."""
+
+    stage: str
+    commit: str
+    origin: str = str(ROOT)  # a folder that the machine sees, or an address
+    scratch: str = ""  # where the clone is put; the machine's folder for temporary files if empty
+    checkpoints: str = ""  # a folder that all machines see, or empty
+    # What dvc.lock says of the stages that this one needs, if that is known: then only their outputs are fetched.
+    upstream: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a unit."""
+
+    host: str
+    seconds: float = 0
+    ran: bool = False  # or it had been done before
+    lock: Mapping[str, Any] = field(default_factory=dict)  # what dvc.lock says of the stages that are done
+    problem: str = ""  # why it failed, one line
+    output: str = ""  # of what failed
+    lasting: bool = False  # would fail again: a mistake, of which the stage itself has complained
+
+
+class CommandError(UserError):
+    """A command has failed. ``output``: all that it said. ``lasting``: it would again."""
+
+    def __init__(self, message: str, output: str, lasting: bool) -> None:
+        super().__init__(message)
+        self.output, self.lasting = output, lasting
 
 
 def main(*arguments: str) -> None:
@@ -39,101 +84,192 @@ def main(*arguments: str) -> None:
     parser.add_argument("stage")
     parser.add_argument("--commit", required=True)
     parser.add_argument("--origin", default=str(ROOT))
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--checkpoints", type=Path)
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminated)
-    with _clone(options.origin, options.commit, options.scratch) as clone:
-        _require_stage(options.stage, clone)
-        _require_remote(clone)
-        if options.checkpoints is not None:
-            options.checkpoints.mkdir(parents=True, exist_ok=True)
-            (clone / "checkpoints").symlink_to(options.checkpoints.resolve())
-        _dvc(clone, "fetch", "--quiet", "--run-cache", may_fail=True)  # of a remote that has none yet
-        _dvc(clone, "repro", "--pull", "--allow-missing", options.stage)
-        _dvc(clone, "push", "--quiet", "--run-cache")
-    print(f"{options.stage} at {options.commit[:12]}: done on {socket.gethostname()}")
+    parser.add_argument("--scratch", default="")
+    parser.add_argument("--checkpoints", default="")
+    signal.signal(signal.SIGTERM, terminated)
+    unit = Unit(**vars(parser.parse_args(arguments)))
+    outcome = perform(unit)
+    before = "" if outcome.ran else ", as it was before"
+    print(f"{unit.stage} at {unit.commit[:12]}: done on {outcome.host} in {outcome.seconds:.1f} s{before}")
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """What a scheduler sends before it takes the machine away: clean up as after Ctrl-C."""
+def host() -> str:
+    """This machine's name, as SLURM has it if it is one of its nodes."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def terminated(number: int, frame: FrameType | None) -> None:
+    """Handle what a scheduler sends before it takes the machine away: clean up as after Ctrl-C."""
     raise KeyboardInterrupt
 
 
+def attempt(unit: Unit) -> Outcome:
+    """Perform ``unit``; whatever goes wrong is in the outcome, and nothing is raised but an interruption."""
+    try:
+        return perform(unit)
+    except UserError as error:
+        output, lasting = getattr(error, "output", ""), getattr(error, "lasting", False)
+        return Outcome(host(), problem=str(error), output=output, lasting=lasting)
+    except Exception as error:
+        return Outcome(host(), problem=f"{type(error).__name__}: {error}")
+
+
+def perform(unit: Unit) -> Outcome:
+    """Run the stage of ``unit`` in a clone, push what it made, and delete the clone.
+
+    Raises:
+        UserError: the commit, the stage, DVC or its remote is missing; or the stage or DVC fails.
+    """
+    started = time.perf_counter()
+    with clone_at(unit.origin, unit.commit, unit.scratch) as clone:
+        _require_stage(unit.stage, clone)
+        if unit.checkpoints:
+            Path(unit.checkpoints).mkdir(parents=True, exist_ok=True)
+            (clone / "checkpoints").symlink_to(Path(unit.checkpoints).resolve())
+        remember(unit.upstream, clone)
+        if "prepare" not in unit.upstream:
+            _pull_pictures(clone, unit.environment)
+        # What dvc.lock has of other stages is no matter then, and their outputs are not fetched.
+        alone = ["--single-item"] if unit.upstream else []
+        said = dvc(clone, "repro", "--pull", *alone, unit.stage, environment=unit.environment)
+        _push(clone, *([] if unit.upstream else ["--with-deps"]), unit.stage)
+        lock = yaml.safe_load((clone / LOCK).read_text(encoding="utf-8"))["stages"]
+    ran = f"Running stage '{unit.stage}'" in said
+    return Outcome(host(), time.perf_counter() - started, ran, lock)
+
+
 @contextmanager
-def _clone(origin: str, commit: str, scratch: Path) -> Iterator[Path]:
-    """A clone of ``origin`` at ``commit``, with DVC's local settings if ``origin`` is a folder; deleted at the end."""
-    _remove_dead(scratch)
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=scratch) as folder:
-        clone = Path(folder, "clone")
-        done = _run(["git", "clone", "--quiet", "--no-checkout", origin, str(clone)], Path(folder))
+def clone_at(origin: str, commit: str, scratch: str = "") -> Iterator[Path]:
+    """A clone of ``origin`` at ``commit``, with DVC's local settings if ``origin`` is a folder; deleted at the end.
+
+    Raises:
+        UserError: there is no such origin or commit, or DVC has no remote there.
+    """
+    folder = Path(scratch or tempfile.gettempdir())
+    remove_dead(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=folder) as own:
+        clone = Path(own, "clone")
+        done = _run(["git", "clone", "--quiet", "--no-checkout", origin, str(clone)], Path(own))
         if done.returncode:
-            raise UserError(f"{origin} cannot be cloned: {_last_line(done.stderr)}")
+            raise UserError(f"{origin} cannot be cloned: {last_line(done.stderr)}")
         if _run(["git", "checkout", "--quiet", "--detach", commit], clone).returncode:
             raise UserError(f"{origin} has no commit {commit}: push it there, or name another one")
         local = Path(origin, ".dvc/config.local")
         if local.is_file():
             shutil.copy(local, clone / ".dvc/config.local")
+        _require_remote(clone)
         yield clone
 
 
-def _remove_dead(scratch: Path) -> None:
-    """Remove what units on this machine left that were killed."""
+def remove_dead(scratch: Path) -> None:
+    """End and remove what units on this machine left that were killed."""
     for left in scratch.glob(f"{PREFIX}{socket.gethostname()}-*"):
         pid = left.name.removeprefix(f"{PREFIX}{socket.gethostname()}-").partition("-")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            for process in psutil.process_iter(["cwd"]):
+                if Path(process.info["cwd"] or "/").is_relative_to(left.resolve()):
+                    process.kill()
             shutil.rmtree(left, ignore_errors=True)
 
 
 def _require_stage(stage: str, clone: Path) -> None:
-    document = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
-    names = [one.name for one in stages(document, str(clone / "dvc.yaml"))]
+    names = [one.name for one in stages(settings_of(clone), str(clone / "dvc.yaml"))]
     if stage not in names:
         raise UserError(f"there is no stage {stage!r} at this commit: known are {', '.join(names)}")
 
 
+def settings_of(clone: Path) -> Any:
+    """What params.yaml says there, unchecked: a stage says what is wrong with it."""
+    return yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+
+
 def _require_remote(clone: Path) -> None:
-    if not _run(["dvc", "remote", "list"], clone).stdout.strip():
+    if not dvc(clone, "remote", "list").strip():
         raise UserError("DVC has no remote to bring results to: `dvc remote add --default NAME ADDRESS`, and commit it")
 
 
-def _dvc(clone: Path, *arguments: str, may_fail: bool = False) -> None:
-    """Run DVC in ``clone`` with this Python and the clone's code.
+def remember(upstream: Mapping[str, Any], clone: Path) -> None:
+    """Let DVC know ``upstream`` and nothing else.
+
+    What the commit says of a stage hides what the run-cache has: where nobody has pushed just that, it is run anew.
+    """
+    if upstream:
+        (clone / LOCK).write_text(yaml.safe_dump({"schema": "2.0", "stages": dict(upstream)}), encoding="utf-8")
+    else:
+        (clone / LOCK).unlink(missing_ok=True)
+
+
+def _pull_pictures(clone: Path, environment: Mapping[str, str]) -> None:
+    """Fetch the study's own pictures: DVC does not by itself, because the folder that they are in is there."""
+    settings = settings_of(clone)
+    pointer = PICTURES / f"{settings['studies'][settings['study']]['dataset']}.dvc"
+    if (clone / pointer).is_file():
+        dvc(clone, "pull", str(pointer), environment=environment)
+
+
+def _push(clone: Path, *what: str) -> None:
+    """Push ``what``; a remote that will not have it is asked again, and then it is no use to compute it once more.
 
     Raises:
-        UserError: it fails.
+        CommandError: the remote is full, read-only or cannot be reached.
+    """
+    for pause in PAUSES:
+        try:
+            dvc(clone, "push", "--run-cache", *what)
+            return
+        except CommandError as error:
+            if pause is None:
+                raise CommandError(str(error), error.output, lasting=True) from None
+        time.sleep(pause)
+
+
+def dvc(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run DVC in ``folder`` with this Python and the code that is there; return what it says.
+
+    Raises:
+        UserError: it fails, or there is none.
     """
     for _ in range(2):
-        done = _run(["dvc", *arguments], clone)
-        if not done.returncode or may_fail:
-            return
+        done = _run(["dvc", *arguments], folder, environment)
+        if not done.returncode:
+            return done.stdout
         if not OWN_NOTE.search(done.stderr):
             break
     ours = re.findall(r"^headstart: (.*)", done.stderr, re.MULTILINE)
-    said = ours[-1] if ours else _last_line(done.stderr) or _last_line(done.stdout)
-    raise UserError(f"`dvc {' '.join(arguments)}` failed: {said}")
+    theirs = re.findall(OWN_ERROR, done.stderr, re.MULTILINE)
+    said = ours[-1] if ours else theirs[0] if theirs else last_line(done.stderr) or last_line(done.stdout)
+    raise CommandError(f"`dvc {' '.join(arguments)}` failed: {textwrap.shorten(said, LONGEST_LINE)}",
+                       (done.stdout + done.stderr)[-LONGEST_OUTPUT:], lasting=bool(ours))  # fmt: skip
 
 
-def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run ``command`` to its end; whatever ends this process ends it and all that it has started."""
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": str(folder / "src"),  # an installed Headstart may be of another commit
-    }
-    process = subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if shutil.which(command[0], path=path) is None:
+        raise UserError(f"{host()} has no {command[0]} beside {sys.executable} nor on its PATH: install "
+                        "there what `make setup` does")  # fmt: skip
+    full = {**os.environ, **(environment or {}), "PATH": path,
+            "PYTHONPATH": str(folder / "src")}  # fmt: skip  # an installed Headstart may be of another commit
+    process = subprocess.Popen(command, cwd=folder, env=full, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               start_new_session=True)  # fmt: skip
     try:
-        out, error = process.communicate()
+        while True:
+            try:
+                out, error = process.communicate(timeout=1)  # or Ray could not interrupt it: it sends no signal
+                return subprocess.CompletedProcess(command, process.returncode, out, error)
+            except subprocess.TimeoutExpired:
+                pass
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
-    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last line of ``text`` that has something."""
     return ([line for line in text.splitlines() if line.strip()] or [""])[-1].strip()
 
 

@@ -1,0 +1,126 @@
+"""Run the study that params.yaml names on many machines, and bring home what they make.
+
+    python -m cluster slurm|ray
+
+It is run as the last commit has it: each stage in a clone of its own, in the order of the pipeline, side by side where
+they need none of each other; `cluster.yaml` says how. At the end `dvc repro --pull` restores all of it here and runs
+what is left, which takes seconds. After an interruption, or where something failed, the same command goes on.
+"""
+
+import contextlib
+import importlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from cluster import home
+from cluster import settings as cluster_settings
+from cluster.board import Board
+from cluster.engine import Engine
+from cluster.settings import Settings
+from cluster.unit import LOCK, ROOT, Unit, clone_at, dvc, remove_dead, settings_of, terminated
+from headstart import files, params
+from headstart.console import UserError, run
+from stages.paths import PICTURES
+from stages.pipeline import stages
+
+ENGINES = ("ray", "slurm")
+OWN = Path(".cluster")  # logs of what failed; in git's ignored files
+# What the pipeline itself makes, and what no stage reads: neither makes the commit another study.
+NOT_ASKED = ("metrics", "plots", LOCK, cluster_settings.PATH)
+
+
+def main(*arguments: str) -> None:
+    name = arguments[0] if len(arguments) == 1 else ""
+    if name not in ENGINES:
+        raise UserError(f"on which engine? Known are {', '.join(ENGINES)}: make cluster ENGINE=ray")
+    settings = cluster_settings.read()
+    commit = _commit()
+    OWN.mkdir(exist_ok=True)
+    try:
+        with FileLock(OWN / "lock", timeout=0):
+            _run(name, settings, commit)
+    except Timeout:
+        raise UserError("another `make cluster` runs here: wait for it, or stop it") from None
+
+
+def _run(name: str, settings: Settings, commit: str) -> None:
+    _require_pictures()
+    origin, scratch = settings.origin or str(ROOT), settings.scratch or ""
+    with clone_at(origin, commit, scratch) as clone:  # as the machines will
+        plan = list(home.levels(stages(settings_of(clone), str(clone / "dvc.yaml"))))
+    lock: dict[str, Any] = {}
+    try:
+        with _engine(name, settings) as engine, Board() as board:
+            signal.signal(signal.SIGTERM, terminated)  # Ray has put a handler of its own there
+            dvc(ROOT, "push", "--run-cache")  # what has been done here is not done again
+            for level in plan:
+                told = home.environment(settings.gpus, settings.cpus, level.computes)
+                units = [Unit(stage.name, commit, origin, scratch, _checkpoints(settings), home.upstream(stage, lock),
+                              told) for stage in level.stages]  # fmt: skip
+                for outcome in home.perform(engine, units, level.computes, settings.attempts, board, OWN / "logs"):
+                    lock |= outcome.lock
+    finally:
+        remove_dead(Path(scratch or tempfile.gettempdir()))  # what was interrupted here while it cleaned up
+    _bring(lock)
+    if subprocess.run([sys.executable, "-m", "dvc", "repro", "--pull"]).returncode:
+        raise UserError("`dvc repro --pull` failed here: all that the machines did is in DVC's remote")
+
+
+def _commit() -> str:
+    """The last commit, which machines clone.
+
+    Raises:
+        UserError: this is no repository, or something is changed that a stage could read.
+    """
+    try:
+        changed = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in NOT_ASKED))
+        if changed:
+            raise UserError("machines clone the last commit, and these are not in it; commit them first:",
+                            changed.splitlines())  # fmt: skip
+        return _git("rev-parse", "HEAD").strip()
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"git says: {error.stderr.strip()}") from None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def _require_pictures() -> None:
+    """Raise UserError where the study is of pictures that only this machine has."""
+    pictures = PICTURES / params.read().current.dataset
+    if pictures.is_dir() and not pictures.with_suffix(".dvc").is_file():
+        raise UserError(f"no other machine has {pictures}: `dvc add {pictures}`, commit the file that it writes, and "
+                        "`dvc push`")  # fmt: skip
+
+
+def _engine(name: str, settings: Settings) -> AbstractContextManager[Engine]:
+    try:
+        module = importlib.import_module(f"cluster.{name}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name} needs the package {error.name}: `make engines` installs it") from None
+    return contextlib.closing(module.Engine(settings))
+
+
+def _checkpoints(settings: Settings) -> str:
+    return str(Path(settings.shared_folder, "checkpoints").resolve()) if settings.shared_folder else ""
+
+
+def _bring(lock: Mapping[str, Any]) -> None:
+    """Let dvc.lock say of the stages in ``lock`` what they are now: `dvc repro --pull` fetches them by it."""
+    path = ROOT / LOCK
+    before = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
+    files.write_text(path, yaml.safe_dump({"schema": "2.0", "stages": {**before, **lock}}, sort_keys=False))
+
+
+if __name__ == "__main__":
+    run(main, *sys.argv[1:])

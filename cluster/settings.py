@@ -1,0 +1,53 @@
+"""``cluster.yaml`` as frozen dataclasses: how the stages are spread over machines."""
+
+from typing import Annotated
+
+from pydantic import Field, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
+
+from headstart import params
+from headstart.params import CLOSED, Count, Natural, Number
+
+PATH = "cluster.yaml"
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Slurm:
+    """What SLURM is asked for."""
+
+    partition: StrictStr | None
+    account: StrictStr | None
+    minutes: Count
+    memory_gb: Annotated[Number, Field(gt=0)]
+    options: dict[StrictStr, StrictStr | StrictInt]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Ray:
+    """Which Ray."""
+
+    address: StrictStr | None
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Settings:
+    """All of ``cluster.yaml``."""
+
+    gpus: Natural
+    cpus: Count
+    at_once: Count
+    attempts: Count
+    shared_folder: StrictStr | None
+    origin: StrictStr | None
+    scratch: StrictStr | None
+    slurm: Slurm
+    ray: Ray
+
+
+def read() -> Settings:
+    """Read and check ``cluster.yaml``.
+
+    Raises:
+        ParamsError: it is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
+    """
+    return params.check(params.load(PATH), Settings, {"slurm": Slurm, "ray": Ray}, PATH)
