@@ -1,0 +1,248 @@
+"""A study on SLURM and on Ray, with nodes that die; what home does, and what it refuses."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+from rich.console import Console
+
+from cluster import __main__ as command
+from cluster import home, settings, unit
+from cluster.board import SHOWN, Board
+from cluster.engine import State
+from cluster.unit import Outcome, Unit
+from headstart.console import UserError
+from headstart.params import ParamsError
+from stages.pipeline import stages
+
+from . import machines, ray_nodes, slurm
+from .clones import tiny_clone
+from .conftest import ROOT, run
+
+MISSING: dict[str, Callable[[], str]] = {"slurm": slurm.missing, "ray": ray_nodes.missing}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, str]:
+    return machines.alone(tmp_path_factory.mktemp("alone") / "clone", every=False)
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("engine", ["slurm", "ray"])
+def test_as_on_one_machine_with_nodes_that_die(tmp_path, engine, alone):
+    if why := MISSING[engine]():
+        pytest.skip(why)
+    wrong, fell = machines.study(tmp_path, engine, alone, kills=2, seed=1, every=False)
+    assert wrong == []
+    assert fell["a node"] == 1
+
+
+SETTINGS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def test_levels_are_what_can_run_side_by_side():
+    plan = [([stage.name for stage in level.stages], level.computes) for level in
+            home.levels(stages(SETTINGS, str(ROOT / "dvc.yaml")))]  # fmt: skip
+    assert [names for names, _ in plan[:-1]] == [
+        ["download"],
+        ["prepare"],
+        ["start@pretrained", "start@random"],
+        ["features@pretrained", "features@random"],
+    ]
+    assert plan[-1][0] == [f"train@{name}" for name in SETTINGS["experiments"]]
+    assert [computes for _, computes in plan] == [False, False, True, True, True]
+
+
+def test_a_stage_is_told_of_what_it_needs_and_of_nothing_else():
+    by_name = {stage.name: stage for stage in stages(SETTINGS, str(ROOT / "dvc.yaml"))}
+    lock = {name: {"outs": [{"path": out} for out in stage.outs]} for name, stage in by_name.items()}
+    assert set(home.upstream(by_name["train@random-frozen-sgd"], lock)) == {
+        "prepare",
+        "start@random",
+        "features@random",
+    }
+    assert home.upstream(by_name["download"], lock) == {}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "computes", "ours", "told"),
+    [
+        (0, True, {}, ("cpu", "float32")),
+        (0, True, {"HEADSTART_DTYPE": "bfloat16"}, ("cpu", "bfloat16")),
+        (1, True, {}, ("cuda", "bfloat16")),
+        (1, False, {}, ("cpu", "float32")),
+        (1, True, {"HEADSTART_DTYPE": "float32", "HEADSTART_DEVICE": "cpu"}, ("cuda", "float32")),
+    ],
+)
+def test_all_machines_compute_alike(gpus, computes, ours, told):
+    environment = home.environment(gpus, 3, computes, ours)
+    assert (environment["HEADSTART_DEVICE"], environment["HEADSTART_DTYPE"]) == told
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+class Job:
+    def __init__(self, unit: Unit, states: Iterator[State]) -> None:
+        self.unit = unit
+        self._states = states
+
+    def state(self) -> State:
+        return next(self._states)
+
+
+class Engine:
+    """Gives each stage the outcomes that it is made with, one an attempt."""
+
+    def __init__(self, **outcomes: list[Outcome]) -> None:
+        self._left = {name: iter(each) for name, each in outcomes.items()}
+        self.begun: list[str] = []
+
+    def submit(self, units: Sequence[Unit], *, computes: bool) -> list[Job]:
+        self.begun += [unit.stage for unit in units]
+        return [Job(unit, iter([State("waiting"), State("running", "here"),
+                                State("ended", outcome=next(self._left[unit.stage]))])) for unit in units]  # fmt: skip
+
+    def look(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+DONE = Outcome("here", 2.0, ran=True)
+LOST = Outcome("there", problem="the machine ended")
+
+
+@pytest.fixture
+def perform(tmp_path, monkeypatch) -> Callable[..., list[Outcome]]:
+    monkeypatch.setattr(home, "POLL", 0)
+
+    def perform(engine: Engine, *stages: str) -> list[Outcome]:
+        with Board() as board:
+            return home.perform(engine, [Unit(stage, "0" * 40) for stage in stages], True, 3, board, tmp_path)
+
+    return perform
+
+
+def test_what_is_lost_is_begun_again_and_what_would_fail_again_is_not(perform, tmp_path, capsys):
+    mistake = Outcome("here", problem="`dvc repro` failed: lr is 0", output="all it said", lasting=True)
+    engine = Engine(good=[DONE], unlucky=[LOST, LOST, DONE], wrong=[mistake])
+    with pytest.raises(UserError, match=r"1 of 3 stages failed; .* the same command goes on") as refused:
+        perform(engine, "good", "unlucky", "wrong")
+    assert refused.value.details == [f"wrong on here: `dvc repro` failed: lr is 0 ({tmp_path}/wrong.txt)"]
+    assert (tmp_path / "wrong.txt").read_text() == "all it said"
+    assert sorted(engine.begun) == ["good", "unlucky", "unlucky", "unlucky", "wrong"]
+    said = capsys.readouterr().out.splitlines()
+    assert "done     good  here, 2 s" in said
+    assert said.count("again    unlucky  on there: the machine ended") == 2
+    assert said.index("running  unlucky  here") < said.index("done     unlucky  here, 2 s")
+
+
+def test_nothing_is_begun_for_ever(perform):
+    engine = Engine(unlucky=[LOST] * 9)
+    with pytest.raises(UserError, match="1 of 1 stages failed"):
+        perform(engine, "unlucky")
+    assert engine.begun == ["unlucky"] * 3
+
+
+def test_of_hundreds_of_failures_the_first_are_named(perform):
+    names = [f"stage{number}" for number in range(100)]
+    with pytest.raises(UserError) as refused:
+        perform(Engine(**{name: [LOST] * 3 for name in names}), *names)
+    assert len(refused.value.details) == home.LISTED + 1
+    assert refused.value.details[-1] == f"and {100 - home.LISTED} more"
+
+
+def test_a_terminal_shows_what_runs_first_and_no_more_than_fits(tmp_path):
+    console = Console(force_terminal=True, width=80, record=True)
+    with Board(console) as board:
+        for number in range(100):
+            board.show(f"waits{number}", "waiting", "")
+        board.show("runs[red]", "running", "node7")
+        console.begin_capture()
+        board.draw()
+        shown = console.end_capture()
+    assert "running  runs[red]    node7" in shown
+    assert shown.index("runs[red]") < shown.index("waits")
+    assert f"and {101 - SHOWN} more" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gpus": -1}, "gpus"),
+        ({"slurm": {"minuts": 5}}, "minuts"),
+        ({"ray": None}, "ray"),
+        ({"at_once": 0}, "at_once"),
+        ({"more": 1}, "unknown key more"),
+    ],
+)
+def test_what_cluster_yaml_cannot_say(tmp_path, monkeypatch, change, message):
+    document = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8")) | change
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match=f"^cluster.yaml: .*{message}"):
+        settings.read()
+
+
+def test_without_an_engine_or_without_dvc(monkeypatch):
+    for name, package in {"ray": "ray", "slurm": "submitit"}.items():
+        monkeypatch.delitem(sys.modules, f"cluster.{name}", raising=False)
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=f"{name} needs the package {package}: `make engines` installs it"):
+            command._engine(name, settings.read())
+    monkeypatch.setattr(unit.shutil, "which", lambda *arguments, **options: None)
+    lost = unit.attempt(Unit("prepare", "0" * 40))
+    assert lost.problem.startswith(f"{unit.host()} has no git beside ")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A repository without a remote."""
+    return tiny_clone(tmp_path_factory.mktemp("home"))
+
+
+def refused(clone: Path, engine: str = "ray", **environment: str) -> list[str]:
+    done = run("env", f"PYTHONPATH={clone / 'src'}", *(f"{key}={value}" for key, value in environment.items()),
+               sys.executable, "-m", "cluster", engine, cwd=clone, check=False)  # fmt: skip
+    assert done.returncode == 1
+    return done.stderr.splitlines()
+
+
+@pytest.mark.pipeline
+def test_what_home_refuses(clone, tmp_path):
+    assert refused(clone, "kubernetes") == ["headstart: on which engine? Known are ray, slurm: make cluster ENGINE=ray"]
+    [line] = refused(clone)
+    assert line.startswith("headstart: DVC has no remote to bring results to: `dvc remote add --default NAME ADDRESS`")
+    run("dvc", "remote", "add", "--quiet", "--default", "shared", str(tmp_path / "remote"), cwd=clone)
+    assert refused(clone)[1:] == ["  M .dvc/config"]
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote", cwd=clone)
+    with FileLock(clone / ".cluster/lock"):
+        assert refused(clone) == ["headstart: another `make cluster` runs here: wait for it, or stop it"]
+
+    edit(clone, origin=str(ROOT))  # which has not been given the clone's commit
+    [line] = refused(clone)
+    assert line.startswith(f"headstart: {ROOT} has no commit ")
+    assert line.endswith(": push it there, or name another one")
+    edit(clone, origin=None)
+
+    edit(clone, gpus=1)
+    if not MISSING["ray"]() and not Path("/dev/nvidia0").exists():
+        assert refused(clone) == [
+            "headstart: no machine has 1 CPU and 1 GPU here: change gpus and cpus in cluster.yaml"
+        ]
+    edit(clone, gpus=0, ray={"address": "127.0.0.1:1"})
+    if not MISSING["ray"]():
+        [line] = refused(clone)
+        assert line.startswith("headstart: Ray at 127.0.0.1:1 cannot be used: ")
+    if not MISSING["slurm"]() and "SLURM_CONF" not in os.environ:
+        [line] = [line for line in refused(clone, "slurm") if not line.startswith("sbatch: ")]
+        assert line.startswith("headstart: SLURM does not take the stages: ")
+
+
+def edit(clone: Path, **changes: object) -> None:
+    path = clone / "cluster.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
