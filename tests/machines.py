@@ -50,11 +50,12 @@ def home(clone: Path, nodes: Any, scratch: Path, **settings: object) -> None:
 
 
 def command(clone: Path, engine: str, nodes: Any, log: Path) -> subprocess.Popen[bytes]:
-    """Begin `python -m cluster` in ``clone``."""
+    """Begin `python -m cluster` in ``clone``; Ctrl-C reaches it even where a shell has put this into the background."""
     environment = {**nodes.environment, "PYTHONPATH": str(clone / "src")}
     with log.open("wb") as file:
         return subprocess.Popen([sys.executable, "-m", "cluster", engine], cwd=clone, env=environment, stdout=file,
-                                stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+                                stderr=subprocess.STDOUT, start_new_session=True,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
 def kill_one(scratch: Path, moments: random.Random) -> str:
