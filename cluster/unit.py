@@ -238,7 +238,8 @@ def dvc(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
             break
     ours = re.findall(r"^headstart: (.*)", done.stderr, re.MULTILINE)
     theirs = re.findall(OWN_ERROR, done.stderr, re.MULTILINE)
-    said = ours[-1] if ours else theirs[0] if theirs else last_line(done.stderr) or last_line(done.stdout)
+    ended = f"it ended with status {done.returncode}"
+    said = ours[-1] if ours else theirs[0] if theirs else last_line(done.stderr) or last_line(done.stdout) or ended
     raise CommandError(f"`dvc {' '.join(arguments)}` failed: {textwrap.shorten(said, LONGEST_LINE)}",
                        (done.stdout + done.stderr)[-LONGEST_OUTPUT:], lasting=bool(ours))  # fmt: skip
 

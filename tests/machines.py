@@ -31,7 +31,7 @@ from .ray_nodes import ray_nodes
 from .slurm import slurm
 
 BETWEEN = (3.0, 9.0)  # seconds
-GRACE = 3  # that what is interrupted has to clean up
+GRACE = 30  # that what is interrupted has to clean up
 ABSENT = (3.0, 6.0)  # and so long a node stays away
 EPOCHS = 8  # so that some kills fall between epochs
 NODES: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {"slurm": slurm, "ray": ray_nodes}
@@ -131,6 +131,9 @@ def study(
     with NODES[engine](folder / engine) as nodes:
         home(clone, nodes, scratch)
         before, wrong = interrupted(clone, engine, nodes, folder / "log0")
+        deadline = time.monotonic() + GRACE
+        while list(scratch.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         wrong += [f"{path} is left of what was interrupted" for path in scratch.iterdir()]
         process = command(clone, engine, nodes, folder / "log")
         fell = chaos(process, nodes, scratch, kills, random.Random(seed))
@@ -161,7 +164,6 @@ def interrupted(clone: Path, engine: str, nodes: Any, log: Path) -> tuple[set[st
     process.wait()
     said = log.read_text(encoding="utf-8")
     right = process.returncode == 1 and said.splitlines()[-1].startswith("headstart: interrupted; ")
-    time.sleep(GRACE)
     return done(said), [] if right else [said]
 
 
