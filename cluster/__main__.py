@@ -53,6 +53,7 @@ def main(*arguments: str) -> None:
 
 
 def _run(name: str, settings: Settings, commit: str) -> None:
+    _clean_up_when_told_to_end()
     _require_pictures()
     origin, scratch = settings.origin or str(ROOT), settings.scratch or ""
     with clone_at(origin, commit, scratch) as clone:  # as the machines will
@@ -60,7 +61,7 @@ def _run(name: str, settings: Settings, commit: str) -> None:
     lock: dict[str, Any] = {}
     try:
         with _engine(name, settings) as engine, Board() as board:
-            signal.signal(signal.SIGTERM, terminated)  # Ray has put a handler of its own there
+            _clean_up_when_told_to_end()  # Ray has put a handler of its own there
             dvc(ROOT, "push", "--run-cache")  # what has been done here is not done again
             for level in plan:
                 told = home.environment(settings.gpus, settings.cpus, level.computes)
@@ -73,6 +74,14 @@ def _run(name: str, settings: Settings, commit: str) -> None:
     _bring(lock)
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--pull"]).returncode:
         raise UserError("`dvc repro --pull` failed here: all that the machines did is in DVC's remote")
+
+
+def _clean_up_when_told_to_end() -> None:
+    """After `kill` and a closed terminal as after Ctrl-C; `nohup` keeps its word."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, terminated)
 
 
 def _commit() -> str:

@@ -84,12 +84,13 @@ def perform(
                 board.show(stage, state.kind, state.where)
                 continue
             jobs.remove(job)
+            log = logs / f"{stage}.txt"
             if not outcome.problem:
+                log.unlink(missing_ok=True)
                 done.append(outcome)
                 said = f"{outcome.seconds:.0f} s" if outcome.ran else "had been done before"
                 board.end(stage, "done", f"{outcome.host}, {said}")
                 continue
-            log = logs / f"{stage}.txt"
             files.write_text(log, outcome.output or outcome.problem)
             problem = f"on {outcome.host}: {outcome.problem}"
             if begun[stage] < attempts and not outcome.lasting:

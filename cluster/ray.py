@@ -1,5 +1,6 @@
 """Ray: on this machine alone, or on a cluster by its address."""
 
+import itertools
 import logging
 import os
 import re
@@ -25,29 +26,30 @@ TIMEOUT = 60  # seconds for the head to answer
 
 
 class Whereabouts:
-    """Where each stage was begun: without its dashboard Ray tells nobody."""
+    """Where each job was begun: without its dashboard Ray tells nobody."""
 
     def __init__(self) -> None:
-        self._hosts: dict[str, str] = {}
+        self._hosts: dict[int, str] = {}
 
-    def begun(self, stage: str, host: str) -> None:
-        self._hosts[stage] = host
+    def begun(self, number: int, host: str) -> None:
+        self._hosts[number] = host
 
-    def hosts(self) -> dict[str, str]:
+    def hosts(self) -> dict[int, str]:
         return self._hosts
 
 
 @ray.remote
-def _attempt(unit: Unit, whereabouts: Any) -> Outcome:
-    whereabouts.begun.remote(unit.stage, host())
+def _attempt(unit: Unit, number: int, whereabouts: Any) -> Outcome:
+    whereabouts.begun.remote(number, host())
     return attempt(unit)
 
 
 class RayJob:
     """A unit that Ray has, or that waits to be given to it."""
 
-    def __init__(self, unit: Unit, computes: bool) -> None:
+    def __init__(self, unit: Unit, number: int, computes: bool) -> None:
         self.unit = unit
+        self.number = number
         self.computes = computes
         self.now = State("waiting")
 
@@ -62,18 +64,22 @@ class Engine:
         self._settings = settings
         self._queue: deque[RayJob] = deque()
         self._given: dict[ray.ObjectRef, RayJob] = {}
+        self._numbers = itertools.count()
         packages = [str(ROOT / package) for package in PACKAGES]
-        address = {"address": settings.ray.address} if settings.ray.address else {"include_dashboard": False}
+        # "local", or it would be whatever cluster RAY_ADDRESS names or `ray start` has begun here.
+        address = settings.ray.address or "local"
+        dashboard = {} if settings.ray.address else {"include_dashboard": False}
         try:
             _require_reachable(settings.ray.address)
-            ray.init(**address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"py_modules": packages})
+            ray.init(address, **dashboard, log_to_driver=False, logging_level=logging.ERROR,
+                     runtime_env={"py_modules": packages})  # fmt: skip
             self._whereabouts: Any = ray.remote(num_cpus=0, resources=HEAD)(Whereabouts).remote()
         except (OSError, RuntimeError, ValueError, RayError) as error:
             where = settings.ray.address or "this machine"
             raise UserError(f"Ray at {where} cannot be used: {_first_line(error)}") from None
 
     def submit(self, units: Sequence[Unit], *, computes: bool) -> list[RayJob]:
-        jobs = [RayJob(unit, computes) for unit in units]
+        jobs = [RayJob(unit, next(self._numbers), computes) for unit in units]
         self._queue.extend(jobs)
         return jobs
 
@@ -90,9 +96,9 @@ class Engine:
                 job.now = State("ended", outcome=_outcome(reference))
         while self._queue and len(self._given) < self._settings.at_once:
             job = self._queue.popleft()
-            retries = self._settings.attempts - 1  # of a machine or a process that ended
-            options = {"num_cpus": self._settings.cpus, "num_gpus": self._gpus(job.computes), "max_retries": retries}
-            self._given[_attempt.options(**options).remote(job.unit, self._whereabouts)] = job
+            # Home begins again what is lost, and counts: Ray's own retries would multiply that.
+            options = {"num_cpus": self._settings.cpus, "num_gpus": self._gpus(job.computes), "max_retries": 0}
+            self._given[_attempt.options(**options).remote(job.unit, job.number, self._whereabouts)] = job
         try:
             hosts = ray.get(self._whereabouts.hosts.remote(), timeout=TIMEOUT)
             lacks = {computes: self._lacks(computes) for computes in {job.computes for job in self._given.values()}}
@@ -102,7 +108,7 @@ class Engine:
         if self._settings.ray.address is None and any(lacks.values()):
             raise UserError(f"{next(filter(None, lacks.values()))} here: change gpus and cpus in cluster.yaml")
         for job in self._given.values():
-            host = hosts.get(job.unit.stage)
+            host = hosts.get(job.number)
             job.now = State("running", host) if host else State("waiting", lacks[job.computes])
 
     def _gpus(self, computes: bool) -> int:

@@ -1,9 +1,11 @@
 """SLURM, through submitit: the units of a level are one array."""
 
+import getpass
 import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from cluster.unit import ROOT, Outcome, Unit, attempt, last_line, terminated
 from headstart.console import UserError
 
 RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING"}
-ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+         "TIMEOUT"}  # fmt: skip
 SETTLING = 10  # seconds that a shared folder may take to show a result
 
 
@@ -63,12 +66,20 @@ class SlurmJob:
             reason = info.get("Reason", "None")
             return State("waiting", "" if reason == "None" else reason)
         self._ended = self._ended or time.monotonic()
-        if time.monotonic() - self._ended < SETTLING:
+        if time.monotonic() - self._ended < SETTLING or self._is_not_lost():
             return State("running", node)
         log = self.job.paths.stderr
         said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         why = f"its job {self.job.job_id} ended with {name}" + (f": {last_line(said)}" if said else "")
         return State("ended", outcome=Outcome(node or "SLURM", problem=why, output=said))
+
+    def _is_not_lost(self) -> bool:
+        """Whether a second look finds a result, or that SLURM has begun the job anew."""
+        folder = self.job.paths.result_pickle.parent
+        folder.chmod(folder.stat().st_mode)  # NFS forgets what it remembers of a folder that changes
+        if self.job.paths.result_pickle.exists():
+            return True
+        return self.job.watcher.get_info(self.job.job_id, mode="force").get("State", "PENDING") not in ENDED
 
     def _outcome(self) -> Outcome:
         kind, result = submitit.core.utils.pickle_load(self.job.paths.result_pickle)
@@ -86,14 +97,14 @@ class Engine:
         get_logger().setLevel("ERROR")
         submitit_slurm.SlurmJob.watcher = Queue(delay_s=30)
         self._gpus = settings.gpus
-        self._jobs: list[SlurmJob] = []
-        # A job may reach the end of its time as often as it may fail.
+        # So that what is interrupted between the asking and the answer can be cancelled too.
+        self._name = f"headstart-{uuid.uuid4().hex[:8]}"
         self._executor = submitit.SlurmExecutor(Path(settings.shared_folder).resolve() / "jobs",
                                                 max_num_timeout=settings.attempts)  # fmt: skip
         slurm = settings.slurm
         options = {"chdir": str(ROOT), "requeue": True, **slurm.options}
         self._executor.update_parameters(
-            job_name="headstart", time=slurm.minutes, mem=f"{round(slurm.memory_gb * 1024)}M",
+            job_name=self._name, time=slurm.minutes, mem=f"{round(slurm.memory_gb * 1024)}M",
             cpus_per_task=settings.cpus, array_parallelism=settings.at_once, additional_parameters=options,
             **{key: value for key in ("partition", "account") if (value := getattr(slurm, key))},
         )  # fmt: skip
@@ -104,14 +115,11 @@ class Engine:
             given = self._executor.map_array(Attempt(), units)
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"SLURM does not take the stages: {last_line(str(error))}") from None
-        jobs = [SlurmJob(unit, job) for unit, job in zip(units, given, strict=True)]
-        self._jobs += jobs
-        return jobs
+        return [SlurmJob(unit, job) for unit, job in zip(units, given, strict=True)]
 
     def look(self) -> None:
         """The queue is asked by the jobs, and no more often than `Queue` allows."""
 
     def close(self) -> None:
-        left = [job.job.job_id for job in self._jobs if job.state().kind != "ended"]
-        if left:
-            subprocess.run(["scancel", *left], check=False, stderr=subprocess.DEVNULL)
+        command = ["scancel", f"--user={getpass.getuser()}", f"--name={self._name}"]
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)

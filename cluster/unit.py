@@ -9,6 +9,7 @@ moment; with `--checkpoints`, a folder that all machines see, a training goes on
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -20,7 +21,6 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -39,6 +39,8 @@ LOCK = "dvc.lock"
 LONGEST_OUTPUT = 100_000  # characters of what a command that failed has said
 LONGEST_LINE = 300
 PAUSES = (1, 5, None)  # seconds after a push that failed
+# What the stage complains of, and what another machine or another hour may not have.
+PASSING = re.compile(r"\[Errno|memory is full|cannot be downloaded")
 OWN_ERROR = r"^ERROR: (?:failed to transfer '[^']*' - |unexpected error - )?(.*)"
 # Two DVC that end the same stage at once write the same note into a shared cache: the second finds it moved away.
 OWN_NOTE = re.compile(r"cache/runs/\S+\.tmp'\s*$")
@@ -68,7 +70,7 @@ class Outcome:
     lock: Mapping[str, Any] = field(default_factory=dict)  # what dvc.lock says of the stages that are done
     problem: str = ""  # why it failed, one line
     output: str = ""  # of what failed
-    lasting: bool = False  # would fail again: a mistake, of which the stage itself has complained
+    lasting: bool = False  # would fail again anywhere: a mistake in the settings, or a remote that takes nothing
 
 
 class CommandError(UserError):
@@ -138,7 +140,7 @@ def perform(unit: Unit) -> Outcome:
     return Outcome(host(), time.perf_counter() - started, ran, lock)
 
 
-@contextmanager
+@contextlib.contextmanager
 def clone_at(origin: str, commit: str, scratch: str = "") -> Iterator[Path]:
     """A clone of ``origin`` at ``commit``, with DVC's local settings if ``origin`` is a folder; deleted at the end.
 
@@ -148,7 +150,7 @@ def clone_at(origin: str, commit: str, scratch: str = "") -> Iterator[Path]:
     folder = Path(scratch or tempfile.gettempdir())
     remove_dead(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=folder) as own:
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{socket.gethostname()}+{os.getpid()}+", dir=folder) as own:
         clone = Path(own, "clone")
         done = _run(["git", "clone", "--quiet", "--no-checkout", origin, str(clone)], Path(own))
         if done.returncode:
@@ -164,12 +166,13 @@ def clone_at(origin: str, commit: str, scratch: str = "") -> Iterator[Path]:
 
 def remove_dead(scratch: Path) -> None:
     """End and remove what units on this machine left that were killed."""
-    for left in scratch.glob(f"{PREFIX}{socket.gethostname()}-*"):
-        pid = left.name.removeprefix(f"{PREFIX}{socket.gethostname()}-").partition("-")[0]
+    for left in scratch.glob(f"{PREFIX}{socket.gethostname()}+*"):
+        pid = left.name.split("+")[1]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             for process in psutil.process_iter(["cwd"]):
                 if Path(process.info["cwd"] or "/").is_relative_to(left.resolve()):
-                    process.kill()
+                    with contextlib.suppress(psutil.Error):  # another unit was faster
+                        process.kill()
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -185,8 +188,16 @@ def settings_of(clone: Path) -> Any:
 
 
 def _require_remote(clone: Path) -> None:
-    if not dvc(clone, "remote", "list").strip():
-        raise UserError("DVC has no remote to bring results to: `dvc remote add --default NAME ADDRESS`, and commit it")
+    values = dict(line.split("=", 1) for line in dvc(clone, "config", "--list").splitlines() if "=" in line)
+    name = values.get("core.remote")
+    if name is None:
+        raise UserError("DVC has no default remote to bring results to: `dvc remote add --default NAME ADDRESS`, and "
+                        "commit it")  # fmt: skip
+    for key in (f"remote.{name}.url", "cache.dir"):
+        if Path(values.get(key, "/")).is_relative_to(clone.parent):
+            relative = os.path.relpath(values[key], clone)
+            raise UserError(f"DVC's {key} is {relative}, which would be another folder for every machine: give it from "
+                            "the root, such as /shared/results")  # fmt: skip
 
 
 def remember(upstream: Mapping[str, Any], clone: Path) -> None:
@@ -241,7 +252,8 @@ def dvc(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
     ended = f"it ended with status {done.returncode}"
     said = ours[-1] if ours else theirs[0] if theirs else last_line(done.stderr) or last_line(done.stdout) or ended
     raise CommandError(f"`dvc {' '.join(arguments)}` failed: {textwrap.shorten(said, LONGEST_LINE)}",
-                       (done.stdout + done.stderr)[-LONGEST_OUTPUT:], lasting=bool(ours))  # fmt: skip
+                       (done.stdout + done.stderr)[-LONGEST_OUTPUT:],
+                       lasting=bool(ours) and not PASSING.search(said))  # fmt: skip
 
 
 def _run(
