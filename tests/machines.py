@@ -35,6 +35,7 @@ GRACE = 30  # that what is interrupted has to clean up
 ABSENT = (3.0, 6.0)  # and so long a node stays away
 EPOCHS = 8  # so that some kills fall between epochs
 NODES: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {"slurm": slurm, "ray": ray_nodes}
+INTERRUPTION = {"slurm": signal.SIGHUP, "ray": signal.SIGINT}
 # One thread each: on two cores three would wait for each other, and the bytes of a result depend on their number.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -60,7 +61,7 @@ def command(clone: Path, engine: str, nodes: Any, log: Path) -> subprocess.Popen
 
 def kill_one(scratch: Path, moments: random.Random) -> str:
     """Kill a unit or a process of one; return what it was, or nothing if none runs."""
-    units = {int(match[1]): "a unit" for path in scratch.glob("*") if (match := re.search(r"-(\d+)-\w+$", path.name))}
+    units = {int(match[1]): "a unit" for path in scratch.glob("*") if (match := re.search(r"\+(\d+)\+\w+$", path.name))}
     parts = {process.pid: " ".join(process.info["cmdline"] or ())
              for process in psutil.process_iter(["cmdline", "cwd"])
              if Path(process.info["cwd"] or "/").is_relative_to(scratch)}  # fmt: skip
@@ -150,7 +151,7 @@ def study(
 
 
 def interrupted(clone: Path, engine: str, nodes: Any, log: Path) -> tuple[set[str], list[str]]:
-    """Begin the study, and interrupt it as Ctrl-C does when a stage that has something to compute is done.
+    """Begin the study, and interrupt it as Ctrl-C or a closed terminal does when a stage that computes is done.
 
     Returns:
         What had been done, and what is wrong.
@@ -160,7 +161,7 @@ def interrupted(clone: Path, engine: str, nodes: Any, log: Path) -> tuple[set[st
         if process.poll() is not None:
             return set(), [log.read_text(encoding="utf-8")]
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, INTERRUPTION[engine])
     process.wait()
     said = log.read_text(encoding="utf-8")
     right = process.returncode == 1 and said.splitlines()[-1].startswith("headstart: interrupted; ")

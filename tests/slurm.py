@@ -1,5 +1,6 @@
 """A SLURM of one controller and three nodes on this machine, for tests: Debian's packages, run as root."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -51,6 +52,8 @@ def missing() -> str:
     """Why there can be no SLURM here; nothing if there can."""
     if os.geteuid() != 0:
         return "SLURM wants root"
+    if importlib.util.find_spec("submitit") is None:
+        return "submitit is not installed: make engines"
     lacking = [name for name in ("slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
     return f"there is no {', '.join(lacking)}: install slurmctld, slurmd and slurm-client" if lacking else ""
 

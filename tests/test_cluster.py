@@ -113,7 +113,10 @@ def test_without_a_remote_and_with_one_that_cannot_be_written(tmp_path):
     clone = tiny_clone(tmp_path / "clone")
     head = run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip()
     refused = run(*command("download", clone, head), cwd=ROOT, check=False)
-    assert refused.stderr.startswith("headstart: DVC has no remote to bring results to: `dvc remote add")
+    assert refused.stderr.startswith("headstart: DVC has no default remote to bring results to: `dvc remote add")
+    run("dvc", "remote", "add", "--quiet", "--default", "beside", "../remote", cwd=clone)
+    refused = run(*command("download", clone, commit(clone)), cwd=ROOT, check=False)
+    assert "DVC's remote.beside.url is ../remote, which would be another folder for every" in refused.stderr
     (tmp_path / "file").write_bytes(b"")
     run("dvc", "remote", "add", "--quiet", "--default", "shared", str(tmp_path / "file/remote"), cwd=clone)
     refused = run(*command("download", clone, commit(clone)), cwd=ROOT, check=False)

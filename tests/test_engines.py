@@ -1,6 +1,7 @@
 """A study on SLURM and on Ray, with nodes that die; what home does, and what it refuses."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -199,6 +200,34 @@ def test_without_an_engine_or_without_dvc(monkeypatch):
     assert lost.problem.startswith(f"{unit.host()} has no git beside ")
 
 
+@pytest.mark.parametrize(
+    ("said", "lasting"),
+    [
+        ("headstart: params.yaml: lr is -1: it must be greater than 0", True),
+        ("headstart: [Errno 28] No space left on device: free some space", False),
+        ("headstart: the GPU's memory is full: lower batch_size in params.yaml", False),
+        ("headstart: train-images-idx3-ubyte.gz is not in data and cannot be downloaded (timed out): install", False),
+        ("ERROR: failed to run: python -m stages.train, exited with -9", False),
+    ],
+)
+def test_what_would_fail_on_any_machine(monkeypatch, said, lasting):
+    ended = subprocess.CompletedProcess("dvc", 1, "", f"{said}\nERROR: failed to reproduce 'train'\n")
+    monkeypatch.setattr(unit, "_run", lambda *arguments: ended)
+    with pytest.raises(unit.CommandError) as failed:
+        unit.dvc(ROOT, "repro")
+    assert failed.value.lasting == lasting
+
+
+def test_only_what_died_on_this_machine_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(unit.socket, "gethostname", lambda: "gpu")
+    monkeypatch.setattr(unit.psutil, "pid_exists", lambda pid: pid == 7)
+    names = {of: tmp_path / f"headstart-unit-{of}+x" for of in ("gpu+7", "gpu+8", "gpu-8+8", "gpu-1001+7")}
+    for path in names.values():
+        path.mkdir()
+    unit.remove_dead(tmp_path)
+    assert set(tmp_path.iterdir()) == set(names.values()) - {names["gpu+8"]}
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A repository without a remote."""
@@ -216,7 +245,7 @@ def refused(clone: Path, engine: str = "ray", **environment: str) -> list[str]:
 def test_what_home_refuses(clone, tmp_path):
     assert refused(clone, "kubernetes") == ["headstart: on which engine? Known are ray, slurm: make cluster ENGINE=ray"]
     [line] = refused(clone)
-    assert line.startswith("headstart: DVC has no remote to bring results to: `dvc remote add --default NAME ADDRESS`")
+    assert line.startswith("headstart: DVC has no default remote to bring results to: `dvc remote add --default ")
     run("dvc", "remote", "add", "--quiet", "--default", "shared", str(tmp_path / "remote"), cwd=clone)
     assert refused(clone)[1:] == ["  M .dvc/config"]
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote", cwd=clone)
