@@ -33,7 +33,7 @@ def main(pretrained: str) -> None:
             start = Snapshot.read(start_file(settings, pretrained == "true", seed))
             trunk, pooled, _ = models.split(start.network(), [settings.current.finetune_from, start.classifier])
             parts = {"activations": trunk, "features": pooled}
-            if not settings.current.store_activations:
+            if not settings.current.store_activations or not models.is_frozen(trunk):
                 parts = {"features": nn.Sequential(trunk, pooled)}
             through = partial(outputs, modules=tuple(parts.values()), compute=device, prepare=start.preprocess)
             size = sum(one.nbytes for one in through(images["test"][:1])) * sum(map(len, images.values()))

@@ -1,25 +1,27 @@
 """Train one configuration with each seed, and predict; after an interruption go on after the last complete epoch."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, fields
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from headstart import files, params
 from headstart.console import UserError, progress, run
 from headstart.network.snapshot import Snapshot
-from headstart.params import Params
+from headstart.params import Params, Study
 from headstart.runs import Clock
-from headstart.training import compute
+from headstart.training import compute, convergence
 from headstart.training.checkpoints import Checkpoint, fingerprint
 from headstart.training.compute import Compute
 from headstart.training.forward import Examples, predict
 from headstart.training.loop import Epoch, fit, make_optimizer
-from stages.inputs import examples, trainable
+from stages.inputs import examples, labelled, trainable
 from stages.paths import features_file, model_file, predictions_file, prepared_file, start_file, write_run
 
 COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
@@ -34,15 +36,17 @@ CODE = (
     "src/headstart/network",
     "src/headstart/training",
 )
+FEWEST_STEPS = 25  # of an epoch with some of the labels: else it would be over, and patience at its end, too soon
+PAUSE = 20  # seconds between the checkpoints of a training with some of the labels
 
 
 class Trained(NamedTuple):
     """What came of one seed."""
 
     model: Snapshot
-    logits: torch.Tensor  # of the test images, float32 [N, classes]
     epochs: list[Epoch]
-    checkpoint: Checkpoint
+    logits: torch.Tensor  # of the test images, float32 [N, classes]
+    by_labels: Mapping[int, tuple[list[Epoch], torch.Tensor]]  # the same of trainings with some of the labels
     parameters: int
     trained_from: str  # the first layer of the head
     images: int
@@ -52,52 +56,77 @@ class Trained(NamedTuple):
 def main(name: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose()
-    trained = dict(_train(name, settings, device))
+    trained = _train(name, settings, device)
+    counts = settings.current.label_counts
     with files.replacing(model_file(settings, name, 0).parent) as folder:
         for seed, result in trained.items():
             result.model.write(folder / model_file(settings, name, seed).name)
-        rows = [[seed, *astuple(epoch)[: len(COLUMNS)]] for seed, result in trained.items() for epoch in result.epochs]
-        files.write_csv(folder / "epochs.csv", ["seed", *COLUMNS], rows)
+        _write_epochs(folder / "epochs.csv", ["seed"], {(seed,): result.epochs for seed, result in trained.items()})
+        if counts:
+            keyed = {(n, seed): result.by_labels[n][0] for n in counts for seed, result in trained.items()}
+            _write_epochs(folder / "label_epochs.csv", ["labels", "seed"], keyed)
     with files.replacing(predictions_file(settings, name).parent) as folder:
-        logits = torch.stack([result.logits for result in trained.values()])
-        files.write_tensors(folder / predictions_file(settings, name).name, {"logits": logits})
+        logits = {"logits": torch.stack([result.logits for result in trained.values()])}
+        if counts:
+            of_counts = [torch.stack([result.by_labels[n][1] for result in trained.values()]) for n in counts]
+            logits["label_logits"] = torch.stack(of_counts)
+        files.write_tensors(folder / predictions_file(settings, name).name, logits)
+    write_run(settings, f"train-{name}", clock, {**device.describe(), **device.peak_memory(), **_facts(trained)})
+    for seed, n in _trainings(settings):
+        _checkpoint(name, settings, device, seed, n).delete()
+
+
+def _write_epochs(path: Path, columns: list[str], epochs: Mapping[Any, list[Epoch]]) -> None:
+    rows = [[*key, *astuple(epoch)[: len(COLUMNS)]] for key, found in epochs.items() for epoch in found]
+    files.write_csv(path, [*columns, *COLUMNS], rows)
+
+
+def _facts(trained: Mapping[int, Trained]) -> dict[str, Any]:
+    """What is worth knowing of all seeds' trainings."""
     last = list(trained.values())[-1]
     seconds = [epoch.seconds for result in trained.values() for epoch in result.epochs]
-    facts = {
-        **device.describe(),
-        **device.peak_memory(),
+    with_labels = [epoch for result in trained.values() for found, _ in result.by_labels.values() for epoch in found]
+    of_labels = {"label_counts_seconds": round(sum(epoch.seconds for epoch in with_labels), 3)} if with_labels else {}
+    return {
         "activations": last.place,
         "training_seconds": round(sum(seconds), 3),
+        **of_labels,
         "images_per_second": round(last.images / min(seconds), 1),
         "trained_parameters": last.parameters,
         "trained_from": last.trained_from,
         "weights": last.model.weights,
         "weights_sha256": last.model.sha256,
     }
-    write_run(settings, f"train-{name}", clock, facts)
-    for result in trained.values():
-        result.checkpoint.delete()
 
 
-def _checkpoint(name: str, settings: Params, device: Compute, seed: int) -> Checkpoint:
-    experiment = settings.experiment(name)
-    without_other_seeds = {**asdict(settings.current), "seeds": [seed]}
+def _trainings(settings: Params) -> Iterable[tuple[int, int]]:
+    """Seed and number of labels of every training: of each seed with all of them first."""
+    study = settings.current
+    return [(seed, n) for seed in study.seeds for n in (study.labels, *study.label_counts)]
+
+
+def _checkpoint(name: str, settings: Params, device: Compute, seed: int, n: int) -> Checkpoint:
+    experiment, study = settings.experiment(name), settings.current
+    ours = {**asdict(study), "seeds": [seed], "label_counts": [n], "probe_counts": []}  # none of the others matter
     start, features = (where(settings, experiment.pretrained, seed) for where in (start_file, features_file))
     code = files.sources(Path(__file__).parent.parent / path for path in CODE)
     made_from = fingerprint(
-        [asdict(experiment), without_other_seeds, device.describe()], [prepared_file(settings), start, features, *code]
+        [asdict(experiment), ours, device.describe()], [prepared_file(settings), start, features, *code]
     )
-    return Checkpoint(Path(f"checkpoints/{settings.study}/{name}/{seed}.safetensors"), made_from)
+    file = f"{seed}.safetensors" if n == study.labels else f"{seed}-{n}.safetensors"
+    return Checkpoint(Path(f"checkpoints/{settings.study}/{name}") / file, made_from)
 
 
-def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, Trained]]:
-    """Yield what comes of each seed; a checkpoint is written after each epoch."""
+def _train(name: str, settings: Params, device: Compute) -> dict[int, Trained]:
+    """What comes of each seed; a checkpoint is written after each epoch."""
     experiment, study = settings.experiment(name), settings.current
+    chosen = labelled(settings, study.label_counts)
+    found: dict[int, Trained] = {}
     inputs: tuple[Examples, Examples] | None = None
     inputs_file: Path | None = None
     for seed in study.seeds:
         start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
-        _require_weights(settings.current.weights, start)
+        _require_weights(study.weights, start)
         owner, trunk, head, first = trainable(experiment, settings, start)
         of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk, compute=device,
                      seed=seed)  # fmt: skip
@@ -105,22 +134,73 @@ def _train(name: str, settings: Params, device: Compute) -> Iterator[tuple[int, 
         if inputs is None or features != inputs_file:  # with pretrained weights all seeds share them
             inputs = None  # or there would be twice as much in memory
             inputs, inputs_file = (of("training", keep=True), of("validation", keep=True)), features
-        optimizer = make_optimizer(experiment, head, device)
-        checkpoint = _checkpoint(name, settings, device, seed)
-        done = checkpoint.restore(head, optimizer)
-        images = len(inputs[0].labels)
-        with progress(study.n_epochs * images, f"training {name}, seed {seed}", len(done) * images) as bar:
-            for epoch in fit(
-                head, optimizer, *inputs, epochs=range(len(done) + 1, study.n_epochs + 1),
-                batch_size=study.batch_size, seed=seed, compute=device, name=name, on_batch=bar.update,
-            ):  # fmt: skip
-                done.append(epoch)
-                checkpoint.save(head, optimizer, done)
+        training = partial(_fit, name=name, settings=settings, device=device, seed=seed)
+        epochs = training(head, *inputs, n=study.labels)
+        test = of("test", keep=bool(study.label_counts))
+        of_test = partial(predict, inputs=test.inputs, n=len(test.labels), compute=device)
+        logits = of_test(head).cpu()
+        by_labels = {}
+        for n in study.label_counts:
+            checkpoint = _checkpoint(name, settings, device, seed, n)
+            if (finished := checkpoint.finished()) is None:
+                part = trainable(experiment, settings, start).head
+                some = (all.subset(torch.from_numpy(one)) for all, one in zip(inputs, chosen[seed, n], strict=True))
+                finished = training(part, *some, n=n), of_test(part).cpu()
+                checkpoint.finish(*finished)
+            by_labels[n] = finished
         model = start.trained(owner.state_dict(), device.precision)
         parameters = sum(parameter.numel() for parameter in head.parameters())
-        test = of("test", keep=False)
-        logits = predict(head, test.inputs, len(test.labels), device).cpu()
-        yield seed, Trained(model, logits, done, checkpoint, parameters, first, images, inputs[0].inputs.place)
+        found[seed] = Trained(model, epochs, logits, by_labels, parameters, first, len(inputs[0].labels),
+                              inputs[0].inputs.place)  # fmt: skip
+    return found
+
+
+def _fit(
+    head: nn.Module,
+    training: Examples,
+    validation: Examples,
+    *,
+    name: str,
+    settings: Params,
+    device: Compute,
+    seed: int,
+    n: int,
+) -> list[Epoch]:
+    """Train ``head`` with ``n`` labels to the end; it is then what it was after the epoch that is kept."""
+    study, images = settings.current, len(training.labels)
+    is_whole = n == study.labels
+    passes = 1 if is_whole else -(-FEWEST_STEPS // -(-images // study.batch_size))
+    of = f"{name}, seed {seed}" + ("" if is_whole else f", {n:,} labels")
+    optimizer = make_optimizer(settings.experiment(name), head, device)
+    checkpoint = _checkpoint(name, settings, device, seed, n)
+    done, best = checkpoint.restore(head, optimizer)
+    last = len(done) if _has_converged(done, study) else study.n_epochs
+    written = time.monotonic()
+    with progress(study.n_epochs * passes * images, f"training {of}", len(done) * passes * images) as bar:
+        for epoch in fit(
+            head, optimizer, training, validation, epochs=range(len(done) + 1, last + 1), batch_size=study.batch_size,
+            seed=seed, compute=device, passes=passes, name=of, on_batch=bar.update,
+        ):  # fmt: skip
+            done.append(epoch)
+            if study.patience and convergence.best(_losses(done)) == len(done):
+                best = {key: tensor.clone() for key, tensor in head.state_dict().items()}
+            if is_whole or time.monotonic() - written > PAUSE:
+                checkpoint.save(head, optimizer, done, best)
+                written = time.monotonic()
+            if _has_converged(done, study):
+                break
+    if best:
+        head.load_state_dict(best)
+    return done
+
+
+def _has_converged(epochs: list[Epoch], study: Study) -> bool:
+    return convergence.converged(_losses(epochs), study.patience)
+
+
+def _losses(epochs: list[Epoch]) -> list[float]:
+    """On validation images, which there are where a training has patience."""
+    return [epoch.validation_loss for epoch in epochs if epoch.validation_loss is not None]
 
 
 def _require_weights(weights: str, start: Snapshot) -> None:

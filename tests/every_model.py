@@ -150,7 +150,7 @@ def _go_on(name: str, layer: str, images: torch.Tensor) -> None:
                 checkpoint.restore(head, optimizer)
             else:
                 _step(head, optimizer, inputs)
-                checkpoint.save(head, optimizer, [])
+                checkpoint.save(head, optimizer, [], {})
             _step(head, optimizer, inputs)
             ends.append(head.state_dict())
     for tensor in ends[0]:

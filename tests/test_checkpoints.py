@@ -50,14 +50,14 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples
                      compute=compute):  # fmt: skip
         expected.append(dataclasses.replace(epoch, seconds=0.0))
         if epoch.epoch == killed_after:
-            checkpoint.save(head, optimizer, expected)
+            checkpoint.save(head, optimizer, expected, {})
 
     other = network()
     torch.manual_seed(99)  # another process begins with other random numbers
     for parameter in other.parameters():
         nn.init.zeros_(parameter)
     optimizer = make_optimizer(experiment, other, compute)
-    done = checkpoint.restore(other, optimizer)
+    done, _ = checkpoint.restore(other, optimizer)
     assert done == expected[:killed_after]
     assert done + run(other, optimizer, examples, compute, len(done)) == expected
     for name, tensor in head.state_dict().items():
@@ -81,12 +81,12 @@ def test_a_resumed_head_whose_memory_is_channels_last(tmp_path, training_set, ex
         for epoch in (1, 2):
             if epoch == 1 or interrupted:
                 optimizer = make_optimizer(experiment, head, compute)
-            done = checkpoint.restore(head, optimizer) if epoch == 2 and interrupted else []
+            done = checkpoint.restore(head, optimizer)[0] if epoch == 2 and interrupted else []
             assert len(done) == (epoch == 2 and interrupted)
             [record] = fit(head, optimizer, of, of, epochs=range(epoch, epoch + 1), batch_size=16, seed=3,
                            compute=compute)  # fmt: skip
             if epoch == 1:
-                checkpoint.save(head, optimizer, [record])
+                checkpoint.save(head, optimizer, [record], {})
         states.append(head.state_dict())
     for name, tensor in states[0].items():
         assert torch.equal(states[1][name], tensor), name
@@ -100,10 +100,10 @@ def test_what_does_not_fit_changes_nothing(tmp_path, compute, what):
     if what == "damaged":
         path.write_bytes(b"half a checkpoint")
     if what == "of another training":
-        Checkpoint(path, "other").save(head, optimizer, [Epoch(1, 2.0, 0.5, None, None, 1.0)])
+        Checkpoint(path, "other").save(head, optimizer, [Epoch(1, 2.0, 0.5, None, None, 1.0)], {})
         nn.init.zeros_(head[0].weight)
     before = copy.deepcopy(head.state_dict())
-    assert Checkpoint(path, "fingerprint").restore(head, optimizer) == []
+    assert Checkpoint(path, "fingerprint").restore(head, optimizer) == ([], {})
     assert not optimizer.state
     assert all(torch.equal(head.state_dict()[name], tensor) for name, tensor in before.items())
 

@@ -102,7 +102,8 @@ def test_an_unknown_layer_gets_the_list():
         models.cut(models.build("resnet18", 10), "layer5")
     assert str(error.value) == (
         "finetune_from 'layer5' is no layer of this model; it can be cut at "
-        "bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, layer4, layer4.1, avgpool, fc"
+        "bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, layer4, layer4.1, avgpool, fc; with "
+        "conv1 the whole network is trained"
     )
 
 

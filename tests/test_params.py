@@ -60,7 +60,7 @@ CASES = [
         "studies.quick.batch_size leaves a last batch of one image, on which batch norm cannot train: change it or "
         "training_images",
     ),
-    (("study: quick", "study: huge"), "study must be one of quick, resnet50, full, quick-seeds (it is huge)"),
+    (("study: quick", "study: huge"), "study must be one of quick, resnet50, full, quick-seeds, labels (it is huge)"),
     (("lr: 0.001", "lr: '1e-4'"),
      "experiments.pretrained-finetuned-adam.lr must be a number, not '1e-4': remove the quotes"),
     (("lr: 0.001", "lr: 1e"), "experiments.pretrained-finetuned-adam.lr must be a number, not '1e'"),

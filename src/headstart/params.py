@@ -5,6 +5,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -43,15 +44,43 @@ class Study:
     training_images: Count
     validation_images: Natural
     batch_size: Count
-    n_epochs: Count
+    n_epochs: Count  # with patience the largest number of them
+    patience: Count | None  # epochs without a lower validation loss that end a training; without it n_epochs do
     seed: Natural  # of the choice of training and validation images
-    # Of all other chance: random weights, order of images, dropout; one training with each.
+    # Of all other chance: random weights, order of images, dropout, which images are labelled; one training with each.
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
+    label_counts: tuple[Count, ...]  # labelled images that each configuration is trained with as well; may be empty
+    probe_counts: tuple[Count, ...]  # the same for the linear probes; without any there are none
     store_activations: StrictBool  # keep what fine-tuning starts from on disk, or compute it in each training
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other (it is {list(self.seeds)})")
+        if self.patience and not self.validation_images:
+            raise ValueError("patience needs images to validate with: raise validation_images, or set it to null")
+        for key in ("label_counts", "probe_counts"):
+            self._check_counts(key, getattr(self, key))
+
+    def _check_counts(self, key: str, counts: tuple[int, ...]) -> None:
+        if any(one >= other for one, other in pairwise(counts)):
+            raise ValueError(f"{key} must increase from one to the next (it is {list(counts)})")
+        if counts and counts[-1] >= self.labels:
+            problem = f"must be less than training_images and validation_images together, {self.labels:,}, with which "
+            raise ValueError(f"{key} {problem}all is trained anyway (it is {list(counts)})")
+        if key == "probe_counts" and counts and not self.validation_images:
+            raise ValueError(f"{key} needs images to validate with: raise validation_images, or set it to []")
+        if counts and self.validation_images and not self.images_of(counts[0])[1]:
+            raise ValueError(f"{key} leaves none of {counts[0]} images to validate with: raise it")
+
+    @property
+    def labels(self) -> int:
+        """How many labelled images the study has but for the test images."""
+        return self.training_images + self.validation_images
+
+    def images_of(self, labels: int) -> tuple[int, int]:
+        """How many of ``labels`` labelled images are trained with, and validated with: in the study's proportion."""
+        validation = round(labels * self.validation_images / self.labels)
+        return labels - validation, validation
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -62,10 +91,13 @@ class Experiment:
     finetuning: StrictBool
     optimizer: Optimizer
     lr: Annotated[Number, Field(gt=0)]
+    finetune_from: StrictStr | None = None  # instead of the study's; the first layer means the whole network
     momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None  # SGD has these two, Adam does not
     weight_decay: Annotated[Number, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
+        if self.finetune_from is not None and not self.finetuning:
+            raise ValueError(f"finetune_from is not used without finetuning: remove it (it is {self.finetune_from})")
         for key in ("momentum", "weight_decay"):
             value = getattr(self, key)
             if self.optimizer == "Adam" and value is not None:
@@ -103,10 +135,16 @@ class Params:
         for name, experiment in self.experiments.items():
             if (twin := seen.setdefault(experiment, name)) != name:
                 raise ValueError(f"experiments.{name} is the same as {twin}: remove one")
-        rest = self.current.training_images % self.current.batch_size
-        if rest == 1 and any(experiment.finetuning for experiment in self.experiments.values()):
-            problem = "leaves a last batch of one image, on which batch norm cannot train: change it or training_images"
-            raise ValueError(f"studies.{self.study}.batch_size {problem}")
+        if not any(experiment.finetuning for experiment in self.experiments.values()):
+            return
+        problem = "leaves a last batch of one image, on which batch norm cannot train: change it or"
+        if self.current.training_images % self.current.batch_size == 1:
+            raise ValueError(f"studies.{self.study}.batch_size {problem} training_images")
+        for count in self.current.label_counts:
+            images, _ = self.current.images_of(count)
+            if images % self.current.batch_size == 1:
+                raise ValueError(f"studies.{self.study}.batch_size {problem} the {count} in label_counts, of which "
+                                 f"{images} are trained with")  # fmt: skip
 
 
 class ParamsError(UserError):

@@ -146,14 +146,31 @@ def stratified_split(labels: np.ndarray, *, sizes: list[int], seed: int) -> list
     if sum(sizes) > len(labels):
         raise UserError(f"{sum(sizes):,} images are asked for, and there are {len(labels):,}: ask for fewer")
     generator = np.random.RandomState(seed % 2**32)
+    turn = _in_turn(labels, generator)
+    sets = np.split(turn[: sum(sizes)], np.cumsum(sizes)[:-1])
+    return [chosen[permutation(len(chosen), generator)] for chosen in sets]
+
+
+def _in_turn(labels: np.ndarray, generator: np.random.RandomState) -> np.ndarray:
+    """A random order of which every stretch is stratified: see ``stratified_split``."""
     order = permutation(len(labels), generator)
     position = np.empty(len(labels), dtype=np.float32)
     for label in np.unique(labels):
         members = np.flatnonzero(labels[order] == label)
         position[members] = (np.arange(len(members), dtype=np.float32) + np.float32(0.5)) / np.float32(len(members))
-    turn = order[position.argsort(stable=True)]
-    sets = np.split(turn[: sum(sizes)], np.cumsum(sizes)[:-1])
-    return [chosen[permutation(len(chosen), generator)] for chosen in sets]
+    return order[position.argsort(stable=True)]
+
+
+def labelled_first(labels: np.ndarray, n: int, *, seed: int) -> np.ndarray:
+    """The indices of the ``n`` images that are labelled first: int64 [n], in random order.
+
+    They are stratified, and with the same seed among those of any larger ``n``.
+
+    Args:
+        labels: integers [N].
+        seed: of the order in which images are labelled.
+    """
+    return _in_turn(labels, np.random.RandomState(seed % 2**32))[:n]
 
 
 def permutation(n: int, generator: np.random.RandomState) -> np.ndarray:

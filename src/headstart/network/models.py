@@ -136,10 +136,10 @@ def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
     A layer may be ``AUTO``.
 
     One after the other they are the whole network, in training mode too. The layers in them are the model's own, so
-    training one trains the model.
+    training one trains the model. Before the first layer stands a part that changes nothing.
 
     Raises:
-        UserError: the model has no such layer, nothing stands before it, or several tensors cross there.
+        UserError: the model has no such layer, or several tensors cross there.
     """
     before = [layer(model, name) for name in before]
     in_eval, in_training = (_parts(model, graph, before) for graph in _trace(model, before))
@@ -204,10 +204,14 @@ def _position(model: nn.Module, graph: fx.Graph, layer: str) -> int:
     """Where in ``graph`` the layer begins."""
     for at, node in enumerate(graph.nodes):
         if node.op == "call_module" and f"{node.target}.".startswith(f"{layer}."):
-            if at > 1:
-                return at
-            break
-    raise UserError(f"finetune_from {layer!r} is no layer of this model; it can be cut at {', '.join(places(model))}")
+            return at
+    raise UserError(f"finetune_from {layer!r} is no layer of this model; it can be cut at {', '.join(places(model))}; "
+                    f"with {layers(model)[0]} the whole network is trained")  # fmt: skip
+
+
+def is_frozen(trunk: nn.Module) -> bool:
+    """Whether there is anything to be trained in ``trunk`` that is not: not so before the first layer."""
+    return next(trunk.parameters(), None) is not None
 
 
 def layers(model: nn.Module) -> list[str]:

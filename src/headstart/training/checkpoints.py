@@ -14,6 +14,8 @@ from headstart.console import UserError
 from headstart.training.compute import generator_states, restore_generators
 from headstart.training.loop import Epoch
 
+State = dict[str, torch.Tensor]  # tensors by name
+
 
 def fingerprint(settings: Any, paths: list[Path]) -> str:
     """One SHA-256 of all that a training depends on: ``settings``, as JSON, and the files ``paths``."""
@@ -30,26 +32,27 @@ class Checkpoint:
     path: Path
     fingerprint: str
 
-    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[Epoch]) -> None:
-        """Write all that the next epoch depends on, with the records of the epochs so far."""
+    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[Epoch], best: State) -> None:
+        """Write all that the next epoch depends on, with the records of the epochs so far.
+
+        Args:
+            best: what ``head`` was after the best of them; empty where that does not matter.
+        """
         tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in state.items()}
         tensors |= {f"generator.{kind}": state for kind, state in generator_states(_device(head)).items()}
-        description = {"fingerprint": self.fingerprint, "epochs": [asdict(epoch) for epoch in epochs]}
-        files.write_tensors(self.path, tensors, description)
+        self._write(tensors, epochs)
 
-    def restore(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
-        """Put ``head``, ``optimizer`` and the generators into the state of the file; return the epochs until then.
+    def restore(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[Epoch], State]:
+        """Put ``head``, ``optimizer`` and the generators into the state of the file; return epochs and ``best``.
 
-        A file that is missing, damaged or of another training changes nothing and gives no epochs.
+        A file that is missing, damaged or of another training changes nothing and gives neither.
         """
-        try:
-            tensors, description = files.read_tensors(self.path)
-        except UserError:
-            return []
-        if description.get("fingerprint") != self.fingerprint:
-            return []
+        if (found := self._read()) is None:
+            return [], {}
+        tensors, epochs = found
         head.load_state_dict(_part(tensors, "head."))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         states: dict[int, dict[str, torch.Tensor]] = {}
@@ -58,7 +61,29 @@ class Checkpoint:
             states.setdefault(int(number), {})[key] = _laid_out_like(parameters[int(number)], tensor)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
         restore_generators(_device(head), _part(tensors, "generator."))
-        return [Epoch(**epoch) for epoch in description["epochs"]]
+        return epochs, {name: tensor.to(_device(head)) for name, tensor in _part(tensors, "best.").items()}
+
+    def finish(self, epochs: list[Epoch], logits: torch.Tensor) -> None:
+        """Write instead what is left of a training of which nothing else is wanted any more."""
+        self._write({"logits": logits}, epochs)
+
+    def finished(self) -> tuple[list[Epoch], torch.Tensor] | None:
+        """What ``finish`` has written, if it has."""
+        found = self._read()
+        return (found[1], found[0]["logits"]) if found is not None and "logits" in found[0] else None
+
+    def _write(self, tensors: State, epochs: list[Epoch]) -> None:
+        description = {"fingerprint": self.fingerprint, "epochs": [asdict(epoch) for epoch in epochs]}
+        files.write_tensors(self.path, tensors, description)
+
+    def _read(self) -> tuple[State, list[Epoch]] | None:
+        try:
+            tensors, description = files.read_tensors(self.path)
+        except UserError:
+            return None
+        if description.get("fingerprint") != self.fingerprint:
+            return None
+        return tensors, [Epoch(**epoch) for epoch in description["epochs"]]
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)

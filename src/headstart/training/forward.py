@@ -124,11 +124,35 @@ class Recomputed:
             yield waiting[0]
 
 
+@dataclass(frozen=True)
+class Subset:
+    """Some of the inputs of a head."""
+
+    all: Kept | Recomputed
+    chosen: torch.Tensor  # int64 [n], their indices
+
+    @property
+    def place(self) -> str:
+        return self.all.place
+
+    def batches(self, order: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+        """Yield the batches that ``Kept`` would if these were all."""
+        return self.all.batches(self.chosen[order], batch_size)
+
+
+Inputs = Kept | Recomputed | Subset
+
+
 class Examples(NamedTuple):
     """What a head is trained on or tested with."""
 
-    inputs: Kept | Recomputed
+    inputs: Inputs
     labels: torch.Tensor  # int64 [N]
+
+    def subset(self, chosen: torch.Tensor) -> "Examples":
+        """Those with the indices ``chosen``, int64 [n]."""
+        assert not isinstance(self.inputs, Subset)
+        return Examples(Subset(self.inputs, chosen), self.labels[chosen])
 
 
 def activations(
@@ -159,7 +183,7 @@ def _as_rows(inputs: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def predict(head: nn.Module, inputs: Kept | Recomputed, n: int, compute: Compute) -> torch.Tensor:
+def predict(head: nn.Module, inputs: Inputs, n: int, compute: Compute) -> torch.Tensor:
     """The logits of ``head`` for ``inputs`` 0 to n - 1 in eval mode: float32 [n, classes], on the device."""
     head.eval()
     with compute.autocast():

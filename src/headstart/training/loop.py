@@ -19,7 +19,7 @@ from headstart.training.graphs import GraphedStep, Results
 
 @dataclass(frozen=True)
 class Epoch:
-    """What happened in one pass over the training images."""
+    """What happened in one pass over the training images, or in several over few of them."""
 
     epoch: int  # from 1
     train_loss: float  # mean over the images of the loss at the step that used them, as is the accuracy
@@ -57,6 +57,7 @@ def fit(
     batch_size: int,
     seed: int,
     compute: Compute,
+    passes: int = 1,
     name: str = "the training",
     on_batch: Callable[[int], object] = lambda images: None,
 ) -> Iterator[Epoch]:
@@ -71,6 +72,7 @@ def fit(
         training: used in an order that depends on ``seed`` and the epoch alone; the last batch may be smaller.
         validation: may be empty.
         epochs: the numbers of the epochs, from 1; a training that goes on where another stopped begins later.
+        passes: over the training images in an epoch.
         name: of what is trained, for a complaint.
         on_batch: called after each step with its number of images.
 
@@ -85,17 +87,19 @@ def fit(
     for epoch in epochs:
         started = time.perf_counter()
         head.train()
-        order = image_order(seed, epoch, len(training.labels))
-        losses, hits = _train_epoch(step, training, order, batch_size, compute.device, on_batch)
+        numbers = range((epoch - 1) * passes + 1, epoch * passes + 1)
+        orders = [image_order(seed, number, len(training.labels)) for number in numbers]
+        results = [_train_pass(step, training, order, batch_size, compute.device, on_batch) for order in orders]
+        losses, hits = (torch.cat(found) for found in zip(*results, strict=True))
         means = losses.double().mean().item(), hits.double().mean().item()
         seconds = time.perf_counter() - started  # the device is done, or there would be no mean
-        _require_finite(losses, head, epoch, batch_size, name)
+        _require_finite(losses.view(passes, -1), head, epoch, batch_size, name)
         yield Epoch(epoch, *means, *_test(head, validation, compute), seconds)
 
 
-def image_order(seed: int, epoch: int, n: int) -> torch.Tensor:
-    """The order in which epoch ``epoch`` uses its ``n`` images: int64 [n]."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+def image_order(seed: int, number: int, n: int) -> torch.Tensor:
+    """The order in which the pass with this number, from 1, uses the ``n`` images: int64 [n]."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
 
 
 def _step(
@@ -115,7 +119,7 @@ def _step(
     return losses.detach(), logits.argmax(1) == labels
 
 
-def _train_epoch(
+def _train_pass(
     step: GraphedStep,
     training: Examples,
     order: torch.Tensor,
@@ -151,7 +155,8 @@ def _test(head: nn.Module, examples: Examples, compute: Compute) -> tuple[float 
 def _require_finite(losses: torch.Tensor, head: nn.Module, epoch: int, batch_size: int, name: str) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        batch = int(bad[0]) // batch_size + 1
+        number, image = bad[0].tolist()
+        batch = number * -(-losses.shape[1] // batch_size) + image // batch_size + 1
         raise UserError(f"{name}: the loss is not finite from epoch {epoch}, batch {batch} on: lower its lr")
     # What the last step has spoilt, no loss has shown yet.
     if not all(tensor.isfinite().all() for tensor in head.state_dict().values()):
