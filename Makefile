@@ -108,6 +108,6 @@ lock: $(READY)  ## requirements.txt and cluster/requirements.txt anew from pypro
 	  --output-file cluster/requirements.txt
 
 clean:  ## Remove the environment, all outputs that git does not have, and DVC's cache where it has no pictures of yours
-	rm -rf .venv .cluster checkpoints data/downloads data/raw data/prepared data/start data/features models predictions report \
-	  runs scores dvc_plots .dvc/tmp
+	rm -rf .venv .cluster checkpoints data/downloads data/raw data/prepared data/start data/features models predictions probes \
+	  report runs scores dvc_plots .dvc/tmp
 	ls data/pictures/*.dvc >/dev/null 2>&1 || rm -rf .dvc/cache

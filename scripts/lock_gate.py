@@ -54,18 +54,18 @@ def check_record(study: str, settings: Params) -> None:
         if made_with.get(key) != has.get(key):
             raise UserError(f"the study {study} was made with {key} {made_with.get(key)}, and params.yaml has "
                             f"{has.get(key)}: set it back, or {remedy}")  # fmt: skip
-    for file in record.results(study, settings.experiments):
+    for file in record.results(dataclasses.replace(settings, study=study)):
         if not file.is_file() or files.sha256(file) != found["sha256"].get(file.as_posix()):
             raise UserError(f"{file} is not what the record of the study {study} says: take both from git, or {remedy}")
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; a setting that is None is none."""
+    """Nested settings by dotted names; a setting that is None or an empty list is none."""
     found: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")
-        elif value is not None:
+        elif value not in (None, [], ()):
             found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return found
 

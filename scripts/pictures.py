@@ -29,6 +29,7 @@ SIDES = (224, 160, 128, 96, 64)
 PIXELS = 14_000_000  # of all images, as long as they are not smaller than 64 pixels: some minutes on two cores
 FEW = 2_000  # images: then chance decides much, so there are three seeds
 SEED = 0
+HALVINGS = 5  # of the images, for linear probes with few of them
 STEPS = 150  # of training at least, as long as that is no more than 30 epochs
 
 
@@ -96,9 +97,24 @@ def sizes(dataset: Dataset) -> dict[str, Any]:
         "validation_images": validation,
         "batch_size": batch_size,
         "n_epochs": min(30, max(2, -(-STEPS * batch_size // training))),
+        "patience": None,
         "seed": SEED,
         "seeds": [0, 1, 2] if _count(dataset) <= FEW else [0],
+        "label_counts": [],
+        "probe_counts": _halves(training, validation, labels[trained]) if validation else [],
     }
+
+
+def _halves(training: int, validation: int, labels: np.ndarray) -> list[int]:
+    """A half of the images, a fourth … as long as every class keeps one to train with: they have its share or one less.
+
+    Args:
+        labels: of the training images.
+    """
+    rarest = np.bincount(labels)[np.unique(labels)].min() / len(labels)
+    halves = [(training + validation) // 2**power for power in range(1, HALVINGS + 1)]
+    share = validation / (training + validation)
+    return [n for n in reversed(halves) if n * (1 - share) * rarest >= 2 and n * share >= 1]
 
 
 def _copy(folder: Path, target: Path) -> None:

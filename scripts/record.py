@@ -76,7 +76,7 @@ def record(settings: Params) -> dict[str, Any]:
         "training_seconds": round(sum(run.get("training_seconds", 0) for run in runs.values()), 1),
         "stage_seconds": {name: run["seconds"] for name, run in runs.items()},
         **_peaks(runs.values()),
-        "sha256": {file.as_posix(): files.sha256(file) for file in results(settings.study, settings.experiments)},
+        "sha256": {file.as_posix(): files.sha256(file) for file in results(settings)},
     }
 
 
@@ -93,13 +93,15 @@ def weights_name(weights: str) -> str:
     return Path(weights).name
 
 
-def results(study: str, experiments: Iterable[str]) -> list[Path]:
+def results(settings: Params) -> list[Path]:
     """The files that git has of the results."""
+    study = settings.study
     metrics = [
         Path(f"metrics/{study}/{name}")
-        for name in ("right.csv", "study.json", *(f"{name}.json" for name in experiments))
+        for name in ("right.csv", "study.json", *(f"{name}.json" for name in settings.experiments))
     ]
-    tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves")]
+    by_labels = ("labels", "labels_saved") if settings.current.label_counts or settings.current.probe_counts else ()
+    tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves", *by_labels)]
     figures = [Path(f"plots/{study}/{name}.svg") for name in ("accuracy", "examples", "learning_curves")]
     return [*metrics, *tables, *figures]
 

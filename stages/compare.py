@@ -4,7 +4,7 @@ import sys
 
 from headstart import files, params
 from headstart.console import run
-from headstart.results import comparison, report
+from headstart.results import by_labels, comparison, report
 from stages import paths, study
 
 
@@ -24,7 +24,8 @@ def main() -> None:
     files.write_csv(f"metrics/{found.study}/right.csv", right[0], right[1:])
     for name in report.COMMITTED:
         files.write_text(f"plots/{found.study}/{name}.svg", drawn[name])
-    files.write_json(f"metrics/{found.study}/study.json", comparison.metrics(found.findings, found.validation))
+    summary = comparison.metrics(found.findings, found.validation) | by_labels.metrics(found.by_labels)
+    files.write_json(f"metrics/{found.study}/study.json", summary)
     if left := paths.left_over(settings):
         print(f"headstart: {left}", file=sys.stderr)
 

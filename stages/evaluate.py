@@ -1,6 +1,8 @@
 """Score one configuration: the metrics that follow from its predictions, and the tables behind them."""
 
 import sys
+from itertools import groupby
+from operator import itemgetter
 from statistics import mean
 
 import numpy as np
@@ -11,6 +13,7 @@ from headstart.data import splits
 from headstart.params import Params
 from headstart.results import evaluation
 from headstart.runs import Clock
+from headstart.training import convergence
 from stages.paths import model_file, predictions_file, prepared_file, scores_folder, write_run
 
 
@@ -25,8 +28,7 @@ def main(name: str) -> None:
         "average_train_accuracy": round(mean(float(epoch["train_accuracy"]) for epoch in epochs), 4),
     }
     if epochs[-1]["validation_accuracy"]:  # absent without validation images
-        last = [epoch for epoch in epochs if epoch["epoch"] == epochs[-1]["epoch"]]
-        metrics["validation_accuracy"] = round(mean(float(epoch["validation_accuracy"]) for epoch in last), 4)
+        metrics["validation_accuracy"] = round(mean(_kept_accuracies(epochs, settings.current.patience)), 4)
     every = {"logits": logits.reshape(-1, len(classes)), "labels": np.tile(labels, len(logits))}
     confusion, scores = evaluation.confusion_matrix(**every), evaluation.per_class(**every)
     with files.replacing(scores_folder(settings, name)) as folder:
@@ -38,6 +40,16 @@ def main(name: str) -> None:
                         [[at, *row] for at, row in enumerate(evaluation.calibration(**every).tolist(), 1)])  # fmt: skip
     files.write_json(f"metrics/{settings.study}/{name}.json", metrics)
     write_run(settings, f"evaluate-{name}", clock, {})
+
+
+def _kept_accuracies(epochs: list[dict[str, str]], patience: int | None) -> list[float]:
+    """On validation images, of each seed's network as it is at the end."""
+    found = []
+    for _, of_seed in groupby(epochs, itemgetter("seed")):
+        ours = list(of_seed)
+        kept = convergence.kept([float(epoch["validation_loss"]) for epoch in ours], patience)
+        found.append(float(ours[kept - 1]["validation_accuracy"]))
+    return found
 
 
 def _predictions(name: str, settings: Params) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

@@ -1,10 +1,7 @@
 """What a configuration trains, and on what."""
 
-from collections.abc import Iterable
-from itertools import product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -80,31 +77,3 @@ def _is_stored(experiment: Experiment, settings: Params, trunk: nn.Module) -> bo
     """Whether the stage `features` has kept what fine-tuning starts from."""
     is_studys = experiment.finetune_from in (None, settings.current.finetune_from)
     return settings.current.store_activations and is_studys and models.is_frozen(trunk)
-
-
-class Labelled(NamedTuple):
-    """The images of a number of labels: int64 indices of those to train with, and of those to validate with."""
-
-    training: np.ndarray
-    validation: np.ndarray
-
-
-def labelled(settings: Params, counts: Iterable[int]) -> dict[tuple[int, int], Labelled]:
-    """By seed and count which images are labelled: all configurations share them, the larger have the smaller.
-
-    Raises:
-        UserError: a class would have no image to train with.
-    """
-    found, study = {}, settings.current
-    training, validation = (splits.read_split(prepared_file(settings), split) for split in ("training", "validation"))
-    for seed, count in product(study.seeds, counts):
-        sizes = study.images_of(count)
-        chosen = Labelled(*(splits.labelled_first(split.labels, size, seed=seed)
-                            for split, size in zip((training, validation), sizes, strict=True)))  # fmt: skip
-        there = set(training.labels[chosen.training].tolist())
-        if missing := [name for label, name in enumerate(training.classes) if label not in there]:
-            named = ", ".join(missing[:3]) + (" …" if missing[3:] else "")
-            problem = f"{count} labels, of which {sizes[0]} are trained with, leave none of {named}"
-            raise UserError(f"{problem} to train with: raise the lowest of label_counts and probe_counts")
-        found[seed, count] = chosen
-    return found

@@ -38,6 +38,11 @@ def predictions_file(settings: Params, name: str) -> Path:
     return Path(f"predictions/{settings.study}/{name}/logits.safetensors")
 
 
+def probes_file(settings: Params, pretrained: bool) -> Path:
+    """What linear probes of a start's features say of the test images: logits, [counts, seeds, images, classes]."""
+    return Path(f"probes/{settings.study}/pretrained-{str(pretrained).lower()}/logits.safetensors")
+
+
 def scores_folder(settings: Params, name: str) -> Path:
     """The tables of how the configuration ``name`` does on the test images, all its seeds together."""
     return Path(f"scores/{settings.study}/{name}")
@@ -65,7 +70,7 @@ def stage_names(settings: Params) -> list[str]:
     starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
     return [
         "prepare",
-        *(f"{stage}-pretrained-{start}" for stage in ("start", "features") for start in starts),
+        *(f"{stage}-pretrained-{start}" for stage in ("start", "features", "probe") for start in starts),
         *(f"{stage}-{name}" for stage in ("train", "evaluate") for name in settings.experiments),
     ]
 

@@ -1,16 +1,24 @@
 """All that the stages before have found out about the configurations that params.yaml names."""
 
+from collections.abc import Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
+from torch import nn
 
 from headstart import files, params
 from headstart.console import UserError
 from headstart.data import catalogue, splits
+from headstart.network import models
 from headstart.network.snapshot import Snapshot
-from headstart.results import comparison, gallery, maps, report
+from headstart.results import by_labels, comparison, gallery, maps, report
+from headstart.results.labels_saved import Curve
+from headstart.training import convergence
 from stages import paths
-from stages.paths import model_file, predictions_file, prepared_file, run_file, scores_folder, stage_names
+from stages.paths import model_file, predictions_file, prepared_file, probes_file, run_file, scores_folder, stage_names
 
 PUBLISHED = "docs/published.csv"
 
@@ -23,7 +31,8 @@ def read(settings: params.Params) -> report.Content:
     study, experiments = settings.study, settings.experiments
     images, labels, classes = splits.read_split(prepared_file(settings), "test")
     _require_one_precision(settings)
-    logits = {name: files.read_arrays(predictions_file(settings, name)).arrays["logits"] for name in experiments}
+    predictions = {name: files.read_arrays(predictions_file(settings, name)).arrays for name in experiments}
+    logits = {name: found["logits"] for name, found in predictions.items()}
     right = {name: found.argmax(2) == labels for name, found in logits.items()}
     findings = comparison.study(experiments, right)
     compared = report.is_published_size(settings.current)
@@ -41,7 +50,9 @@ def read(settings: params.Params) -> report.Content:
     ranked = [row.name for row in report.sort_rows(rows)]
     best_of_start = {experiments[name].pretrained: name for name in reversed(ranked)}
     seed = settings.current.seeds[0]
-    models = {name: Snapshot.read(model_file(settings, name, seed)) for name in best_of_start.values()}
+    snapshots = {name: Snapshot.read(model_file(settings, name, seed)) for name in best_of_start.values()}
+    network = next(iter(snapshots.values())).network()
+    whole = _whole(settings, network)
     return report.Content(
         study=study,
         setting=settings.current,
@@ -57,10 +68,77 @@ def read(settings: params.Params) -> report.Content:
         examples=gallery.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=classes),
         feature_maps={
             f"{name}, {which}": found
-            for name in sorted(models, key=ranked.index)
-            for which, found in maps.feature_maps(models[name], images[0]).items()
+            for name in sorted(snapshots, key=ranked.index)
+            for which, found in maps.feature_maps(snapshots[name], images[0]).items()
         },
+        whole=whole,
+        first_layer=models.layers(network)[0],
+        by_labels=_by_labels(settings, predictions, labels, whole),
     )
+
+
+def _whole(settings: params.Params, network: nn.Module) -> dict[str, bool]:
+    """Of each configuration that is fine-tuned, whether all layers of ``network`` are."""
+    found: dict[str, bool] = {}
+    for experiment in settings.experiments.values():
+        layer = experiment.finetune_from or settings.current.finetune_from
+        if experiment.finetuning and layer not in found:
+            found[layer] = not models.is_frozen(models.cut(network, layer)[0])
+    return {
+        name: found[experiment.finetune_from or settings.current.finetune_from]
+        for name, experiment in settings.experiments.items()
+        if experiment.finetuning
+    }
+
+
+def _by_labels(
+    settings: params.Params,
+    predictions: Mapping[str, Mapping[str, np.ndarray]],
+    labels: np.ndarray,
+    whole: Mapping[str, bool],
+) -> by_labels.ByLabels | None:
+    """What the trainings and the probes with some of the labels have come to."""
+    study, experiments = settings.current, settings.experiments
+    probes = {}
+    for pretrained in (True, False) if study.probe_counts else ():
+        found = files.read_arrays(probes_file(settings, pretrained), "label_logits").arrays["label_logits"]
+        probes[pretrained] = Curve(study.probed, found.argmax(3) == labels)
+    curves: dict[str, Curve] = {}
+    validation: dict[str, list[float]] = {}
+    converged: dict[str, list[int]] = {}
+    for name in experiments if study.label_counts else ():
+        logits = np.concatenate([predictions[name]["label_logits"], predictions[name]["logits"][None]])
+        curves[name] = Curve((*study.label_counts, study.labels), logits.argmax(3) == labels)
+        trainings = _trainings(settings, name)
+        validation[name] = [mean(accuracy for accuracy, _ in of_seeds) for of_seeds in trainings]
+        if not study.validation_images:
+            validation[name] = curves[name].accuracy.tolist()
+        if study.patience is not None:
+            converged[name] = [sum(has_converged for _, has_converged in of_seeds) for of_seeds in trainings]
+    return by_labels.study(
+        experiments,
+        curves=curves,
+        probes=probes,
+        validation=validation,
+        converged=converged,
+        scratch=[name for name, all in whole.items() if all and not experiments[name].pretrained],
+    )
+
+
+def _trainings(settings: params.Params, name: str) -> list[list[tuple[float, bool]]]:
+    """Of each number of labels and seed: validation accuracy of what was kept, or 0, and whether it converged."""
+    folder, study = model_file(settings, name, 0).parent, settings.current
+    some = files.read_csv(folder / "label_epochs.csv")
+    every = [{"labels": str(study.labels), **epoch} for epoch in files.read_csv(folder / "epochs.csv")]
+    found: list[list[tuple[float, bool]]] = []
+    for _, of_number in groupby([*some, *every], itemgetter("labels")):
+        found.append([])
+        for _, of_seed in groupby(of_number, itemgetter("seed")):
+            epochs = list(of_seed)
+            losses = [float(epoch["validation_loss"] or 0) for epoch in epochs]
+            accuracy = epochs[convergence.kept(losses, study.patience) - 1]["validation_accuracy"]
+            found[-1].append((float(accuracy or 0), convergence.converged(losses, study.patience)))
+    return found
 
 
 def _require_one_precision(settings: params.Params) -> None:

@@ -21,13 +21,15 @@ from headstart.training.checkpoints import Checkpoint, fingerprint
 from headstart.training.compute import Compute
 from headstart.training.forward import Examples, predict
 from headstart.training.loop import Epoch, fit, make_optimizer
-from stages.inputs import examples, labelled, trainable
+from stages.inputs import examples, trainable
+from stages.labelled import labelled
 from stages.paths import features_file, model_file, predictions_file, prepared_file, start_file, write_run
 
 COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
 # What can change a number here, as dvc.yaml has it: after a change of the page, say, a training still goes on.
 CODE = (
     "stages/inputs.py",
+    "stages/labelled.py",
     "stages/paths.py",
     "stages/train.py",
     "src/headstart/files.py",

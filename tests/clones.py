@@ -19,7 +19,8 @@ FEW = f"""
         dataset = splits.Dataset(dataset.title, dataset.classes, *few)
 """
 KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
-TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1}
+TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1,
+        "probe_counts": [50, 100]}  # fmt: skip
 
 
 def tiny_clone(clone: Path, *, every: bool = False) -> Path:
@@ -58,9 +59,10 @@ def edit(clone: Path, change) -> None:
 
 def shrink(settings, *, every: bool) -> None:
     settings["studies"]["quick"] |= TINY
-    # Another study of the same model, which recomputes its activations and has two seeds: so both ways run.
+    # Another study of the same model, which recomputes its activations, has two seeds, and trains with some of the
+    # labels too: so all ways run.
     settings["studies"]["full"] = settings["studies"]["quick"] | {
-        "training_images": 96, "store_activations": False, "seeds": [0, 7],
+        "training_images": 96, "store_activations": False, "seeds": [0, 7], "label_counts": [80],
     }  # fmt: skip
     if not every:
         settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
@@ -72,6 +74,7 @@ def results(clone: Path) -> dict[str, str]:
         "data",
         "models",
         "predictions",
+        "probes",
         "scores",
         "metrics",
         "plots",

@@ -34,7 +34,7 @@ def commit(clone: Path, message: str) -> None:
 
 
 EVERYTHING = {"download", "prepare", "compare"}
-EVERYTHING |= {f"{stage}@{start}" for stage in ("start", "features") for start in ("pretrained", "random")}
+EVERYTHING |= {f"{stage}@{start}" for stage in ("start", "features", "probe") for start in ("pretrained", "random")}
 EVERYTHING |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
 
 
@@ -46,7 +46,7 @@ def test_a_study_from_nothing(clone, first):
     assert "metrics/quick/right.csv" in first
     assert sum(name.startswith("predictions/") for name in first) == len(KEPT)
     assert sum(name.startswith("scores/") for name in first) == 3 * len(KEPT)
-    assert sum(name.startswith("plots/") for name in first) == 6
+    assert sum(name.startswith("plots/") for name in first) == 8
     status = run("git", "status", "--porcelain", cwd=clone).stdout.split("\n")
     assert {line[3:] for line in status if line} == {"dvc.lock", "metrics/", "plots/"}  # all else is ignored
     assert repro(clone) == set()  # nothing is left to do
@@ -143,7 +143,7 @@ def test_another_study_and_back(clone, first):
         assert logits.shape == (2, TEST_IMAGES, 10)
         assert (logits[0] != logits[1]).any()
         assert {path.name for path in (clone / f"models/full/{name}").iterdir()} == {
-            "epochs.csv", "model-0.safetensors", "model-7.safetensors",
+            "epochs.csv", "label_epochs.csv", "model-0.safetensors", "model-7.safetensors",
         }  # fmt: skip
         assert [epoch["seed"] for epoch in files.read_csv(clone / f"models/full/{name}/epochs.csv")] == ["0", "7"]
     both = files.read_arrays(clone / f"predictions/full/{KEPT[0]}/logits.safetensors").arrays["logits"]

@@ -15,7 +15,7 @@ from stages.pipeline import stages
 from .conftest import ROOT
 
 SETTINGS = params.read(ROOT / "params.yaml")
-OTHER = {str: "other", int: 7, bool: False, tuple: (5,)}
+OTHER = {str: "other", int: 7, bool: False, tuple: (5,), type(None): 7}
 RUN = {
     "commit": "abc", "began": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:00:00+00:00", "seconds": 3.0,
     "device": "a GPU", "precision": "bfloat16", "peak_memory_mb": 100, "weights": "w", "weights_sha256": "123",
@@ -34,7 +34,7 @@ def settings(tmp_path, monkeypatch, request) -> params.Params:
     for name in paths.stage_names(settings):
         training = {"training_seconds": 2.5} if name.startswith("train") else {}
         files.write_json(paths.run_file(study, name), {**RUN, **training, "settings": document})
-    for file in record.results(study, settings.experiments):
+    for file in record.results(settings):
         files.write_text(file, f"the content of {file}")
     record.main(study)
     return settings
@@ -53,9 +53,10 @@ def test_a_record_fits_the_settings_it_was_made_with(settings):
     assert (made["device"], made["precision"]) == (["a GPU"], ["bfloat16"])
     assert (made["began"], made["ended"]) == (RUN["began"], RUN["ended"])
     assert made["training_seconds"] == 8 * 2.5
-    assert len(made["stage_seconds"]) == 1 + 2 + 2 + 8 + 8
+    assert len(made["stage_seconds"]) == 1 + 2 + 2 + 2 + 8 + 8
     assert made["weights"]["name"] == "w"
-    assert len(made["sha256"]) == 2 + 8 + 3 + 3
+    by_labels = 2 if settings.study in ("quick", "labels") else 0
+    assert len(made["sha256"]) == 2 + 8 + 3 + 3 + by_labels
     assert made["peak_memory_mb"] == 100
     assert "peak_gpu_memory_mb" not in made
 
@@ -166,7 +167,7 @@ def test_weights_from_a_file_stand_in_for_those_of_params_yaml(settings, tmp_pat
 
 def test_the_stages_of_dvc_yaml_in_order():
     found = list(stages(params.load(ROOT / "params.yaml"), str(ROOT / "dvc.yaml")))
-    assert len(found) == 1 + 1 + 2 + 2 + 8 + 8 + 1
+    assert len(found) == 1 + 1 + 2 + 2 + 2 + 8 + 8 + 1
     names = [stage.name for stage in found]
     assert (names[0], names[-1]) == ("download", "compare")
     assert names.index("start@random") < names.index("features@random") < names.index("train@random-frozen-sgd")

@@ -113,7 +113,8 @@ def test_several_seeds_are_said(made):
 
 
 def test_without_validation_images_there_is_no_such_curve(made):
-    none = dataclasses.replace(made, setting=dataclasses.replace(made.setting, validation_images=0))
+    setting = dataclasses.replace(made.setting, validation_images=0, probe_counts=())
+    none = dataclasses.replace(made, setting=setting)
     assert report.learning_curves(none).keys() == {"training accuracy"}
 
 

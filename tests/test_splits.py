@@ -51,7 +51,8 @@ def test_splits_of_any_size_keep_the_proportions(counts, first, second, seed):
     assert len({*left.tolist(), *right.tolist()}) == a + b
     for chosen in (left, right):
         expected = np.array(counts) * len(chosen) / n
-        assert abs(np.bincount(labels[chosen], minlength=len(counts)) - expected).max() <= 2
+        off = abs(np.bincount(labels[chosen], minlength=len(counts)) - expected)
+        assert (off <= 1 + len(counts) * np.array(counts) / n).all()
 
 
 def test_more_images_than_there_are():
@@ -95,3 +96,13 @@ def test_sizes_that_do_not_fit_the_images(tmp_path, sizes, message):
         splits.write(path, dataset([0] * 50 + [1] * 5 + [2] * 5, 3), sizes=sizes, seed=0)
     assert str(error.value) == message
     assert not path.exists()
+
+
+def test_the_first_labelled_are_stratified_and_nested():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [500, 300, 200]))
+    chosen = [splits.labelled_first(labels, n, seed=3) for n in (10, 100, 1_000)]
+    assert [len(one) for one in chosen] == [10, 100, 1_000]
+    assert set(chosen[0]) < set(chosen[1]) < set(chosen[2]) == set(range(1_000))
+    for one, n in zip(chosen, (10, 100, 1_000), strict=True):
+        assert np.abs(np.bincount(labels[one], minlength=3) - n * np.array([0.5, 0.3, 0.2])).max() <= 1
+    assert set(splits.labelled_first(labels, 10, seed=4)) != set(chosen[0])

@@ -77,6 +77,8 @@ def double():
         ("tf_efficientnet_lite0", "classifier", ADAM, True),
         ("resnet18", "layer4", SGD, True),
         ("resnet18", "layer4", ADAM, False),
+        ("tf_efficientnet_lite0", "conv_stem", ADAM, True),  # the whole network
+        ("resnet18", "conv1", SGD, False),
     ],
 )
 def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer, experiment, keep):

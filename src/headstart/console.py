@@ -54,8 +54,6 @@ def _explain(error: Exception) -> str | None:
     return None
 
 
-def progress(total: int, label: str, done: int = 0) -> tqdm:
+def progress(total: int, label: str, done: int = 0, unit: str = " images") -> tqdm:
     """A bar that says what, how far and how long still; silent where stderr is not a terminal."""
-    return tqdm(
-        total=total, initial=done, desc=label, unit=" images", unit_scale=True, disable=None, leave=False, delay=1
-    )
+    return tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=True, disable=None, leave=False, delay=1)

@@ -77,6 +77,11 @@ class Study:
         """How many labelled images the study has but for the test images."""
         return self.training_images + self.validation_images
 
+    @property
+    def probed(self) -> tuple[int, ...]:
+        """With how many labels linear probes are fitted: all of them last."""
+        return (*self.probe_counts, self.labels) if self.probe_counts else ()
+
     def images_of(self, labels: int) -> tuple[int, int]:
         """How many of ``labels`` labelled images are trained with, and validated with: in the study's proportion."""
         validation = round(labels * self.validation_images / self.labels)

@@ -133,7 +133,8 @@ def stratified_split(labels: np.ndarray, *, sizes: list[int], seed: int) -> list
     """Choose disjoint sets of indices, each with every class in the proportion that it has in ``labels``.
 
     Images get a random order within their class; taking them class by class in turn, in proportion to the classes'
-    sizes, makes every stretch of that order stratified to within one image a class.
+    sizes, makes every stretch of that order stratified: classes that are equally common to within one image, and of
+    any others one that has the share p of the images to within 1 + p times the number of classes.
 
     Args:
         labels: integers [N].

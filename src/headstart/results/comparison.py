@@ -70,11 +70,13 @@ class Findings:
 def pairs(experiments: Mapping[str, Experiment], factor: str) -> list[tuple[str, str]]:
     """Configurations that differ in ``factor`` and no other factor: (with the gaining level, with the other).
 
-    Their settings may differ: which pairs there are does not change when one of them is tuned.
+    Their settings may differ: which pairs there are does not change when one of them is tuned. What is fine-tuned may
+    not, where both are.
     """
 
     def others(experiment: Experiment) -> list[object]:
-        return [getattr(experiment, other) for other in FACTORS if other != factor]
+        finetuned = experiment.finetune_from if factor != "finetuning" else None
+        return [finetuned, *(getattr(experiment, other) for other in FACTORS if other != factor)]
 
     return [
         (gaining, other)
@@ -106,13 +108,14 @@ def squares(experiments: Mapping[str, Experiment], first: str, second: str) -> l
 def cells(
     experiments: Mapping[str, Experiment], correct: Correct
 ) -> tuple[dict[str, Experiment], dict[str, np.ndarray]]:
-    """One configuration for each combination of levels, and the mean correctness of all that have it.
+    """One configuration for each combination of levels and layers, and the mean correctness of all that have it.
 
     Else a combination that was tried with several settings would count as often.
     """
     members: dict[tuple[object, ...], list[str]] = {}
     for name, experiment in experiments.items():
-        members.setdefault(tuple(getattr(experiment, factor) for factor in FACTORS), []).append(name)
+        combination = (experiment.finetune_from, *(getattr(experiment, factor) for factor in FACTORS))
+        members.setdefault(combination, []).append(name)
     first = {names[0]: experiments[names[0]] for names in members.values()}
     return first, {names[0]: np.mean([correct[name] for name in names], axis=0) for names in members.values()}
 

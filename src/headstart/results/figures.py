@@ -16,6 +16,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from headstart.params import Experiment
+from headstart.results.by_labels import PROBES, Answer, ByLabels, number
 from headstart.results.comparison import Estimate, Findings, pairs, unequal_settings
 from headstart.results.gallery import Example, Gallery
 
@@ -27,6 +28,7 @@ VARIABLES = {
     PRETRAINED: "var(--pretrained)", RANDOM: "var(--random)", INK: "var(--ink)", SOFT: "var(--soft)",
     LINE: "var(--line)", BACK: "none",
 }  # fmt: skip
+MARKERS = {"Adam": "o^", "SGD": "sv"}
 PER_ROW = 5  # examples
 FEW_CLASSES = 20  # so many can be shown each with its number
 NAMED_CLASSES = 50  # so many names of classes fit beside a matrix
@@ -73,13 +75,16 @@ def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarra
 
 
 def _look(experiment: Experiment) -> dict[str, Any]:
-    """Colour: the start; filled and drawn through: fine-tuned; circle or square: the optimizer."""
+    """Colour: the start; filled and drawn through: fine-tuned; circle or square: the optimizer.
+
+    Triangles are fine-tuned from a layer of their own: Adam's point up, SGD's down.
+    """
     colour = PRETRAINED if experiment.pretrained else RANDOM
     return {
         "color": colour,
         "markerfacecolor": colour if experiment.finetuning else BACK,
         "linestyle": "-" if experiment.finetuning else (0, (2, 1.5)),
-        "marker": "o" if experiment.optimizer == "Adam" else "s",
+        "marker": MARKERS[experiment.optimizer][experiment.finetune_from is not None],
     }
 
 
@@ -291,6 +296,61 @@ def cost(
     row[0].set_ylabel("test accuracy, %")
     _legend(figure, experiments)
     return figure
+
+
+def labels(experiments: Mapping[str, Experiment], found: ByLabels) -> Figure:
+    """Test error over labelled images: every seed as a dot, and their mean as a line.
+
+    The arrow is what is saved: from what the one needs to what the other needs for the same error.
+    """
+    answer = found.saved or found.worth
+    looks = {name: _look(experiments[name]) if name in experiments else _probe_look(name) for name in found.curves}
+    figure, [[axes]] = _figure(5.6, 4.4)
+    for name, curve in found.curves.items():
+        look = looks[name]
+        errors = 100 * (1 - curve.right.mean(2))
+        axes.plot(curve.labels, errors.mean(1), **look)
+        if errors.shape[1] > 1:
+            axes.plot(curve.labels, errors, linestyle="", marker=".", markersize=3, color=look["color"], alpha=0.6)
+    if answer is not None:
+        _arrow(axes, found, answer)
+    _log_ticks(axes.xaxis, sorted({n for curve in found.curves.values() for n in curve.labels}))
+    _log_ticks(axes.yaxis, [1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100])
+    axes.set(xlabel="labelled images, to train and to validate with", ylabel="test error, %")
+    axes.grid()
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3)
+    return figure
+
+
+def _probe_look(name: str) -> dict[str, Any]:
+    colour = PRETRAINED if name == PROBES[True] else RANDOM
+    return {"color": colour, "linestyle": (0, (1, 1.5)), "marker": "x", "linewidth": 1.2}
+
+
+def _arrow(axes: Axes, found: ByLabels, answer: Answer) -> None:
+    """From a number of labels to what the reference needs, or to the edge where that is more than there are."""
+    n = found.curves[answer.chosen].labels[answer.at]
+    height = 100 * (1 - found.curves[answer.chosen].accuracy[answer.at])
+    needed = answer.needed[answer.chosen][answer.at].value
+    if needed <= n:
+        return
+    end = min(needed, answer.range[1])
+    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (end, height), (n, height), arrowprops=arrow, zorder=5)
+    said = number(needed, answer.range, lambda labels: labels - n)
+    axes.annotate(f"{said} labels saved", ((n * end) ** 0.5, height), (0, 5), textcoords="offset points", ha="center",
+                  fontsize=8)  # fmt: skip
+
+
+def _log_ticks(axis: Any, ticks: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers at ``ticks``."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(shown, [f"{tick:,.10g}" for tick in shown])
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_ticks([], minor=True)
 
 
 def as_svg(draw: Any, *arguments: Any) -> str:

@@ -12,10 +12,12 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from headstart.params import Experiment, Optimizer, Study
-from headstart.results import evaluation, figures, gallery
+from headstart.results import by_labels, evaluation, figures, gallery
+from headstart.results.by_labels import ByLabels, Table
 from headstart.results.comparison import ERROR, Correct, Difference, Estimate, Findings
 from headstart.results.figures import Curve
 from headstart.results.gallery import Gallery
+from headstart.training import convergence
 
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
 PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
@@ -31,8 +33,6 @@ COMMITTED = ("accuracy", "learning_curves", "examples")  # figures that git has,
 COSTS = {"seconds of training": "training_seconds", "trained parameters": "trained_parameters"}
 
 MISTAKES = 20  # the most frequent ones, where a table of all would be too large
-
-Table = list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,22 @@ class Content:
     stage_seconds: Mapping[str, float]
     examples: Gallery  # of the best configuration
     feature_maps: Mapping[str, np.ndarray]
+    whole: Mapping[str, bool]  # whether it trains all layers, of those that are fine-tuned
+    first_layer: str  # of the network
+    by_labels: ByLabels | None  # where there are several numbers of labels
+
+    @property
+    def scratch(self) -> list[str]:
+        """The configurations that train a whole network from random weights."""
+        return [row.name for row in self.rows if self.whole.get(row.name) and not row.experiment.pretrained]
+
+    @property
+    def converged(self) -> dict[str, int]:
+        """How many trainings of each configuration have; empty where they end after a number of epochs."""
+        patience = self.setting.patience
+        if patience is None:
+            return {}
+        return {name: converged(detail.epochs, patience) for name, detail in self.details.items()}
 
     @property
     def is_published_size(self) -> bool:
@@ -125,6 +141,14 @@ class Content:
     @property
     def experiments(self) -> dict[str, Experiment]:
         return {row.name: row.experiment for row in self.ranked}
+
+
+def converged(epochs: Sequence[Mapping[str, str]], patience: int) -> int:
+    """How many of the trainings, each with a seed, whose ``epochs`` these are."""
+    losses: dict[str, list[float]] = {}
+    for epoch in epochs:
+        losses.setdefault(epoch["seed"], []).append(float(epoch["validation_loss"]))
+    return sum(convergence.converged(of_seed, patience) for of_seed in losses.values())
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
@@ -192,6 +216,8 @@ def tables(content: Content) -> dict[str, Table]:
         "accuracy": _accuracy_table(content),
         "learning_curves": _curves_table(content),
         "confusion": _confusion_table(content),
+        "labels": by_labels.curves_table(content.by_labels, content.setting.seeds),
+        "labels_saved": by_labels.saved_table(content.by_labels),
     }
 
 
@@ -285,6 +311,8 @@ def draw(content: Content) -> dict[str, str]:
     }
     if found.effects:
         drawn["effects"] = svg(figures.effects, found)
+    if content.by_labels:
+        drawn["labels"] = svg(figures.labels, experiments, content.by_labels)
     if content.feature_maps:
         drawn["feature_maps"] = svg(figures.feature_maps, content.feature_maps)
     return drawn
@@ -293,15 +321,16 @@ def draw(content: Content) -> dict[str, str]:
 def numbers(content: Content) -> dict[str, Table]:
     """What figures show and no other table has, for those who cannot see them: by the figure's name, header first."""
     curves = learning_curves(content)
-    epochs = range(1, content.setting.n_epochs + 1)
+    epochs = range(1, max(len(curve.epochs) for by_name in curves.values() for curve in by_name.values()) + 1)
     details = {row.name: content.details[row.name] for row in content.ranked}
     confusions = {"confusion_best": content.best.name, "confusion_worst": content.worst.name}
     return {
         "learning_curves": [
             ["accuracy, %", *(f"{metric.split()[0]}, epoch {epoch}" for metric in curves for epoch in epochs)],
-            *([name, *(percent(value) for by_name in curves.values() for value in by_name[name].values)]
+            *([name, *(said for by_name in curves.values() for said in _filled(by_name[name], len(epochs)))]
               for name in details),
         ],
+        **_labels_numbers(content.by_labels),
         **{figure: _confusion_numbers(content, details[name].confusion) for figure, name in confusions.items()},
         "f1": [
             ["F1, %", *details],
@@ -318,6 +347,23 @@ def numbers(content: Content) -> dict[str, Table]:
               for row in content.ranked),
         ],
     }  # fmt: skip
+
+
+def _filled(curve: Curve, n: int) -> list[str]:
+    """Its values in percent, for ``n`` epochs, of which the last may be missing."""
+    return [*map(percent, curve.values), *["–"] * (n - len(curve.values))]
+
+
+def _labels_numbers(found: ByLabels | None) -> dict[str, Table]:
+    """The errors that the figure shows: a row a configuration, a column a number of labels."""
+    if found is None:
+        return {}
+    counts = sorted({n for curve in found.curves.values() for n in curve.labels})
+    rows: Table = [["test error, %", *(f"{n:,} labels" for n in counts)]]
+    for name, curve in found.curves.items():
+        errors = dict(zip(curve.labels, 1 - curve.accuracy, strict=True))
+        rows.append([name, *(percent(errors[n]) if n in errors else "–" for n in counts)])
+    return {"labels": rows}
 
 
 def hardest(content: Content) -> list[int]:
@@ -354,6 +400,10 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         published_seconds=PUBLISHED_SECONDS,
         confounded=confounded(content.findings),
         facts=run_facts(content),
+        saved_rows=by_labels.saved_rows,
+        number=lambda needed, bounds: by_labels.number(needed, bounds, lambda labels: labels),
+        not_converged=[name for name, n in content.converged.items() if n < len(content.setting.seeds)],
+        random_finetuned=sum(row.experiment.finetuning and not row.experiment.pretrained for row in content.rows),
         error=ERROR,
         shown=gallery.SHOWN,
     )

@@ -1,0 +1,26 @@
+import pytest
+
+from headstart.training import convergence
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "best", "has_converged"),
+    [
+        ([], 2, None, False),
+        ([1.0], 1, 1, False),
+        ([1.0, 1.1], 1, 1, True),
+        ([1.0, 1.0], 1, 1, True),  # not lower
+        ([1.0, 1.1, 0.9], 2, 3, False),
+        ([1.0, 0.9, 1.1, 0.95], 2, 2, True),
+        ([1.0, 0.9, 1.1], 2, 2, False),
+    ],
+)
+def test_patience_counts_epochs_without_a_lower_loss(losses, patience, best, has_converged):
+    assert convergence.converged(losses, patience) == has_converged
+    if losses:
+        assert convergence.best(losses) == best == convergence.kept(losses, patience)
+
+
+def test_without_patience_the_last_epoch_is_kept_and_nothing_converges():
+    assert convergence.kept([1.0, 2.0, 3.0], None) == 3
+    assert not convergence.converged([1.0, 2.0, 3.0], None)
