@@ -1,0 +1,126 @@
+"""Trainings with some of the labels: what they make, and that an interrupted one ends as if it had not been."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import headstart
+from headstart import files
+from headstart.console import UserError
+from headstart.data import splits
+from headstart.training import convergence
+from headstart.training.checkpoints import Checkpoint
+from stages import train
+
+from .clones import KEPT, edit, tiny_clone
+from .conftest import run
+
+pytestmark = pytest.mark.pipeline
+NAME = KEPT[0]
+COUNTS = [60, 100]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The data and starts of a study that trains the whole network, with patience, with some of the labels too."""
+    clone = tiny_clone(tmp_path_factory.mktemp("clone"))
+    changes = {"finetune_from": "conv_stem", "seeds": [0, 7], "label_counts": COUNTS, "n_epochs": 3, "patience": 1}
+    edit(clone, lambda settings: settings["studies"]["quick"].update(changes))
+    for stage in (["download"], ["prepare"], ["start", "true"], ["features", "true"]):
+        run("python", "-m", f"stages.{stage[0]}", *stage[1:], cwd=clone)
+    return clone
+
+
+class Killed(BaseException):
+    """No error that anything would catch."""
+
+
+def outputs() -> dict[str, bytes]:
+    folders = (Path(f"models/quick/{NAME}"), Path(f"predictions/quick/{NAME}"))
+    return {str(path): path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def alone(clone) -> dict[str, bytes]:
+    """What comes of it when nothing happens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(clone)
+        train.main(NAME)
+        assert not list(Path("checkpoints").rglob("*.safetensors"))
+        return outputs()
+
+
+def test_every_number_of_labels_and_seed_has_its_training(alone, clone):
+    arrays = files.read_arrays(clone / f"predictions/quick/{NAME}/logits.safetensors").arrays
+    n_test = arrays["logits"].shape[1]
+    assert arrays["logits"].shape == (2, n_test, 10)
+    assert arrays["label_logits"].shape == (2, 2, n_test, 10)
+    flat = np.concatenate([arrays["label_logits"].reshape(4, -1), arrays["logits"].reshape(2, -1)])
+    assert len(np.unique(flat, axis=0)) == 6
+    epochs = files.read_csv(clone / f"models/quick/{NAME}/label_epochs.csv")
+    by_training: dict[tuple[str, str], list[float]] = {}
+    for epoch in epochs:
+        by_training.setdefault((epoch["labels"], epoch["seed"]), []).append(float(epoch["validation_loss"]))
+    assert list(by_training) == [("60", "0"), ("60", "7"), ("100", "0"), ("100", "7")]
+    for losses in by_training.values():
+        assert len(losses) == 3 or convergence.converged(losses, 1)
+        assert not any(convergence.converged(losses[:end], 1) for end in range(len(losses)))
+
+
+def test_the_kept_network_is_that_of_the_best_epoch(alone, clone, monkeypatch):
+    """What it says of the validation images is what was recorded after that epoch."""
+    monkeypatch.chdir(clone)
+    rows = [row for row in files.read_csv(f"models/quick/{NAME}/epochs.csv") if row["seed"] == "0"]
+    kept = rows[convergence.best([float(row["validation_loss"]) for row in rows]) - 1]
+    images, labels, _ = splits.read_split("data/prepared/quick.safetensors", "validation")
+    with torch.inference_mode():
+        logits = headstart.load(Path(f"models/quick/{NAME}"))(torch.from_numpy(images))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
+    assert loss == pytest.approx(float(kept["validation_loss"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "at"),
+    [("save", 2), ("save", 7), ("finish", 1), ("finish", 3)],
+    ids=["in the whole set", "with some labels", "when the first is done", "when the third is done"],
+)
+def test_killed_and_started_again(alone, clone, monkeypatch, method, at):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(train, "PAUSE", -1)  # a checkpoint after each epoch
+    calls = []
+    original = getattr(Checkpoint, method)
+
+    def killed_after(self, *arguments) -> None:
+        original(self, *arguments)
+        calls.append(self.path.name)
+        if len(calls) == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, method, killed_after)
+        with pytest.raises(Killed):
+            train.main(NAME)
+    left = {path.name for path in Path("checkpoints").rglob("*.safetensors")}
+    assert calls[-1] in left
+    trained: list[str] = []
+    finish = Checkpoint.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "finish", lambda self, *given: trained.append(self.path.name) or finish(self, *given))
+        train.main(NAME)
+    if method == "finish":
+        assert set(trained).isdisjoint(calls)
+    assert outputs() == alone
+
+
+def test_a_class_without_an_image_is_named_before_anything_is_trained(clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    edit(clone, lambda settings: settings["studies"]["quick"].update(label_counts=[9, 100]))
+    with pytest.raises(UserError) as error:
+        train.main(NAME)
+    Path("params.yaml").write_text(before, encoding="utf-8")
+    assert str(error.value).startswith("9 labels, of which 8 are trained with, leave none of ")
+    assert str(error.value).endswith(" to train with: raise the lowest of label_counts and probe_counts")
+    assert not list(Path("checkpoints").rglob("*.safetensors"))
