@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from headstart.network.snapshot import Snapshot
 from headstart.params import Params, Study
 from headstart.runs import Clock
 from headstart.training import compute, convergence
-from headstart.training.checkpoints import Checkpoint, fingerprint
+from headstart.training.checkpoints import Checkpoint, Finished, fingerprint
 from headstart.training.compute import Compute
 from headstart.training.forward import Examples, predict
 from headstart.training.loop import Epoch, fit, make_optimizer
@@ -42,13 +43,15 @@ FEWEST_STEPS = 25  # of an epoch with some of the labels: else it would be over,
 PAUSE = 20  # seconds between the checkpoints of a training with some of the labels
 
 
+Key = tuple[int, int]  # seed and number of labels
+
+
 class Trained(NamedTuple):
-    """What came of one seed."""
+    """What came of one seed, with all labels."""
 
     model: Snapshot
     epochs: list[Epoch]
     logits: torch.Tensor  # of the test images, float32 [N, classes]
-    by_labels: Mapping[int, tuple[list[Epoch], torch.Tensor]]  # the same of trainings with some of the labels
     parameters: int
     trained_from: str  # the first layer of the head
     images: int
@@ -58,23 +61,24 @@ class Trained(NamedTuple):
 def main(name: str) -> None:
     clock = Clock()
     settings, device = params.read(), compute.choose()
-    trained = _train(name, settings, device)
+    trained, with_some = _train(name, settings, device)
     counts = settings.current.label_counts
     with files.replacing(model_file(settings, name, 0).parent) as folder:
         for seed, result in trained.items():
             result.model.write(folder / model_file(settings, name, seed).name)
         _write_epochs(folder / "epochs.csv", ["seed"], {(seed,): result.epochs for seed, result in trained.items()})
         if counts:
-            keyed = {(n, seed): result.by_labels[n][0] for n in counts for seed, result in trained.items()}
+            keyed = {(n, seed): with_some[seed, n].epochs for n in counts for seed in trained}
             _write_epochs(folder / "label_epochs.csv", ["labels", "seed"], keyed)
     with files.replacing(predictions_file(settings, name).parent) as folder:
         logits = {"logits": torch.stack([result.logits for result in trained.values()])}
         if counts:
-            of_counts = [torch.stack([result.by_labels[n][1] for result in trained.values()]) for n in counts]
+            of_counts = [torch.stack([with_some[seed, n].logits for seed in trained]) for n in counts]
             logits["label_logits"] = torch.stack(of_counts)
         files.write_tensors(folder / predictions_file(settings, name).name, logits)
-    write_run(settings, f"train-{name}", clock, {**device.describe(), **device.peak_memory(), **_facts(trained)})
-    for seed, n in _trainings(settings):
+    facts = {**device.describe(), **device.peak_memory(), **_facts(trained, with_some)}
+    write_run(settings, f"train-{name}", clock, facts)
+    for seed, n in product(settings.current.seeds, (settings.current.labels, *counts)):
         _checkpoint(name, settings, device, seed, n).delete()
 
 
@@ -83,28 +87,21 @@ def _write_epochs(path: Path, columns: list[str], epochs: Mapping[Any, list[Epoc
     files.write_csv(path, [*columns, *COLUMNS], rows)
 
 
-def _facts(trained: Mapping[int, Trained]) -> dict[str, Any]:
+def _facts(trained: Mapping[int, Trained], with_some: Mapping[Key, Finished]) -> dict[str, Any]:
     """What is worth knowing of all seeds' trainings."""
     last = list(trained.values())[-1]
     seconds = [epoch.seconds for result in trained.values() for epoch in result.epochs]
-    with_labels = [epoch for result in trained.values() for found, _ in result.by_labels.values() for epoch in found]
-    of_labels = {"label_counts_seconds": round(sum(epoch.seconds for epoch in with_labels), 3)} if with_labels else {}
+    of_some = sum(epoch.seconds for finished in with_some.values() for epoch in finished.epochs)
     return {
         "activations": last.place,
         "training_seconds": round(sum(seconds), 3),
-        **of_labels,
+        **({"label_counts_seconds": round(of_some, 3)} if with_some else {}),
         "images_per_second": round(last.images / min(seconds), 1),
         "trained_parameters": last.parameters,
         "trained_from": last.trained_from,
         "weights": last.model.weights,
         "weights_sha256": last.model.sha256,
     }
-
-
-def _trainings(settings: Params) -> Iterable[tuple[int, int]]:
-    """Seed and number of labels of every training: of each seed with all of them first."""
-    study = settings.current
-    return [(seed, n) for seed in study.seeds for n in (study.labels, *study.label_counts)]
 
 
 def _checkpoint(name: str, settings: Params, device: Compute, seed: int, n: int) -> Checkpoint:
@@ -119,11 +116,12 @@ def _checkpoint(name: str, settings: Params, device: Compute, seed: int, n: int)
     return Checkpoint(Path(f"checkpoints/{settings.study}/{name}") / file, made_from)
 
 
-def _train(name: str, settings: Params, device: Compute) -> dict[int, Trained]:
-    """What comes of each seed; a checkpoint is written after each epoch."""
+def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trained], dict[Key, Finished]]:
+    """What comes of each seed with all labels, and of each seed and smaller number of them."""
     experiment, study = settings.experiment(name), settings.current
     chosen = labelled(settings, study.label_counts)
-    found: dict[int, Trained] = {}
+    trained: dict[int, Trained] = {}
+    with_some: dict[Key, Finished] = {}
     inputs: tuple[Examples, Examples] | None = None
     inputs_file: Path | None = None
     for seed in study.seeds:
@@ -136,25 +134,23 @@ def _train(name: str, settings: Params, device: Compute) -> dict[int, Trained]:
         if inputs is None or features != inputs_file:  # with pretrained weights all seeds share them
             inputs = None  # or there would be twice as much in memory
             inputs, inputs_file = (of("training", keep=True), of("validation", keep=True)), features
-        training = partial(_fit, name=name, settings=settings, device=device, seed=seed)
-        epochs = training(head, *inputs, n=study.labels)
+        run = partial(_fit, name=name, settings=settings, device=device, seed=seed)
+        epochs = run(head, *inputs, n=study.labels)
         test = of("test", keep=bool(study.label_counts))
-        of_test = partial(predict, inputs=test.inputs, n=len(test.labels), compute=device)
-        logits = of_test(head).cpu()
-        by_labels = {}
+        says = partial(predict, inputs=test.inputs, n=len(test.labels), compute=device)
+        logits = says(head).cpu()
         for n in study.label_counts:
             checkpoint = _checkpoint(name, settings, device, seed, n)
             if (finished := checkpoint.finished()) is None:
                 part = trainable(experiment, settings, start).head
                 some = (all.subset(torch.from_numpy(one)) for all, one in zip(inputs, chosen[seed, n], strict=True))
-                finished = training(part, *some, n=n), of_test(part).cpu()
-                checkpoint.finish(*finished)
-            by_labels[n] = finished
+                finished = Finished(run(part, *some, n=n), says(part).cpu())
+                checkpoint.finish(finished)
+            with_some[seed, n] = finished
         model = start.trained(owner.state_dict(), device.precision)
         parameters = sum(parameter.numel() for parameter in head.parameters())
-        found[seed] = Trained(model, epochs, logits, by_labels, parameters, first, len(inputs[0].labels),
-                              inputs[0].inputs.place)  # fmt: skip
-    return found
+        trained[seed] = Trained(model, epochs, logits, parameters, first, len(inputs[0].labels), inputs[0].inputs.place)
+    return trained, with_some
 
 
 def _fit(

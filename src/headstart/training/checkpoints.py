@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,6 +23,13 @@ def fingerprint(settings: Any, paths: list[Path]) -> str:
     for path in paths:
         digest.update(bytes.fromhex(files.sha256(path)))
     return digest.hexdigest()
+
+
+class Finished(NamedTuple):
+    """What is left of a training: its epochs, and what its network says of the test images."""
+
+    epochs: list[Epoch]
+    logits: torch.Tensor  # float32 [N, classes]
 
 
 @dataclass(frozen=True)
@@ -63,14 +70,14 @@ class Checkpoint:
         restore_generators(_device(head), _part(tensors, "generator."))
         return epochs, {name: tensor.to(_device(head)) for name, tensor in _part(tensors, "best.").items()}
 
-    def finish(self, epochs: list[Epoch], logits: torch.Tensor) -> None:
+    def finish(self, result: Finished) -> None:
         """Write instead what is left of a training of which nothing else is wanted any more."""
-        self._write({"logits": logits}, epochs)
+        self._write({"logits": result.logits}, result.epochs)
 
-    def finished(self) -> tuple[list[Epoch], torch.Tensor] | None:
+    def finished(self) -> Finished | None:
         """What ``finish`` has written, if it has."""
         found = self._read()
-        return (found[1], found[0]["logits"]) if found is not None and "logits" in found[0] else None
+        return Finished(found[1], found[0]["logits"]) if found is not None and "logits" in found[0] else None
 
     def _write(self, tensors: State, epochs: list[Epoch]) -> None:
         description = {"fingerprint": self.fingerprint, "epochs": [asdict(epoch) for epoch in epochs]}
