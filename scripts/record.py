@@ -25,6 +25,7 @@ from stages.pipeline import lookup, stages
 # What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
 FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
 PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
+TRAINING = ("training_seconds", "label_counts_seconds")
 COMPUTED = ("features", "train")
 TOP1 = "imagenet_top1_percent"
 
@@ -73,7 +74,7 @@ def record(settings: Params) -> dict[str, Any]:
         **{fact: sorted({run[fact] for run in computed.values() if fact in run}) for fact in FACTS},
         "began": min(run["began"] for run in runs.values()),
         "ended": max(run["ended"] for run in runs.values()),
-        "training_seconds": round(sum(run.get("training_seconds", 0) for run in runs.values()), 1),
+        "training_seconds": round(sum(run.get(kind, 0) for run in runs.values() for kind in TRAINING), 1),
         "stage_seconds": {name: run["seconds"] for name, run in runs.items()},
         **_peaks(runs.values()),
         "sha256": {file.as_posix(): files.sha256(file) for file in results(settings)},

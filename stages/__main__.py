@@ -13,7 +13,6 @@ import importlib
 import json
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def plan() -> list[Step]:
     for stage in stages(document):
         inputs = {out: sha256 for out, sha256 in made_from.items() if inside(out, stage.deps)}
         ours = [dep for dep in stage.deps if not any(inside(out, (dep,)) for out in inputs)]
-        code = {path.as_posix(): _sha256(path, _stamp(path)) for path in files.sources(ours)}
+        code = {path.as_posix(): files.sha256_as_it_is(path) for path in files.sources(ours)}
         values = {name: lookup(document, name) for name in stage.params}
         text = json.dumps([stage.module, stage.arguments, values, code, inputs, everywhere], sort_keys=True)
         steps.append(Step(stage, hashlib.sha256(text.encode()).hexdigest()))
@@ -87,18 +86,7 @@ def plan() -> list[Step]:
 def _state(outs: tuple[str, ...]) -> list[list[Any]]:
     """Size and time of every file of ``outs``: who else writes one is noticed."""
     paths = [path for out in outs for path in [Path(out), *sorted(Path(out).rglob("*"))] if path.is_file()]
-    return [[path.as_posix(), *_stamp(path)] for path in paths]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file, which change with its content."""
-    return path.stat().st_size, path.stat().st_mtime_ns
-
-
-@cache
-def _sha256(path: Path, stamp: tuple[int, int]) -> str:
-    """Of a file's content: pictures are many, and looked at before and after every stage."""
-    return files.sha256(path)
+    return [[path.as_posix(), *files.stamp(path)] for path in paths]
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def left_over(settings: Params) -> str:
     for name in settings.experiments:
         ours |= {model_file(settings, name, 0).parent, predictions_file(settings, name).parent,
                  scores_folder(settings, name)}  # fmt: skip
-    folders = (Path(kind, settings.study) for kind in ("models", "predictions", "runs", "scores"))
+    ours |= {probes_file(settings, pretrained).parent for pretrained in (True, False)}
+    folders = (Path(kind, settings.study) for kind in ("models", "predictions", "probes", "runs", "scores"))
     others = sorted(path.as_posix() for folder in folders for path in folder.glob("*") if path not in ours)
     remedy = "dvc.lock counts in what is of no configuration in params.yaml: delete it, and run `dvc repro`"
     return f"{', '.join(others)}: {remedy}" if others else ""

@@ -1,6 +1,6 @@
 """All that the stages before have found out about the configurations that params.yaml names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -52,7 +52,7 @@ def read(settings: params.Params) -> report.Content:
     seed = settings.current.seeds[0]
     snapshots = {name: Snapshot.read(model_file(settings, name, seed)) for name in best_of_start.values()}
     network = next(iter(snapshots.values())).network()
-    whole = _whole(settings, network)
+    scratch = _scratch(settings, network)
     return report.Content(
         study=study,
         setting=settings.current,
@@ -71,31 +71,27 @@ def read(settings: params.Params) -> report.Content:
             for name in sorted(snapshots, key=ranked.index)
             for which, found in maps.feature_maps(snapshots[name], images[0]).items()
         },
-        whole=whole,
+        scratch=scratch,
         first_layer=models.layers(network)[0],
-        by_labels=_by_labels(settings, predictions, labels, whole),
+        by_labels=_by_labels(settings, predictions, labels, scratch),
     )
 
 
-def _whole(settings: params.Params, network: nn.Module) -> dict[str, bool]:
-    """Of each configuration that is fine-tuned, whether all layers of ``network`` are."""
-    found: dict[str, bool] = {}
-    for experiment in settings.experiments.values():
+def _scratch(settings: params.Params, network: nn.Module) -> list[str]:
+    """The configurations that train all layers of ``network`` from random weights."""
+    found = []
+    for name, experiment in settings.experiments.items():
         layer = experiment.finetune_from or settings.current.finetune_from
-        if experiment.finetuning and layer not in found:
-            found[layer] = not models.is_frozen(models.cut(network, layer)[0])
-    return {
-        name: found[experiment.finetune_from or settings.current.finetune_from]
-        for name, experiment in settings.experiments.items()
-        if experiment.finetuning
-    }
+        if experiment.finetuning and not experiment.pretrained and not models.is_frozen(models.cut(network, layer)[0]):
+            found.append(name)
+    return found
 
 
 def _by_labels(
     settings: params.Params,
     predictions: Mapping[str, Mapping[str, np.ndarray]],
     labels: np.ndarray,
-    whole: Mapping[str, bool],
+    scratch: Sequence[str],
 ) -> by_labels.ByLabels | None:
     """What the trainings and the probes with some of the labels have come to."""
     study, experiments = settings.current, settings.experiments
@@ -115,14 +111,8 @@ def _by_labels(
             validation[name] = curves[name].accuracy.tolist()
         if study.patience is not None:
             converged[name] = [sum(has_converged for _, has_converged in of_seeds) for of_seeds in trainings]
-    return by_labels.study(
-        experiments,
-        curves=curves,
-        probes=probes,
-        validation=validation,
-        converged=converged,
-        scratch=[name for name, all in whole.items() if all and not experiments[name].pretrained],
-    )
+    return by_labels.study(experiments, curves=curves, probes=probes, validation=validation, converged=converged,
+                           scratch=scratch)  # fmt: skip
 
 
 def _trainings(settings: params.Params, name: str) -> list[list[tuple[float, bool]]]:

@@ -1,11 +1,12 @@
 """Train one configuration with each seed, and predict; after an interruption go on after the last complete epoch."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, fields
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from headstart.training import compute, convergence
 from headstart.training.checkpoints import Checkpoint, Finished, fingerprint
 from headstart.training.compute import Compute
 from headstart.training.forward import Examples, predict
+from headstart.training.heads import Head
+from headstart.training.heads import fit as fit_heads
 from headstart.training.loop import Epoch, fit, make_optimizer
 from stages.inputs import examples, trainable
 from stages.labelled import labelled
@@ -78,8 +81,7 @@ def main(name: str) -> None:
         files.write_tensors(folder / predictions_file(settings, name).name, logits)
     facts = {**device.describe(), **device.peak_memory(), **_facts(trained, with_some)}
     write_run(settings, f"train-{name}", clock, facts)
-    for seed, n in product(settings.current.seeds, (settings.current.labels, *counts)):
-        _checkpoint(name, settings, device, seed, n).delete()
+    shutil.rmtree(_checkpoints(settings, name), ignore_errors=True)  # those of numbers that are no longer asked for too
 
 
 def _write_epochs(path: Path, columns: list[str], epochs: Mapping[Any, list[Epoch]]) -> None:
@@ -104,7 +106,8 @@ def _facts(trained: Mapping[int, Trained], with_some: Mapping[Key, Finished]) ->
     }
 
 
-def _checkpoint(name: str, settings: Params, device: Compute, seed: int, n: int) -> Checkpoint:
+def _checkpoint(name: str, settings: Params, device: Compute, key: Key) -> Checkpoint:
+    (seed, n) = key
     experiment, study = settings.experiment(name), settings.current
     ours = {**asdict(study), "seeds": [seed], "label_counts": [n], "probe_counts": []}  # none of the others matter
     start, features = (where(settings, experiment.pretrained, seed) for where in (start_file, features_file))
@@ -113,7 +116,11 @@ def _checkpoint(name: str, settings: Params, device: Compute, seed: int, n: int)
         [asdict(experiment), ours, device.describe()], [prepared_file(settings), start, features, *code]
     )
     file = f"{seed}.safetensors" if n == study.labels else f"{seed}-{n}.safetensors"
-    return Checkpoint(Path(f"checkpoints/{settings.study}/{name}") / file, made_from)
+    return Checkpoint(_checkpoints(settings, name) / file, made_from)
+
+
+def _checkpoints(settings: Params, name: str) -> Path:
+    return Path(f"checkpoints/{settings.study}/{name}")
 
 
 def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trained], dict[Key, Finished]]:
@@ -122,35 +129,63 @@ def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trai
     chosen = labelled(settings, study.label_counts)
     trained: dict[int, Trained] = {}
     with_some: dict[Key, Finished] = {}
-    inputs: tuple[Examples, Examples] | None = None
-    inputs_file: Path | None = None
-    for seed in study.seeds:
-        start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
-        _require_weights(study.weights, start)
-        owner, trunk, head, first = trainable(experiment, settings, start)
-        of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk, compute=device,
-                     seed=seed)  # fmt: skip
-        features = features_file(settings, experiment.pretrained, seed)
-        if inputs is None or features != inputs_file:  # with pretrained weights all seeds share them
-            inputs = None  # or there would be twice as much in memory
-            inputs, inputs_file = (of("training", keep=True), of("validation", keep=True)), features
-        run = partial(_fit, name=name, settings=settings, device=device, seed=seed)
-        epochs = run(head, *inputs, n=study.labels)
-        test = of("test", keep=bool(study.label_counts))
-        says = partial(predict, inputs=test.inputs, n=len(test.labels), compute=device)
-        logits = says(head).cpu()
-        for n in study.label_counts:
-            checkpoint = _checkpoint(name, settings, device, seed, n)
-            if (finished := checkpoint.finished()) is None:
+    # With pretrained weights all seeds share their inputs.
+    for _, seeds in groupby(study.seeds, partial(features_file, settings, experiment.pretrained)):
+        inputs: tuple[Examples, Examples] | None = None  # or there would be twice as much in memory
+        test: Examples | None = None
+        waiting: dict[Key, Head] = {}
+        for seed in seeds:
+            start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
+            _require_weights(study.weights, start)
+            owner, trunk, head, first = trainable(experiment, settings, start)
+            of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk,
+                         compute=device, seed=seed)  # fmt: skip
+            inputs = inputs or (of("training", keep=True), of("validation", keep=True))
+            epochs = _fit(head, *inputs, name=name, settings=settings, device=device, key=(seed, study.labels))
+            test = test or of("test", keep=bool(study.label_counts))
+            model = start.trained(owner.state_dict(), device.precision)
+            parameters = sum(parameter.numel() for parameter in head.parameters())
+            trained[seed] = Trained(model, epochs, _says(head, test, device), parameters, first, len(inputs[0].labels),
+                                    inputs[0].inputs.place)  # fmt: skip
+            for key in product([seed], study.label_counts):
+                if finished := _checkpoint(name, settings, device, key).finished():
+                    with_some[key] = finished
+                    continue
                 part = trainable(experiment, settings, start).head
-                some = (all.subset(torch.from_numpy(one)) for all, one in zip(inputs, chosen[seed, n], strict=True))
-                finished = Finished(run(part, *some, n=n), says(part).cpu())
-                checkpoint.finish(finished)
-            with_some[seed, n] = finished
-        model = start.trained(owner.state_dict(), device.precision)
-        parameters = sum(parameter.numel() for parameter in head.parameters())
-        trained[seed] = Trained(model, epochs, logits, parameters, first, len(inputs[0].labels), inputs[0].inputs.place)
+                rows = torch.from_numpy(chosen[key].training), torch.from_numpy(chosen[key].validation)
+                if isinstance(part, nn.Linear):
+                    waiting[key] = Head(part, *rows, seed, _passes(study, len(rows[0])), _label(name, settings, key))
+                    continue
+                some = (all.subset(one) for all, one in zip(inputs, rows, strict=True))
+                epochs = _fit(part, *some, name=name, settings=settings, device=device, key=key)
+                with_some[key] = Finished(epochs, _says(part, test, device))
+                _checkpoint(name, settings, device, key).finish(with_some[key])
+        assert inputs is not None
+        assert test is not None
+        for at, epochs in fit_heads(
+            list(waiting.values()), *inputs, experiment=experiment, study=study, compute=device
+        ):
+            key = list(waiting)[at]
+            with_some[key] = Finished(epochs, _says(waiting[key].layer, test, device))
+            _checkpoint(name, settings, device, key).finish(with_some[key])
     return trained, with_some
+
+
+def _says(head: nn.Module, test: Examples, device: Compute) -> torch.Tensor:
+    """Its logits for the test images, float32 [N, classes], on the CPU."""
+    return predict(head.to(device.device), test.inputs, len(test.labels), device).cpu()
+
+
+def _passes(study: Study, images: int) -> int:
+    """Over so few ``images`` in an epoch: for FEWEST_STEPS, or as many steps as with all labels if they are fewer."""
+    all_steps = -(-study.training_images // study.batch_size)
+    return -(-min(FEWEST_STEPS, all_steps) // -(-images // study.batch_size))
+
+
+def _label(name: str, settings: Params, key: Key) -> str:
+    """What a training is called."""
+    seed, n = key
+    return f"{name}, seed {seed}" + ("" if n == settings.current.labels else f", {n:,} labels")
 
 
 def _fit(
@@ -161,16 +196,15 @@ def _fit(
     name: str,
     settings: Params,
     device: Compute,
-    seed: int,
-    n: int,
+    key: Key,
 ) -> list[Epoch]:
-    """Train ``head`` with ``n`` labels to the end; it is then what it was after the epoch that is kept."""
-    study, images = settings.current, len(training.labels)
+    """Train ``head`` to the end; it is then what it was after the epoch that is kept."""
+    (seed, n), study, images = key, settings.current, len(training.labels)
     is_whole = n == study.labels
-    passes = 1 if is_whole else -(-FEWEST_STEPS // -(-images // study.batch_size))
-    of = f"{name}, seed {seed}" + ("" if is_whole else f", {n:,} labels")
+    passes = 1 if is_whole else _passes(study, images)
+    of = _label(name, settings, key)
     optimizer = make_optimizer(settings.experiment(name), head, device)
-    checkpoint = _checkpoint(name, settings, device, seed, n)
+    checkpoint = _checkpoint(name, settings, device, key)
     done, best = checkpoint.restore(head, optimizer)
     last = len(done) if _has_converged(done, study) else study.n_epochs
     written = time.monotonic()

@@ -65,7 +65,7 @@ def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.C
         right=CORRECT,
         stage_seconds={"prepare": 0.5, "train": 24.0},
         examples=gallery.Gallery(right, wrong),
-        whole={name: False for name, experiment in SETTINGS.experiments.items() if experiment.finetuning},
+        scratch=[],
         first_layer="conv_stem",
         by_labels=None,
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},

@@ -43,8 +43,7 @@ def found(*, seeds: int = 3, scratch=tuple(SCRATCH), probes: bool = True, conver
 
 def content(labels: ByLabels, **changes) -> report.Content:
     setting = dataclasses.replace(SETTINGS.current, **{"label_counts": LABELS[:-1], **changes})
-    whole = {name: "random" in name for name in SETTINGS.experiments if "finetuned" in name}
-    return dataclasses.replace(study(), setting=setting, by_labels=labels, whole=whole)
+    return dataclasses.replace(study(), setting=setting, by_labels=labels, scratch=list(SCRATCH))
 
 
 def page(made: report.Content) -> str:
@@ -93,7 +92,7 @@ def test_one_seed_has_no_interval_and_says_so():
 
 def test_without_a_training_from_scratch_the_page_says_what_to_add():
     made = found(scratch=())
-    said = page(content(made, seeds=(0, 1, 2)))
+    said = page(dataclasses.replace(content(made, seeds=(0, 1, 2)), scratch=[]))
     assert made.saved is None
     assert "cannot be told here: no configuration trains the whole network from random weights." in said
     assert "Set finetune_from to conv_stem, the network’s first layer" in said
@@ -101,10 +100,35 @@ def test_without_a_training_from_scratch_the_page_says_what_to_add():
     assert by_labels.metrics(made) == {}
 
 
+def test_without_pretrained_weights_the_page_says_so():
+    random = {name: each for name, each in ALL_RIGHT.items() if not each.pretrained}
+    curves = {name: curve(SCRATCH.get(name, (0.2,) * 4)) for name in random}
+    made = by_labels.study(random, curves=curves, probes={}, validation=dict.fromkeys(random, (0.5,) * 4), converged={},
+                           scratch=tuple(SCRATCH))  # fmt: skip
+    said = page(content(made, seeds=(0, 1, 2)))
+    assert "cannot be told here: no configuration begins from pretrained weights. Add one to experiments" in said
+
+
+def test_pretrained_weights_that_save_nothing():
+    worse = found()
+    needed = {name: [Needed(200.0, (150.0, 240.0))] * 4 for name in worse.saved.needed}
+    said = page(
+        content(dataclasses.replace(worse, saved=dataclasses.replace(worse.saved, needed=needed)), seeds=(0, 1))
+    )
+    assert "pretrained weights save none : trained from scratch , the network needs 200 to do as well (95 %" in said
+
+
+def test_no_errors_at_all_have_a_place_on_a_logarithmic_axis():
+    made = found()
+    perfect = {name: Curve(LABELS, np.ones((4, 3, 100), dtype=bool)) for name in made.curves}
+    svg = figures.as_svg(figures.labels, SETTINGS.experiments, dataclasses.replace(made, curves=perfect))
+    assert "<svg" in svg
+
+
 def test_probes_alone_have_their_table_and_figure():
     made = by_labels.study({}, curves={}, probes={True: curve(PRETRAINED), False: curve(PRETRAINED)}, validation={},
                            converged={}, scratch=())  # fmt: skip
-    said = page(dataclasses.replace(content(made, seeds=(0, 1, 2), label_counts=()), whole={}))
+    said = page(dataclasses.replace(content(made, seeds=(0, 1, 2), label_counts=()), scratch=[]))
     assert "How many labels the features are worth" in said
     assert "cannot be told" not in said
 
@@ -112,14 +136,21 @@ def test_probes_alone_have_their_table_and_figure():
 def test_what_has_not_converged_is_marked():
     made = content(found(converged=2), seeds=(0, 1, 2), patience=1, n_epochs=3)
     said = page(made)
-    assert "2 of 3" in said
+    assert "Not all of these trainings have converged." in said
+    assert "How many of the 3 trainings converged 125 labels" in said
+    assert "pretrained-finetuned-adam 2 2 2 2" in said
+    all_have = page(content(found(converged=3), seeds=(0, 1, 2), patience=1, n_epochs=3))
+    assert "Not all of these trainings have converged." not in all_have
+    assert "pretrained-finetuned-adam † 125" in said
+    assert "pretrained-finetuned-adam 125" in all_have
     assert "† Not all trainings have converged in 3 epochs" in said
     assert "pretrained-finetuned-adam †" in said
     assert "at most 3 epochs, until 1 have brought no lower validation loss" in said
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(math.inf, "more than 750"), (0.0, "fewer than −125"), (700, "450"), (200, "−50")]
+    ("value", "said"),
+    [(250 - 1e-12, "0"), (math.inf, "more than 750"), (0.0, "fewer than −125"), (700, "450"), (200, "−50")],
 )
 def test_numbers_beyond_the_data_are_said_to_be(value, said):
     assert by_labels.number(value, (125, 1_000), lambda needed: needed - 250) == said

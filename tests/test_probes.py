@@ -32,6 +32,16 @@ def test_the_strength_is_chosen_by_validation_and_by_nothing_else(found):
     assert min(probes.STRENGTHS) < probe.strength < max(probes.STRENGTHS)
 
 
+def test_two_classes_have_two_logits():
+    generator = np.random.default_rng(0)
+    labels = np.tile([0, 1], 20)
+    features = (labels[:, None] + generator.normal(size=(40, 3))).astype(np.float32)
+    made = Examples(features, labels)
+    probe = probes.fit(made, made, features, n_classes=2)
+    assert probe.logits.shape == (40, 2)
+    assert (probe.logits.argmax(1) == labels).mean() > 0.7
+
+
 def test_logits_are_of_the_test_images(found):
     training, validation, test, probe = found
     assert probe.logits.shape == (60, 3)

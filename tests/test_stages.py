@@ -79,10 +79,10 @@ def test_a_checkpoint_is_of_the_code_that_made_it(tmp_path, monkeypatch, compute
     made_from = []
     for code in ("a = 1", "a = 2"):
         files.write_text("room/module.py", code)
-        made_from.append(train._checkpoint(name, settings, compute, 0, settings.current.labels).fingerprint)
+        made_from.append(train._checkpoint(name, settings, compute, (0, settings.current.labels)).fingerprint)
     assert made_from[0] != made_from[1]
-    assert train._checkpoint(name, settings, compute, 0, settings.current.labels).fingerprint == made_from[1]
-    assert train._checkpoint(name, settings, compute, 0, 100).fingerprint not in made_from
+    assert train._checkpoint(name, settings, compute, (0, settings.current.labels)).fingerprint == made_from[1]
+    assert train._checkpoint(name, settings, compute, (0, 100)).fingerprint not in made_from
 
 
 def test_rooms_depend_to_the_left():

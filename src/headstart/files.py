@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,6 +71,22 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(path: str | Path) -> tuple[int, int]:
+    """Size and time of a file, which change with its content."""
+    found = Path(path).stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def sha256_as_it_is(path: str | Path) -> str:
+    """The same as ``sha256``, read once as long as size and time of the file stay the same."""
+    return _sha256(Path(path), stamp(path))
+
+
+@cache
+def _sha256(path: Path, stamp: tuple[int, int]) -> str:
+    return sha256(path)
 
 
 def sources(paths: Iterable[str | Path]) -> list[Path]:

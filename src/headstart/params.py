@@ -138,6 +138,9 @@ class Params:
             raise ValueError("experiments is empty: name at least one configuration")
         seen: dict[Experiment, str] = {}
         for name, experiment in self.experiments.items():
+            if experiment.finetune_from == self.current.finetune_from:
+                problem = f"is the study's, {experiment.finetune_from}, as it is without"
+                raise ValueError(f"experiments.{name}.finetune_from {problem}: remove it")
             if (twin := seen.setdefault(experiment, name)) != name:
                 raise ValueError(f"experiments.{name} is the same as {twin}: remove one")
         if not any(experiment.finetuning for experiment in self.experiments.values()):

@@ -1,7 +1,7 @@
 """Linear probes: logistic regression on the features that a frozen network puts out.
 
-The cheap form of a comparison of features (Alain and Bengio 2017): convex, so there is no learning rate, no number of
-epochs and no chance in it.
+The cheap form of a comparison of features (Alain and Bengio 2017): convex, so there is no learning rate and no chance
+in it, and a number of steps that is enough is as good as any other.
 """
 
 from typing import NamedTuple
@@ -47,5 +47,11 @@ def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes
         model.set_params(C=strength)
         model.fit(inputs, training.labels)
         loss = float(log_loss(validation.labels, model.predict_proba(asked), labels=range(n_classes)))
-        found.append(Probe(strength, loss, model.decision_function(rows).astype(np.float32)))
+        found.append(Probe(strength, loss, _logits(model, rows)))
     return min(found, key=lambda probe: probe.validation_loss)
+
+
+def _logits(model: LogisticRegression, rows: np.ndarray) -> np.ndarray:
+    """Float32 [N, classes]; of two classes scikit-learn has one number, how much larger the second's is."""
+    scores = model.decision_function(rows).astype(np.float32)
+    return scores if scores.ndim == 2 else np.stack([np.zeros_like(scores), scores], axis=1)

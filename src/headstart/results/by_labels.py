@@ -117,8 +117,8 @@ def number(value: float, bounds: tuple[int, int], change: Callable[[float], floa
 
 
 def _said(value: float, digits: str) -> str:
-    """With three significant digits, which is more than is known."""
-    return digits.format(float(f"{value:.3g}")).replace("-", "−")
+    """With three significant digits, which is more than is known; without the sign of what rounding leaves of 0."""
+    return digits.format(float(f"{round(value, 6):.3g}") + 0.0).replace("-", "−")
 
 
 def interval(needed: Needed, bounds: tuple[int, int], change: Callable[[float], float], digits: str = "{:,.0f}") -> str:
@@ -127,6 +127,14 @@ def interval(needed: Needed, bounds: tuple[int, int], change: Callable[[float], 
         return ""
     low, high = (number(end, bounds, change, digits) for end in needed.interval)
     return low if low == high else f"{low} to {high}"
+
+
+def unsure(found: ByLabels, answer: Answer, name: str, at: int) -> bool:
+    """Whether not all of its trainings with that number of labels have converged, or not all of the reference."""
+    n_seeds = answer.curve.right.shape[1]
+    of_reference = found.converged.get(answer.reference, ())
+    of_name = found.converged.get(name, ())
+    return any(n < n_seeds for n in of_reference) or (len(of_name) > 0 and of_name[at] < n_seeds)
 
 
 def saved_rows(found: ByLabels, answer: Answer, name: str) -> list[dict[str, str]]:

@@ -70,13 +70,13 @@ class Findings:
 def pairs(experiments: Mapping[str, Experiment], factor: str) -> list[tuple[str, str]]:
     """Configurations that differ in ``factor`` and no other factor: (with the gaining level, with the other).
 
-    Their settings may differ: which pairs there are does not change when one of them is tuned. What is fine-tuned may
-    not, where both are.
+    Their settings may differ: which pairs there are does not change when one of them is tuned. The layer that they are
+    fine-tuned from may not; so what has a layer of its own has no pair that is frozen, and leaves the effect of
+    fine-tuning what it is.
     """
 
     def others(experiment: Experiment) -> list[object]:
-        finetuned = experiment.finetune_from if factor != "finetuning" else None
-        return [finetuned, *(getattr(experiment, other) for other in FACTORS if other != factor)]
+        return [experiment.finetune_from, *(getattr(experiment, other) for other in FACTORS if other != factor)]
 
     return [
         (gaining, other)

@@ -19,6 +19,7 @@ from headstart.params import Experiment
 from headstart.results.by_labels import PROBES, Answer, ByLabels, number
 from headstart.results.comparison import Estimate, Findings, pairs, unequal_settings
 from headstart.results.gallery import Example, Gallery
+from headstart.results.labels_saved import Curve
 
 # Two hues of Okabe and Ito's palette (2008), which the colour-blind can tell apart; lines and markers say the rest.
 PRETRAINED, RANDOM = "#0072b2", "#d55e00"
@@ -46,7 +47,7 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-class Curve(NamedTuple):
+class Metric(NamedTuple):
     """One metric of one configuration over its epochs, the mean over the seeds."""
 
     epochs: Sequence[int]
@@ -152,7 +153,7 @@ def effects(findings: Findings) -> Figure:
     return figure
 
 
-def learning_curves(experiments: Mapping[str, Experiment], curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
+def learning_curves(experiments: Mapping[str, Experiment], curves: Mapping[str, Mapping[str, Metric]]) -> Figure:
     """A panel for each metric, which ``curves`` has by its name and then by configuration."""
     figure, [row] = _figure(5.6, 3.4, ncols=len(curves), sharey=True)
     for axes, (metric, by_name) in zip(row, curves.items(), strict=True):
@@ -308,19 +309,24 @@ def labels(experiments: Mapping[str, Experiment], found: ByLabels) -> Figure:
     figure, [[axes]] = _figure(5.6, 4.4)
     for name, curve in found.curves.items():
         look = looks[name]
-        errors = 100 * (1 - curve.right.mean(2))
-        axes.plot(curve.labels, errors.mean(1), **look)
+        errors = _percent_wrong(curve.right.mean(2), curve)
+        axes.plot(curve.labels, _percent_wrong(curve.accuracy, curve), **look)
         if errors.shape[1] > 1:
             axes.plot(curve.labels, errors, linestyle="", marker=".", markersize=3, color=look["color"], alpha=0.6)
     if answer is not None:
         _arrow(axes, found, answer)
     _log_ticks(axes.xaxis, sorted({n for curve in found.curves.values() for n in curve.labels}))
     _log_ticks(axes.yaxis, [1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100])
-    axes.set(xlabel="labelled images, to train and to validate with", ylabel="test error, %")
+    axes.set(xlabel="labelled images", ylabel="test error, %")
     axes.grid()
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3)
     return figure
+
+
+def _percent_wrong(accuracies: np.ndarray, curve: Curve) -> np.ndarray:
+    """Errors in percent; for a logarithmic axis none is half an image."""
+    return 100 * (1 - accuracies).clip(0.5 / curve.right.shape[2])
 
 
 def _probe_look(name: str) -> dict[str, Any]:
@@ -331,7 +337,7 @@ def _probe_look(name: str) -> dict[str, Any]:
 def _arrow(axes: Axes, found: ByLabels, answer: Answer) -> None:
     """From a number of labels to what the reference needs, or to the edge where that is more than there are."""
     n = found.curves[answer.chosen].labels[answer.at]
-    height = 100 * (1 - found.curves[answer.chosen].accuracy[answer.at])
+    height = _percent_wrong(found.curves[answer.chosen].accuracy, found.curves[answer.chosen])[answer.at]
     needed = answer.needed[answer.chosen][answer.at].value
     if needed <= n:
         return

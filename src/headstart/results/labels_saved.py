@@ -55,7 +55,7 @@ def needed(reference: Curve, curves: Mapping[str, Curve], *, resamples: int = RE
 
     Args:
         curves: of the same seeds and test images.
-        resamples: of the test images.
+        resamples: of the test images, at least.
     """
     labels, weights = _between(reference)
     drawn = weights @ reference.accuracy
@@ -117,7 +117,7 @@ class _Differences:
 def _resample(values: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
     """Means of ``values`` [images, points] over resampled images, [CHUNK, points] at a time."""
     generator, n = np.random.default_rng(0), len(values)
-    for _ in range(resamples // CHUNK):
+    for _ in range(-(-resamples // CHUNK)):
         drawn = generator.integers(0, n, (CHUNK, n)) + n * np.arange(CHUNK)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=CHUNK * n).reshape(CHUNK, n)
         yield counts.astype(np.float32) @ values / n

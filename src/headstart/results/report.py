@@ -15,7 +15,7 @@ from headstart.params import Experiment, Optimizer, Study
 from headstart.results import by_labels, evaluation, figures, gallery
 from headstart.results.by_labels import ByLabels, Table
 from headstart.results.comparison import ERROR, Correct, Difference, Estimate, Findings
-from headstart.results.figures import Curve
+from headstart.results.figures import Metric
 from headstart.results.gallery import Gallery
 from headstart.training import convergence
 
@@ -85,14 +85,19 @@ class Content:
     stage_seconds: Mapping[str, float]
     examples: Gallery  # of the best configuration
     feature_maps: Mapping[str, np.ndarray]
-    whole: Mapping[str, bool]  # whether it trains all layers, of those that are fine-tuned
+    scratch: Sequence[str]  # the configurations that train a whole network from random weights
     first_layer: str  # of the network
     by_labels: ByLabels | None  # where there are several numbers of labels
 
     @property
-    def scratch(self) -> list[str]:
-        """The configurations that train a whole network from random weights."""
-        return [row.name for row in self.rows if self.whole.get(row.name) and not row.experiment.pretrained]
+    def all_from_scratch(self) -> bool:
+        """Whether fine-tuning a random network always means to train all of it."""
+        ours = [row.name for row in self.rows if row.experiment.finetuning and not row.experiment.pretrained]
+        return bool(ours) and set(ours) == set(self.scratch)
+
+    @property
+    def has_own_layers(self) -> bool:
+        return any(row.experiment.finetune_from for row in self.rows)
 
     @property
     def converged(self) -> dict[str, int]:
@@ -189,7 +194,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     for row in sort_rows(rows):
         cells = [
             str(row.experiment.pretrained).lower(),
-            str(row.experiment.finetuning).lower(),
+            _finetuned(row.experiment),
             row.experiment.optimizer,
             f"{row.metrics['average_train_loss']:.4f}",
             f"{row.metrics['average_train_accuracy']:.4f}",
@@ -199,6 +204,12 @@ def markdown_table(rows: Sequence[Row]) -> str:
             cells.append(percent(row.published["test_accuracy"], 2) if row.published else "–")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _finetuned(experiment: Experiment) -> str:
+    """Whether it is, and from which layer where that is its own."""
+    own = f" ({experiment.finetune_from})" if experiment.finetune_from else ""
+    return f"{str(experiment.finetuning).lower()}{own}"
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -271,7 +282,7 @@ def _confusion_table(content: Content) -> Table:
     return rows
 
 
-def learning_curves(content: Content) -> dict[str, dict[str, Curve]]:
+def learning_curves(content: Content) -> dict[str, dict[str, Metric]]:
     """By metric and configuration; validation only where there is some."""
     kinds = {"training": "train_accuracy", "validation": "validation_accuracy"}
     if not content.setting.validation_images:
@@ -282,11 +293,11 @@ def learning_curves(content: Content) -> dict[str, dict[str, Curve]]:
     }
 
 
-def _curve(epochs: Sequence[Mapping[str, str]], column: str) -> Curve:
+def _curve(epochs: Sequence[Mapping[str, str]], column: str) -> Metric:
     by_epoch: dict[int, list[float]] = {}
     for epoch in epochs:
         by_epoch.setdefault(int(epoch["epoch"]), []).append(float(epoch[column]))
-    return Curve(list(by_epoch), [sum(values) / len(values) for values in by_epoch.values()])
+    return Metric(list(by_epoch), [sum(values) / len(values) for values in by_epoch.values()])
 
 
 def draw(content: Content) -> dict[str, str]:
@@ -349,7 +360,7 @@ def numbers(content: Content) -> dict[str, Table]:
     }  # fmt: skip
 
 
-def _filled(curve: Curve, n: int) -> list[str]:
+def _filled(curve: Metric, n: int) -> list[str]:
     """Its values in percent, for ``n`` epochs, of which the last may be missing."""
     return [*map(percent, curve.values), *["–"] * (n - len(curve.values))]
 
@@ -363,7 +374,11 @@ def _labels_numbers(found: ByLabels | None) -> dict[str, Table]:
     for name, curve in found.curves.items():
         errors = dict(zip(curve.labels, 1 - curve.accuracy, strict=True))
         rows.append([name, *(percent(errors[n]) if n in errors else "–" for n in counts)])
-    return {"labels": rows}
+    converged: Table = [["converged", *(f"{n:,} labels" for n in counts)]]
+    for name, trainings in found.converged.items():
+        by_count = dict(zip(found.curves[name].labels, trainings, strict=True))
+        converged.append([name, *(by_count.get(n, "–") for n in counts)])
+    return {"labels": rows, "converged": converged}
 
 
 def hardest(content: Content) -> list[int]:
@@ -395,7 +410,10 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         noise=[difference for difference in content.findings.differences if not difference.is_real],
         p_value=p_value,
         mistakes=worst_mistakes(content.details[content.best.name].confusion, content.classes),
-        training_seconds=sum(detail.run["training_seconds"] for detail in content.details.values()),
+        training_seconds=sum(
+            detail.run["training_seconds"] + detail.run.get("label_counts_seconds", 0)
+            for detail in content.details.values()
+        ),
         published_title=PUBLISHED_TITLE,
         published_seconds=PUBLISHED_SECONDS,
         confounded=confounded(content.findings),
@@ -403,7 +421,7 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         saved_rows=by_labels.saved_rows,
         number=lambda needed, bounds: by_labels.number(needed, bounds, lambda labels: labels),
         not_converged=[name for name, n in content.converged.items() if n < len(content.setting.seeds)],
-        random_finetuned=sum(row.experiment.finetuning and not row.experiment.pretrained for row in content.rows),
+        unsure=by_labels.unsure,
         error=ERROR,
         shown=gallery.SHOWN,
     )

@@ -21,7 +21,7 @@ def fingerprint(settings: Any, paths: list[Path]) -> str:
     """One SHA-256 of all that a training depends on: ``settings``, as JSON, and the files ``paths``."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in paths:
-        digest.update(bytes.fromhex(files.sha256(path)))
+        digest.update(bytes.fromhex(files.sha256_as_it_is(path)))
     return digest.hexdigest()
 
 
@@ -91,9 +91,6 @@ class Checkpoint:
         if description.get("fingerprint") != self.fingerprint:
             return None
         return tensors, [Epoch(**epoch) for epoch in description["epochs"]]
-
-    def delete(self) -> None:
-        self.path.unlink(missing_ok=True)
 
 
 def _device(head: nn.Module) -> torch.device:

@@ -5,7 +5,7 @@ A step of one small head is mostly the cost of starting it, so that of thirty co
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +13,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from headstart.console import UserError
-from headstart.params import Experiment
+from headstart.params import Experiment, Study
 from headstart.training import convergence
 from headstart.training.compute import Compute
+from headstart.training.forward import Examples
 from headstart.training.loop import Epoch, image_order, make_optimizer
+
+State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Head:
-    """One of many heads, and what it is trained on: rows of features that all of them share."""
+    """One of many, and the rows of their shared features that it is trained on."""
 
     layer: nn.Linear  # trained in place
     training: torch.Tensor  # int64 [n], the rows
-    validation: torch.Tensor  # the same; may be empty
+    validation: torch.Tensor  # int64 [m], those of the features to validate with; may be empty
     seed: int
     passes: int  # over the training rows in an epoch
     name: str  # for a complaint
@@ -42,141 +45,135 @@ class _Stack(nn.Module):
         """[heads, batch, features] to logits [heads, classes, batch]: in this order the product is twice as fast."""
         return torch.baddbmm(self.bias.unsqueeze(2), self.weight, rows.transpose(1, 2))
 
+    def state_of(self, at: int) -> State:
+        """The layer of one head."""
+        return {"weight": self.weight[at].detach(), "bias": self.bias[at].detach()}
+
 
 class _Run:
     """A head on its way: the batches of its epoch, and its epochs so far."""
 
-    def __init__(self, head: Head, batch_size: int) -> None:
-        self.head = head
+    def __init__(self, number: int, head: Head, batch_size: int) -> None:
+        self.number = number
         self.epochs: list[Epoch] = []
-        self.best: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._head = head
         self._batch_size = batch_size
         self.begin()
 
     def begin(self) -> None:
-        """Shuffle for the next epoch."""
-        self.losses, self.hits, self.seconds = 0.0, 0.0, 0.0
-        self.batches = list(self._order())
+        """Shuffle for the next epoch; its last batch comes first, for ``pop``."""
+        self.seconds = 0.0
+        head, first = self._head, len(self.epochs) * self._head.passes
+        numbers = range(first + 1, first + head.passes + 1)
+        orders = [image_order(head.seed, number, len(head.training)) for number in numbers]
+        self.batches = [head.training[part] for order in orders for part in order.split(self._batch_size)][::-1]
 
-    def _order(self) -> Iterator[torch.Tensor]:
-        """The rows of each batch of the next epoch, last one first."""
-        first = len(self.epochs) * self.head.passes
-        numbers = range(first + self.head.passes, first, -1)
-        for number in numbers:
-            order = image_order(self.head.seed, number, len(self.head.training))
-            yield from reversed(self.head.training[order].split(self._batch_size))
+    def end_epoch(self, sums: list[float], state: State, validation: Examples, patience: int | None) -> None:
+        """Validate, and keep the weights if they are the best so far; ``sums``: of losses, and of what was right."""
+        head, epoch = self._head, len(self.epochs) + 1
+        loss, accuracy = (each / (head.passes * len(head.training)) for each in sums)
+        if not math.isfinite(loss) or not all(tensor.isfinite().all() for tensor in state.values()):
+            raise UserError(f"{head.name}: the loss is not finite in epoch {epoch}: lower its lr")
+        tested: tuple[float | None, float | None] = (None, None)
+        if len(head.validation):
+            logits = F.linear(_features(validation, head.validation[None])[0], **state).cpu()
+            labels = validation.labels[head.validation]
+            right = (logits.argmax(1) == labels).double().mean()
+            tested = F.cross_entropy(logits, labels).item(), right.item()
+        self.epochs.append(Epoch(epoch, loss, accuracy, *tested, self.seconds))
+        if convergence.kept(self._losses, patience) == epoch:
+            self._best = {key: tensor.clone() for key, tensor in state.items()}
+
+    def is_done(self, study: Study) -> bool:
+        return len(self.epochs) == study.n_epochs or convergence.converged(self._losses, study.patience)
+
+    def keep(self) -> None:
+        """Give the layer what is kept."""
+        self._head.layer.load_state_dict(self._best)
+
+    @property
+    def _losses(self) -> list[float]:
+        return [epoch.validation_loss or 0.0 for epoch in self.epochs]
 
 
 def fit(
     heads: Sequence[Head],
-    features: torch.Tensor,
-    labels: torch.Tensor,
+    training: Examples,
+    validation: Examples,
     *,
     experiment: Experiment,
-    batch_size: int,
-    n_epochs: int,
-    patience: int | None,
+    study: Study,
     compute: Compute,
-    on_done: Callable[[int, list[Epoch]], object] = lambda at, epochs: None,
-) -> list[list[Epoch]]:
-    """Train all ``heads`` in place, each until it has converged or for ``n_epochs``; return the epochs of each.
+) -> Iterator[tuple[int, list[Epoch]]]:
+    """Train all ``heads`` in place; yield the number of each and its epochs, as soon as it is trained.
 
-    A head is then what it was after the epoch that is kept, as ``convergence`` has it.
+    A head is then what it was after the epoch that is kept.
 
     Args:
-        features: float [N, features], on the device that computes.
-        labels: int64 [N].
-        on_done: called with a head's number and its epochs as soon as it is trained.
+        training: features, of which every head has some.
+        validation: the same.
 
     Raises:
         UserError: a loss is not finite.
     """
-    every = running = [_Run(head, batch_size) for head in heads]
-    labels = labels.to(compute.device)
+    running = [_Run(at, head, study.batch_size) for at, head in enumerate(heads)]
+    if not running:
+        return
     weights, biases = ([getattr(head.layer, key).detach().to(compute.device) for head in heads]
                        for key in ("weight", "bias"))  # fmt: skip
     stack = _Stack(torch.stack(weights), torch.stack(biases))
     optimizer = make_optimizer(experiment, stack, compute)
+    sums = torch.zeros(2, len(running), dtype=torch.float64, device=compute.device)  # of losses and hits of an epoch
     while running:
         started = time.perf_counter()
-        rows, present = _batch([run.batches.pop() for run in running], batch_size, compute.device)
-        inputs = features.index_select(0, rows.flatten()).view(*rows.shape, -1)
-        losses, hits = _step(stack, optimizer, inputs, labels[rows], present)
+        rows, present = _batch([run.batches.pop() for run in running], study.batch_size)
+        labels = training.labels[rows].to(compute.device)
+        sums += _step(stack, optimizer, _features(training, rows), labels, present.to(compute.device))
         seconds = (time.perf_counter() - started) / len(running)
-        for run, loss, hit in zip(running, losses.tolist(), hits.tolist(), strict=True):
-            run.losses, run.hits, run.seconds = run.losses + loss, run.hits + hit, run.seconds + seconds
-        for at in [at for at, run in enumerate(running) if not run.batches]:
-            _end_epoch(running[at], stack.weight[at].detach(), stack.bias[at].detach(), features, labels, patience)
-        going = [at for at, run in enumerate(running) if run.batches or not _is_done(run, n_epochs, patience)]
-        for at in sorted(set(range(len(running))) - set(going)):
-            _finish(running[at])
-            on_done(every.index(running[at]), running[at].epochs)
-        if len(going) < len(running):
+        going = []
+        for at, run in enumerate(running):
+            run.seconds += seconds
+            if not run.batches:
+                run.end_epoch(sums[:, at].tolist(), stack.state_of(at), validation, study.patience)
+                sums[:, at] = 0
+            if run.batches or not run.is_done(study):
+                going.append(at)
+            else:
+                run.keep()
+                yield run.number, run.epochs
+        if 0 < len(going) < len(running):
             stack, optimizer = _without(stack, optimizer, going, experiment, compute)
-            running = [running[at] for at in going]
+            sums = sums[:, going]
+        running = [running[at] for at in going]
         for run in running:
             if not run.batches:
                 run.begin()
-    return [run.epochs for run in every]
 
 
-def _batch(rows: Sequence[torch.Tensor], batch_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _features(examples: Examples, rows: torch.Tensor) -> torch.Tensor:
+    """Of the rows [heads, batch]: [heads, batch, features], on the device, in float32."""
+    [found] = examples.inputs.batches(rows.flatten(), rows.numel())
+    return found.view(*rows.shape, -1).to(torch.float32)
+
+
+def _batch(rows: Sequence[torch.Tensor], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch of each head, int64 [heads, batch_size], and which of it is there, where last batches are smaller."""
     sizes = torch.tensor([len(each) for each in rows])
     padded = torch.stack([F.pad(each, (0, batch_size - len(each))) for each in rows])
-    return padded.to(device), (torch.arange(batch_size) < sizes[:, None]).to(device)
+    return padded, torch.arange(batch_size) < sizes[:, None]
 
 
 def _step(
     stack: _Stack, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor, present: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Train each head on its batch: the sums of its losses and of what it classified rightly, float64 [heads]."""
+) -> torch.Tensor:
+    """Train each head on its batch: the sums of its losses, and of what it classified rightly, float64 [2, heads]."""
     optimizer.zero_grad()
-    logits = stack(inputs.to(stack.weight.dtype))
+    logits = stack(inputs)
     losses = F.cross_entropy(logits, labels, reduction="none") * present
     (losses.sum(1) / present.sum(1)).sum().backward()  # the sum of means: no head's gradient has another's in it
     optimizer.step()
     hits = (logits.argmax(1) == labels) & present
-    return losses.detach().double().sum(1), hits.double().sum(1)
-
-
-def _end_epoch(
-    run: _Run,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    patience: int | None,
-) -> None:
-    head, number = run.head, len(run.epochs) + 1
-    seen = head.passes * len(head.training)
-    if not math.isfinite(run.losses) or not weight.isfinite().all():
-        raise UserError(f"{head.name}: the loss is not finite in epoch {number}: lower its lr")
-    tested: tuple[float | None, float | None] = (None, None)
-    if len(head.validation):
-        rows = head.validation.to(features.device)
-        logits = F.linear(features[rows].to(weight.dtype), weight, bias)
-        right = (logits.argmax(1) == labels[rows]).double().mean()
-        tested = F.cross_entropy(logits, labels[rows]).item(), right.item()
-    run.epochs.append(Epoch(number, run.losses / seen, run.hits / seen, *tested, run.seconds))
-    if convergence.kept(_losses(run), patience) == number:
-        run.best = weight.clone(), bias.clone()
-
-
-def _losses(run: _Run) -> list[float]:
-    return [epoch.validation_loss or 0.0 for epoch in run.epochs]
-
-
-def _is_done(run: _Run, n_epochs: int, patience: int | None) -> bool:
-    return len(run.epochs) == n_epochs or convergence.converged(_losses(run), patience)
-
-
-def _finish(run: _Run) -> None:
-    """Give its layer what is kept."""
-    assert run.best is not None  # after the first epoch already
-    with torch.no_grad():
-        run.head.layer.weight.copy_(run.best[0])
-        run.head.layer.bias.copy_(run.best[1])
+    return torch.stack([losses.detach().double().sum(1), hits.double().sum(1)])
 
 
 def _without(
