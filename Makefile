@@ -67,7 +67,7 @@ table: setup  ## The study in the terminal, with what is different from main
 results: setup  ## The studies side by side, their metrics, and what was tried beside them
 	@COLUMNS=120 python -m scripts.studies
 	dvc metrics show
-	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|study$$' --no-pager
+	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|labels_saved|study$$' --no-pager
 
 BASE := main
 HEAD := HEAD

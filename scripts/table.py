@@ -19,6 +19,8 @@ from headstart.results.report import percent
 from scripts import results
 from scripts.results import Results
 
+SAVED = {"labels_saved": "", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
+
 
 def table(now: Results, before: Results | None, *, study: str, revision: str) -> Table:
     """The configurations by test accuracy; a column of differences where there are any."""
@@ -64,6 +66,9 @@ def _caption(now: Results) -> str:
     said = "Effects in points: " + ", ".join(f"{name} {100 * value:+.1f}" for name, value in effects.items())
     if "optimizer" in effects:
         said += " (with the settings that each brings along)"
+    for key, bound in SAVED.items():
+        if key in now.summary:
+            said += f"\nPretrained weights save {bound}{now.summary[key]:,.0f} labels"
     if all(len(seeds) == 1 for seeds in now.right.values()):
         said += "\nOne seed: in each pair two trained networks are compared"
     return said

@@ -91,6 +91,19 @@ def test_the_table_marks_best_worst_and_what_changed():
     assert "Effects in points: pretrained +52.5" in lines
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("labels_saved", "1,234"),
+        ("labels_saved_at_least", "more than 1,234"),
+        ("labels_saved_at_most", "fewer than 1,234"),
+    ],
+)
+def test_the_table_says_what_pretrained_weights_save(key, said):
+    lines = printed(dataclasses.replace(AFTER, summary={**AFTER.summary, key: 1_234}), None)
+    assert f"Pretrained weights save {said} labels" in lines
+
+
 def test_the_table_of_a_study_that_was_not_published_has_no_such_column():
     lines = printed(dataclasses.replace(AFTER, published={}), None)
     assert "configuration accuracy 95 % F1" in lines
@@ -127,7 +140,7 @@ def test_the_committed_results_can_be_read():
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 def test_dvc_plots_works_without_a_network(tmp_path):
-    """As `make setup` configures it: nothing is requested but files, and the three plots are drawn."""
+    """As `make setup` configures it: nothing is requested but files, and the four plots are drawn."""
     shutil.copytree(ROOT / ".dvc/plots", tmp_path / ".dvc/plots")
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -143,7 +156,7 @@ def test_dvc_plots_works_without_a_network(tmp_path):
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((tmp_path / "out/index.html").as_uri())
-        page.wait_for_function("document.querySelectorAll('.vega-embed canvas, .vega-embed svg.marks').length == 3")
+        page.wait_for_function("document.querySelectorAll('.vega-embed canvas, .vega-embed svg.marks').length == 4")
         assert all(url.startswith(("file:", "blob:", "data:")) for url in requests)
         assert errors == []
 
@@ -176,7 +189,7 @@ def test_make_clean_removes_every_output_that_git_does_not_have():
     folders = {"/".join(part[:2]) if part[0] == "data" else part[0] for part in parts}  # data/ has people's pictures
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2].split()
     of_data = {f"data/{name}" for name in ("raw", "prepared", "start", "features")}
-    assert folders == of_data | {"models", "predictions", "report", "runs", "scores"}
+    assert folders == of_data | {"models", "predictions", "probes", "report", "runs", "scores"}
     assert folders | {"checkpoints", ".dvc/cache"} <= set(recipe)
     assert not {"data", "data/pictures", "."} & set(recipe)
 

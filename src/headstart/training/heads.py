@@ -169,7 +169,8 @@ def _step(
     """Train each head on its batch: the sums of its losses, and of what it classified rightly, float64 [2, heads]."""
     optimizer.zero_grad()
     logits = stack(inputs)
-    losses = F.cross_entropy(logits, labels, reduction="none") * present
+    rows = logits.transpose(1, 2).flatten(0, 1)  # as two dimensions, of which alone CUDA's loss is deterministic
+    losses = F.cross_entropy(rows, labels.flatten(), reduction="none").view_as(labels) * present
     (losses.sum(1) / present.sum(1)).sum().backward()  # the sum of means: no head's gradient has another's in it
     optimizer.step()
     hits = (logits.argmax(1) == labels) & present
