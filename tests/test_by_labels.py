@@ -141,8 +141,8 @@ def test_what_has_not_converged_is_marked():
     assert "pretrained-finetuned-adam 2 2 2 2" in said
     all_have = page(content(found(converged=3), seeds=(0, 1, 2), patience=1, n_epochs=3))
     assert "Not all of these trainings have converged." not in all_have
-    assert "pretrained-finetuned-adam † 125" in said
-    assert "pretrained-finetuned-adam 125" in all_have
+    assert "with 125 labels †" in said
+    assert "with 125 labels †" not in all_have
     assert "† Not all trainings have converged in 3 epochs" in said
     assert "pretrained-finetuned-adam †" in said
     assert "at most 3 epochs, until 1 have brought no lower validation loss" in said

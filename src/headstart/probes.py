@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of the L2 penalty's weight
 STEPS = 300  # of the solver at most: by then the loss of all that is worth choosing has settled
@@ -39,6 +40,11 @@ def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes
         training: with at least one image of every class.
         test: features, float32 [N, features].
     """
+    with threadpool_limits(1):  # several would wait for each other: five times as long, and other last digits
+        return _fit(training, validation, test, n_classes)
+
+
+def _fit(training: Examples, validation: Examples, test: np.ndarray, n_classes: int) -> Probe:
     scaler = StandardScaler().fit(training.features)
     inputs, asked, rows = (scaler.transform(each) for each in (training.features, validation.features, test))
     model = LogisticRegression(max_iter=STEPS, warm_start=True)

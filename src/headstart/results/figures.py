@@ -31,6 +31,7 @@ VARIABLES = {
 }  # fmt: skip
 MARKERS = {"Adam": "o^", "SGD": "sv"}
 PER_ROW = 5  # examples
+CLOSE = 8  # points, at which two accuracies on one line would be written over each other
 FEW_CLASSES = 20  # so many can be shown each with its number
 NAMED_CLASSES = 50  # so many names of classes fit beside a matrix
 LONGEST_NAME = 28  # of a class
@@ -116,7 +117,9 @@ def accuracy(
             colour = PRETRAINED if experiments[name].pretrained else RANDOM
             axes.plot([low, high], [row, row], color=colour, linewidth=3.5, zorder=2)
             axes.plot(value, row, "o", color=colour, markersize=7, zorder=3)
-            axes.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+            close = len(values) > 1 and max(values) - min(values) < CLOSE
+            side = "center" if not close else "left" if value == max(values) else "right"
+            axes.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha=side, fontsize=8)
             if name in published:
                 axes.plot(100 * published[name], row - 0.24, "D", color=colour, markerfacecolor=BACK, markersize=4.5)
     axes.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(ordered)), yticklabels=ordered)
@@ -313,6 +316,7 @@ def labels(experiments: Mapping[str, Experiment], found: ByLabels) -> Figure:
         axes.plot(curve.labels, _percent_wrong(curve.accuracy, curve), **look)
         if errors.shape[1] > 1:
             axes.plot(curve.labels, errors, linestyle="", marker=".", markersize=3, color=look["color"], alpha=0.6)
+    axes.set(xscale="log", yscale="log")
     if answer is not None:
         _arrow(axes, found, answer)
     _log_ticks(axes.xaxis, sorted({n for curve in found.curves.values() for n in curve.labels}))
@@ -344,14 +348,17 @@ def _arrow(axes: Axes, found: ByLabels, answer: Answer) -> None:
     end = min(needed, answer.range[1])
     arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (end, height), (n, height), arrowprops=arrow, zorder=5)
+    # Written below the curves, where there is room.
+    bottom = axes.get_ylim()[0] * 0.8
+    axes.plot([n, n], [bottom, height], [end, end], [bottom, height], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
     said = number(needed, answer.range, lambda labels: labels - n)
-    axes.annotate(f"{said} labels saved", ((n * end) ** 0.5, height), (0, 5), textcoords="offset points", ha="center",
-                  fontsize=8)  # fmt: skip
+    axes.annotate(f"{said} labels saved", ((n * end) ** 0.5, bottom), (0, 4), textcoords="offset points", ha="center",
+                  va="bottom", fontsize=8)  # fmt: skip
+    axes.set_ylim(bottom=bottom)
 
 
 def _log_ticks(axis: Any, ticks: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers at ``ticks``."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    """Plain numbers at ``ticks``, as far as they are on the axis."""
     low, high = axis.get_view_interval()
     shown = [tick for tick in ticks if low <= tick <= high]
     axis.set_ticks(shown, [f"{tick:,.10g}" for tick in shown])

@@ -378,7 +378,23 @@ def _labels_numbers(found: ByLabels | None) -> dict[str, Table]:
     for name, trainings in found.converged.items():
         by_count = dict(zip(found.curves[name].labels, trainings, strict=True))
         converged.append([name, *(by_count.get(n, "–") for n in counts)])
-    return {"labels": rows, "converged": converged}
+    needed: Table = [["to do as well as", *(f"with {n:,} labels" for n in counts)]]
+    if (answer := found.saved) is not None:
+        for name in answer.needed:
+            said = {row["labels"]: _with_interval(row) for row in by_labels.saved_rows(found, answer, name)}
+            needed.append([name, *(said.get(f"{n:,}", "–") for n in counts)])
+    return {"labels": rows, "converged": converged, "needed": needed}
+
+
+def _marked(content: Content, answer: by_labels.Answer) -> bool:
+    """Whether anything in the table of ``answer`` is marked as unsure."""
+    found = content.by_labels
+    assert found is not None
+    return any(by_labels.unsure(found, answer, answer.chosen, at) for at in range(len(answer.needed[answer.chosen])))
+
+
+def _with_interval(row: Mapping[str, str]) -> str:
+    return f"{row['needed']} ({row['needed_interval']})" if row["needed_interval"] else row["needed"]
 
 
 def hardest(content: Content) -> list[int]:
@@ -422,6 +438,7 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         number=lambda needed, bounds: by_labels.number(needed, bounds, lambda labels: labels),
         not_converged=[name for name, n in content.converged.items() if n < len(content.setting.seeds)],
         unsure=by_labels.unsure,
+        marked=partial(_marked, content),
         error=ERROR,
         shown=gallery.SHOWN,
     )
