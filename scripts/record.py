@@ -103,7 +103,8 @@ def results(settings: Params) -> list[Path]:
     ]
     by_labels = ("labels", "labels_saved") if settings.current.label_counts or settings.current.probe_counts else ()
     tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves", *by_labels)]
-    figures = [Path(f"plots/{study}/{name}.svg") for name in ("accuracy", "examples", "learning_curves")]
+    drawn = ("accuracy", "examples", "learning_curves", *by_labels[:1])
+    figures = [Path(f"plots/{study}/{name}.svg") for name in drawn]
     return [*metrics, *tables, *figures]
 
 

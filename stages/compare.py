@@ -23,7 +23,7 @@ def main() -> None:
     right = report.right_table(found)
     files.write_csv(f"metrics/{found.study}/right.csv", right[0], right[1:])
     for name in report.COMMITTED:
-        files.write_text(f"plots/{found.study}/{name}.svg", drawn[name])
+        files.write_text(f"plots/{found.study}/{name}.svg", drawn.get(name, report.NO_FIGURE))
     summary = comparison.metrics(found.findings, found.validation) | by_labels.metrics(found.by_labels)
     files.write_json(f"metrics/{found.study}/study.json", summary)
     if left := paths.left_over(settings):

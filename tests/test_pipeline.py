@@ -46,7 +46,7 @@ def test_a_study_from_nothing(clone, first):
     assert "metrics/quick/right.csv" in first
     assert sum(name.startswith("predictions/") for name in first) == len(KEPT)
     assert sum(name.startswith("scores/") for name in first) == 3 * len(KEPT)
-    assert sum(name.startswith("plots/") for name in first) == 8
+    assert sum(name.startswith("plots/") for name in first) == 9
     status = run("git", "status", "--porcelain", cwd=clone).stdout.split("\n")
     assert {line[3:] for line in status if line} == {"dvc.lock", "metrics/", "plots/"}  # all else is ignored
     assert repro(clone) == set()  # nothing is left to do

@@ -40,7 +40,7 @@ def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes
         training: with at least one image of every class.
         test: features, float32 [N, features].
     """
-    with threadpool_limits(1):  # several would wait for each other: five times as long, and other last digits
+    with threadpool_limits(1):  # several wait for each other, many times as long, and give other last digits
         return _fit(training, validation, test, n_classes)
 
 

@@ -29,7 +29,8 @@ PUBLISHED_SIZE = {
     "batch_size": 64,
 }
 PUBLISHED_SECONDS = 7_008.95  # of all eight trainings, on one A6000
-COMMITTED = ("accuracy", "learning_curves", "examples")  # figures that git has, for the README and for pull requests
+COMMITTED = ("accuracy", "learning_curves", "examples", "labels")  # figures that git has, for README and pull requests
+NO_FIGURE = '<svg xmlns="http://www.w3.org/2000/svg" width="0" height="0"/>\n'  # of labels, where there is one number
 COSTS = {"seconds of training": "training_seconds", "trained parameters": "trained_parameters"}
 
 MISTAKES = 20  # the most frequent ones, where a table of all would be too large
