@@ -153,11 +153,12 @@ def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trai
                     continue
                 part = trainable(experiment, settings, start).head
                 rows = torch.from_numpy(chosen[key].training), torch.from_numpy(chosen[key].validation)
+                passes = _passes(len(rows[0]), len(inputs[0].labels), study.batch_size)
                 if isinstance(part, nn.Linear):
-                    waiting[key] = Head(part, *rows, seed, _passes(study, len(rows[0])), _label(name, settings, key))
+                    waiting[key] = Head(part, *rows, seed, passes, _label(name, settings, key))
                     continue
                 some = (all.subset(one) for all, one in zip(inputs, rows, strict=True))
-                epochs = _fit(part, *some, name=name, settings=settings, device=device, key=key)
+                epochs = _fit(part, *some, name=name, settings=settings, device=device, key=key, passes=passes)
                 with_some[key] = Finished(epochs, _says(part, test, device))
                 _checkpoint(name, settings, device, key).finish(with_some[key])
         assert inputs is not None
@@ -176,10 +177,10 @@ def _says(head: nn.Module, test: Examples, device: Compute) -> torch.Tensor:
     return predict(head.to(device.device), test.inputs, len(test.labels), device).cpu()
 
 
-def _passes(study: Study, images: int) -> int:
-    """Over so few ``images`` in an epoch: for FEWEST_STEPS, or as many steps as with all labels if they are fewer."""
-    all_steps = -(-study.training_images // study.batch_size)
-    return -(-min(FEWEST_STEPS, all_steps) // -(-images // study.batch_size))
+def _passes(images: int, of: int, batch_size: int) -> int:
+    """Over so few ``images`` in an epoch: for FEWEST_STEPS, or as many steps as all that there are, ``of``, make."""
+    steps, of_all = (-(-n // batch_size) for n in (images, of))
+    return -(-min(FEWEST_STEPS, of_all) // steps)
 
 
 def _label(name: str, settings: Params, key: Key) -> str:
@@ -197,11 +198,11 @@ def _fit(
     settings: Params,
     device: Compute,
     key: Key,
+    passes: int = 1,
 ) -> list[Epoch]:
     """Train ``head`` to the end; it is then what it was after the epoch that is kept."""
     (seed, n), study, images = key, settings.current, len(training.labels)
     is_whole = n == study.labels
-    passes = 1 if is_whole else _passes(study, images)
     of = _label(name, settings, key)
     optimizer = make_optimizer(settings.experiment(name), head, device)
     checkpoint = _checkpoint(name, settings, device, key)
