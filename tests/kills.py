@@ -64,6 +64,7 @@ def forget(clone: Path) -> None:
         *(f"data/{name}" for name in ("raw", "prepared", "start", "features")),
         "models",
         "predictions",
+        "probes",
         "scores",
         "metrics",
         "plots",

@@ -53,9 +53,10 @@ def test_levels_are_what_can_run_side_by_side():
         ["prepare"],
         ["start@pretrained", "start@random"],
         ["features@pretrained", "features@random"],
+        ["probe@pretrained", "probe@random"],
     ]
     assert plan[-1][0] == [f"train@{name}" for name in SETTINGS["experiments"]]
-    assert [computes for _, computes in plan] == [False, False, True, True, True]
+    assert [computes for _, computes in plan] == [False, False, True, True, False, True]
 
 
 def test_a_stage_is_told_of_what_it_needs_and_of_nothing_else():

@@ -126,7 +126,7 @@ def test_dvc_sees_the_pictures(tmp_path):
     clone = tiny_clone(tmp_path / "clone")
     folder = clone / "data/pictures/two"
     noise(folder, range(40))
-    few = {"dataset": "two", "training_images": 20, "validation_images": 5}
+    few = {"dataset": "two", "training_images": 20, "validation_images": 5, "probe_counts": []}
     edit(clone, lambda settings: settings["studies"]["quick"].update(few))
     to_start = ("download", "prepare", "start@random")
     assert repro(clone, *to_start) == set(to_start)

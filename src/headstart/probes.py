@@ -4,9 +4,11 @@ The cheap form of a comparison of features (Alain and Bengio 2017): convex, so t
 in it, and a number of steps that is enough is as good as any other.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -40,7 +42,9 @@ def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes
         training: with at least one image of every class.
         test: features, float32 [N, features].
     """
-    with threadpool_limits(1):  # several wait for each other, many times as long, and give other last digits
+    # Several threads wait for each other, many times as long, and give other last digits.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # with so weak a penalty that another one is chosen
         return _fit(training, validation, test, n_classes)
 
 
