@@ -62,7 +62,17 @@ def test_the_readme_shows_the_committed_results():
         assert all(f"{100 * value:+.1f}" in readme for effect, value in summary.items() if effect.startswith("effect_"))
 
 
-@pytest.mark.parametrize("study", ["quick", "quick-seeds", "resnet50"])
+def test_the_readme_begins_with_the_labels_saved():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    summary = results.read("labels", "HEAD").summary
+    rows = files.read_csv(ROOT / "plots/labels/labels_saved.csv")
+    [row] = [row for row in rows if row["configuration"] == "pretrained-finetuned-adam" and row["labels"] == "500"]
+    low, high = (f"{float(f'{float(row[end]) - 500:.3g}'):,.0f}" for end in ("low", "high"))
+    expected = f"**{summary['labels_saved']:,} labelled images more** (95 % interval {low} to {high})"
+    assert expected in " ".join(readme.split()).partition("## ")[0]
+
+
+@pytest.mark.parametrize("study", ["quick", "quick-seeds", "resnet50", "labels"])
 def test_the_docs_say_what_a_study_was_made_with(study):
     made = files.read_json(record.path(study))
     docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
