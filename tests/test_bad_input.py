@@ -359,7 +359,7 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr,
     write_start()
     with pytest.raises(SystemExit) as stopped:
         run(stages.train.main, NAME)
-    assert stopped.value.code == f"headstart: {NAME}: {message}"
+    assert stopped.value.code == f"headstart: {NAME}, seed 0: {message}"
     assert not Path("models").exists()
     tensors, description = files.read_tensors(f"checkpoints/quick/{NAME}/0.safetensors")
     assert [epoch["epoch"] for epoch in description["epochs"]] == [1]
