@@ -106,7 +106,9 @@ def sizes(dataset: Dataset) -> dict[str, Any]:
 
 
 def _halves(training: int, validation: int, labels: np.ndarray) -> list[int]:
-    """A half of the images, a fourth … as long as every class keeps one to train with: they have its share or one less.
+    """A half of the images, a fourth … as long as every class keeps one to train with.
+
+    It does where its share of those is two: ``splits.stratified_split`` says how far it may be from its share.
 
     Args:
         labels: of the training images.

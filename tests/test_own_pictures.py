@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 import headstart
+import scripts.pictures
 from headstart import files
 from headstart.data import fashion_mnist, splits
 
@@ -177,6 +178,20 @@ def test_pictures_that_come_and_go(clone, tmp_path):
         path.relative_to(folder) for path in folder.rglob("*.png") if not path.is_symlink()
     }
     assert sizes(clone, "fewer")[0] > 40
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_probes_with_few_pictures_still_have_every_class(seed):
+    """Classes of any sizes: in the smallest number of labels that is chosen, whichever images are labelled first."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(8), generator.integers(5, 200, 8))
+    training, validation = len(labels), len(labels) // 9
+    counts = scripts.pictures._halves(training, validation, labels)
+    assert counts == sorted(counts)
+    assert len(counts) < 5 or counts[-1] == (training + validation) // 2
+    for n in counts:
+        of_training = n - round(n * validation / (training + validation))
+        assert set(labels[splits.labelled_first(labels, of_training, seed=seed)]) == set(range(8))
 
 
 def sizes(clone: Path, study: str) -> tuple[int, int]:
