@@ -34,10 +34,8 @@ def labelled(settings: Params, counts: Sequence[int]) -> dict[tuple[int, int], L
         sizes = study.images_of(count)
         chosen = Labelled(*(splits.labelled_first(split.labels, size, seed=seed)
                             for split, size in zip((training, validation), sizes, strict=True)))  # fmt: skip
-        there = set(training.labels[chosen.training].tolist())
-        if missing := [name for label, name in enumerate(training.classes) if label not in there]:
-            named = ", ".join(missing[:3]) + (" …" if missing[3:] else "")
-            problem = f"{count} labels, of which {sizes[0]} are trained with, leave none of {named}"
+        if missing := splits.without_images(training.labels[chosen.training], training.classes):
+            problem = f"{count} labels, of which {sizes[0]} are trained with, leave none of {splits.first_of(missing)}"
             raise UserError(f"{problem} to train with: raise the lowest of label_counts and probe_counts")
         found[seed, count] = chosen
     return found

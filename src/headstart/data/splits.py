@@ -1,6 +1,6 @@
 """The three splits of a data set: what `prepare` writes of them, and which images are in which."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,9 +66,8 @@ def write(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed:
                         f"are for both in {dataset.title} (it is {sum(wanted)}): lower one in params.yaml")  # fmt: skip
     # Validation comes first: its images stay the same when the number of training images changes.
     validation, training = (pool[chosen] for chosen in stratified_split(labels[pool], sizes=wanted, seed=seed))
-    there = set(labels[training].tolist())
-    if missing := [name for label, name in enumerate(dataset.classes) if label not in there]:
-        named = ", ".join(missing[:3]) + (" …" if missing[3:] else "")
+    if missing := without_images(labels[training], dataset.classes):
+        named = first_of(missing)
         problem = f"training_images leaves none of {named} to train with ({len(missing):,} of {len(dataset.classes):,} "
         raise UserError(f"{problem}classes): raise it, or lower validation_images")
     parts = {"training": (dataset.training, training), "validation": (dataset.training, validation)}
@@ -79,6 +78,17 @@ def write(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed:
         arrays |= {f"{split}_images": part.read(indices), f"{split}_labels": part.labels[indices]}
     description = {"classes": dataset.classes, "left_out": dict(dataset.left_out)}
     files.write_arrays(path, _without_colour(arrays), description)
+
+
+def without_images(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """The names of the classes that none of ``labels`` is."""
+    there = set(labels.tolist())
+    return [name for label, name in enumerate(classes) if label not in there]
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first three, for a line that says which."""
+    return ", ".join(names[:3]) + (" …" if names[3:] else "")
 
 
 def _without_colour(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
