@@ -221,3 +221,21 @@ def test_an_unknown_configuration_names_the_closest():
     assert str(error.value) == (
         "there is no configuration 'pretrained-finetuned-adan' in params.yaml: did you mean pretrained-finetuned-adam?"
     )
+
+
+def test_the_settings_for_another_study(tmp_path):
+    settings = params.read(ROOT / "params.yaml")
+    other = params.for_study(settings, "labels")
+    assert (other.study, other.current) == ("labels", settings.studies["labels"])
+    assert (other.studies, other.experiments) == (settings.studies, settings.experiments)
+    assert settings.study == "quick"
+    path = tmp_path / "params.yaml"
+    path.write_text(changed("training_images: 60000", "training_images: 59969"), encoding="utf-8")
+    for study, message in (
+        ("resnet50", "studies.resnet50.batch_size leaves a last batch of one image, on which batch norm cannot train: "
+                     "change it or training_images"),
+        ("huge", "study must be one of quick, resnet50, full, quick-seeds, labels (it is huge)"),
+    ):  # fmt: skip
+        with pytest.raises(ParamsError) as error:
+            params.for_study(params.read(path), study)
+        assert str(error.value) == f"params.yaml: {message}"

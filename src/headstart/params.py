@@ -155,6 +155,9 @@ class Params:
                                  f"{images} are trained with")  # fmt: skip
 
 
+SECTIONS = {"studies": Study, "experiments": Experiment}
+
+
 class ParamsError(UserError):
     """A mistake in ``params.yaml``."""
 
@@ -165,7 +168,16 @@ def read(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
     """
-    return check(load(path), Params, {"studies": Study, "experiments": Experiment}, path)
+    return check(load(path), Params, SECTIONS, path)
+
+
+def for_study(settings: Params, study: str, path: str | Path = "params.yaml") -> Params:
+    """Return ``settings`` with ``study`` as the current study.
+
+    Raises:
+        ParamsError: there is no such study, or it does not fit the configurations.
+    """
+    return check({**vars(settings), "study": study}, Params, SECTIONS, path)
 
 
 def check(document: object, whole: type[T], sections: Mapping[str, type], path: str | Path) -> T:
