@@ -2,9 +2,10 @@
 
     python -m scripts.lock_gate
 
-For the study that params.yaml names, `dvc repro` must have nothing to do. For every study with committed results, its
-record must fit: it was made with the settings that params.yaml has now, and the results are those it was made with. It
-needs neither the data nor DVC's cache.
+For the study that params.yaml selects, `dvc repro` must have nothing to do, and dvc.lock has no stage that dvc.yaml
+does not have. For every study with committed results, its record must be valid: params.yaml has the settings of the
+study and of the configurations that the record contains, and the results are those of the record. Other configurations
+in params.yaml do not matter. The check needs neither the data nor DVC's cache.
 """
 
 import dataclasses
@@ -13,11 +14,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from headstart import files, params
 from headstart.console import UserError, run
 from headstart.params import Params
 from scripts import record
 from stages.paths import left_over
+from stages.pipeline import stages
 
 
 def main() -> None:
@@ -49,13 +53,15 @@ def check_record(study: str, settings: Params) -> None:
     now = dataclasses.asdict(settings)
     current = now["studies"][study]
     current["weights"] = record.weights_name(current["weights"])
-    has = _flat({f"studies.{study}": current, "experiments": now["experiments"]})
+    experiments = {name: values for name, values in now["experiments"].items() if name in found["experiments"]}
+    has = _flat({f"studies.{study}": current, "experiments": experiments})
     for key in made_with | has:
         if made_with.get(key) != has.get(key):
             raise UserError(f"the study {study} was made with {key} {made_with.get(key)}, and params.yaml has "
                             f"{has.get(key)}: set it back, or {remedy}")  # fmt: skip
-    for file in record.results(dataclasses.replace(settings, study=study)):
-        if not file.is_file() or files.sha256(file) != found["sha256"].get(file.as_posix()):
+    metrics = {f"metrics/{study}/{name}.json": "" for name in ("study", *found["experiments"])}
+    for file, sha256 in {**metrics, **found["sha256"]}.items():
+        if not Path(file).is_file() or files.sha256(file) != sha256:
             raise UserError(f"{file} is not what the record of the study {study} says: take both from git, or {remedy}")
 
 
@@ -71,17 +77,20 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_lock() -> None:
-    """Raise UserError where `dvc repro` would run something.
+    """Raise UserError if `dvc repro` would run a stage, or if dvc.lock has a stage that does not exist.
 
-    Its exit status with --dry is 0 whether it would run stages or not, so what it prints is read.
+    The exit status with --dry is 0 whether stages would run or not, so the check reads what DVC prints.
     """
+    locked = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
+    if gone := sorted(locked.keys() - {stage.name for stage in stages(params.load())}):
+        raise UserError(f"dvc.lock has stages that dvc.yaml does not have: remove them there ({', '.join(gone)})")
     command = ["dvc", "repro", "--allow-missing", "--dry"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    stages = re.findall(r"^Running stage '(.*)':", done.stdout, re.MULTILINE)
+    pending = re.findall(r"^Running stage '(.*)':", done.stdout, re.MULTILINE)
     # A stage that would run and has no data to run on is an error even so.
-    stages += re.findall(r"failed to reproduce '(.*?)'", done.stderr)
-    if stages:
-        names = ", ".join(dict.fromkeys(stages))
+    pending += re.findall(r"failed to reproduce '(.*?)'", done.stderr)
+    if pending:
+        names = ", ".join(dict.fromkeys(pending))
         raise UserError(f"dvc.lock does not fit the rest, {names} would run: `dvc repro`, and commit what it changes")
     if done.returncode:
         raise UserError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")

@@ -19,8 +19,8 @@ from headstart import files, params
 from headstart.console import UserError, run
 from headstart.network import starts
 from headstart.params import Params
-from stages.paths import run_file, stage_names
-from stages.pipeline import lookup, stages
+from stages.pipeline import Stage, lookup, stages
+from stages.provenance import run_file
 
 # What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
 FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
@@ -42,9 +42,7 @@ def main(*arguments: str) -> None:
         raise UserError("--stands-in-for, --top1 and --licence belong together: give all three, or none")
     settings = params.read()
     study = options.study or settings.study
-    if study not in settings.studies:
-        raise UserError(f"there is no study {study!r} in params.yaml: it has {', '.join(settings.studies)}")
-    made = record(dataclasses.replace(settings, study=study))
+    made = record(params.for_study(settings, study))
     if options.stands_in_for:
         made["settings"]["weights"] = options.stands_in_for
         made["weights"] |= {"stands_in_for": options.stands_in_for, TOP1: options.top1, "licence": options.licence}
@@ -62,8 +60,10 @@ def record(settings: Params) -> dict[str, Any]:
     Raises:
         UserError: not all stages have run, or some with other settings than params.yaml has or with uncommitted code.
     """
-    runs = {name: _run(settings.study, name) for name in stage_names(settings)}
-    _require_settings(settings, runs)
+    document = params.load()
+    runs = {
+        stage.name: _run(settings.study, stage, document) for stage in stages({**document, "study": settings.study})
+    }
     computed = {name: run for name, run in runs.items() if name.startswith(COMPUTED)}
     study = dataclasses.asdict(settings.current)
     return {
@@ -108,35 +108,34 @@ def results(settings: Params) -> list[Path]:
     return [*metrics, *tables, *figures]
 
 
-def _run(study: str, name: str) -> dict[str, Any]:
-    file = run_file(study, name)
+def _run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance of ``stage``.
+
+    Raises:
+        UserError: it is missing, or it is not that of the outputs in the workspace, made with the parameters in
+            ``document`` and committed code.
+    """
+    file = run_file(study, stage.name)
+    again = f"run `dvc repro --force --single-item {stage.name}`"
     if not file.is_file():
-        raise UserError(f"{file} is missing, so the study {study} is not complete: run it first")
-    found = files.read_json(file)
-    if "settings" not in found:
-        raise UserError(f"{file} does not say its settings, as runs of older versions do not: run `dvc repro` anew")
-    return found
-
-
-def _require_settings(settings: Params, runs: dict[str, dict[str, Any]]) -> None:
-    """Raise UserError where a stage was run with other settings than params.yaml has, as far as they are its own."""
-    document = {**params.load(), "study": settings.study}
-    for stage in stages(document):
-        name = next((Path(out).stem for out in stage.outs if out.startswith("runs/")), "")
-        if name not in runs:  # the first and the last, which compute nothing
-            continue
-        if runs[name]["commit"].endswith("+"):
-            raise UserError(f"{name} was run with code that is not committed: commit it, and run `dvc repro`")
-        for key in stage.params:
-            was, now = (lookup(settings, key) for settings in (runs[name]["settings"], document))
-            if was != now:
-                raise UserError(f"{name} was run with another {key} than params.yaml has ({was}, now {now}): "
-                                "set it back, or run `dvc repro`")  # fmt: skip
+        raise UserError(f"{file} is missing: {stage.name} did not run here, or DVC restored its outputs; {again}")
+    run = files.read_json(file)
+    if run["commit"].endswith("+"):
+        raise UserError(f"{stage.name} was run with code that is not committed: commit it, and {again}")
+    for key in stage.params:
+        was, now = run["settings"].get(key), lookup(document, key)
+        if was != now:
+            raise UserError(f"{stage.name} was run with another {key} than params.yaml has ({was}, now {now}): "
+                            "set it back, or run `dvc repro`")  # fmt: skip
+    for path in files.sources(out for out in stage.outs if study in out):  # data/raw is any study's
+        if run["sha256"].get(path.as_posix()) != files.sha256(path):
+            raise UserError(f"{file} does not describe {path}, which comes from another run: {again}")
+    return run
 
 
 def _weights(settings: Params, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The pretrained weights by name, hash and ImageNet accuracy, None where it is not known; empty without any."""
-    start = runs.get("start-pretrained-true")
+    start = runs.get("start@pretrained")
     if start is None:
         return {}
     top1 = starts.find(settings.current.model_name, settings.current.weights).top1

@@ -3,6 +3,7 @@
 python -m scripts.studies
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from headstart import params
+from headstart import files, params
 from headstart.console import UserError, run
 from headstart.data import catalogue
-from headstart.params import Experiment
+from headstart.params import Experiment, Params
 from headstart.results import comparison
 from headstart.results.report import percent, points
-from scripts import results
+from scripts import record, results
 from scripts.results import Results
-from stages import paths
 
 
 def table(studies: dict[str, Results], made_with: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> Table:
@@ -33,7 +33,7 @@ def table(studies: dict[str, Results], made_with: dict[str, tuple[dict[str, Any]
         study, experiments = made_with[name]
         best = max(estimate.value for estimate in found.accuracy.values())
         right = {key: np.stack(list(seeds.values())) for key, seeds in found.right.items()}
-        named = {key: Experiment(**experiments[key]) for key in right}
+        named = {key: Experiment(**experiments[key]) for key in right if key in experiments}
         effect = comparison.study(named, right).effects.get("pretrained")
         said = ("–", "") if effect is None else (points(effect.value), f"{points(effect.low)} to {points(effect.high)}")
         shown.add_row(name, catalogue.title(study["dataset"]), study["model_name"], f"{study['training_images']:,}",
@@ -42,11 +42,24 @@ def table(studies: dict[str, Results], made_with: dict[str, tuple[dict[str, Any]
 
 
 def main() -> None:
-    found = {name: one for name in params.read().studies if (one := results.read(name))}
-    made_with = {name: settings for name in found if (settings := paths.made_with(name))}
-    if not made_with:
+    settings = params.read()
+    found = {name: one for name in settings.studies if (one := results.read(name))}
+    if not found:
         raise UserError("no study of params.yaml has results yet: `dvc repro` makes them")
-    Console().print(table({name: found[name] for name in made_with}, made_with))
+    Console().print(table(found, {name: _made_with(name, settings) for name in found}))
+
+
+def _made_with(name: str, settings: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of the study and of the configurations that its results were made with.
+
+    The record has them. A study without a record has those of params.yaml.
+    """
+    path = record.path(name)
+    if path.is_file():
+        content = files.read_json(path)
+        return content["settings"], content["experiments"]
+    experiments = {key: dataclasses.asdict(experiment) for key, experiment in settings.experiments.items()}
+    return dataclasses.asdict(settings.studies[name]), experiments
 
 
 if __name__ == "__main__":

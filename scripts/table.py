@@ -6,19 +6,21 @@ STUDY: the one that params.yaml names if there is none; REVISION: what to compar
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from headstart import params
+from headstart import files, params
 from headstart.console import UserError, run
 from headstart.results.comparison import Gain
 from headstart.results.report import percent
 from scripts import results
 from scripts.results import Results
 
+TIMES = 4  # stages whose time is shown
 SAVED = {"labels_saved": "", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
 
 
@@ -74,6 +76,15 @@ def _caption(now: Results) -> str:
     return said
 
 
+def _times(study: str) -> str:
+    """Return how long the stages took that ran here, the longest kind first; nothing where DVC restored all of them."""
+    seconds: Counter[str] = Counter()
+    for file in sorted(Path("runs", study).glob("*.json")):
+        seconds[file.stem.partition("@")[0]] += files.read_json(file)["seconds"]
+    listed = ", ".join(f"{stage} {value:,.0f} s" for stage, value in seconds.most_common(TIMES))
+    return f"Stages that ran here took {seconds.total():,.0f} s: {listed}" if seconds else ""
+
+
 def main(study: str = "", revision: str = "main") -> None:
     study = study or params.read().study
     now = results.read(study)
@@ -81,6 +92,8 @@ def main(study: str = "", revision: str = "main") -> None:
         raise UserError(f"there are no results of the study {study} yet: `dvc repro` makes them")
     before = results.read(study, revision) if results.exists(revision) else None
     Console().print(table(now, before, study=study, revision=revision))
+    if times := _times(study):
+        print(times)
     page = Path(f"report/{study}/index.html")
     if page.exists():
         print(f"More is in {page}")

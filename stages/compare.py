@@ -2,14 +2,16 @@
 
 import sys
 
-from headstart import files, params
+from headstart import files
 from headstart.console import run
 from headstart.results import by_labels, comparison, report
 from stages import paths, study
+from stages.provenance import Run
 
 
-def main() -> None:
-    settings = params.read()
+def main(name: str = "") -> None:
+    record = Run("compare", name)
+    settings = record.settings
     found = study.read(settings)
     drawn = report.draw(found)
     with files.replacing(f"report/{found.study}") as folder:
@@ -26,9 +28,10 @@ def main() -> None:
         files.write_text(f"plots/{found.study}/{name}.svg", drawn.get(name, report.NO_FIGURE))
     summary = comparison.metrics(found.findings, found.validation) | by_labels.metrics(found.by_labels)
     files.write_json(f"metrics/{found.study}/study.json", summary)
+    record.finish()
     if left := paths.left_over(settings):
         print(f"headstart: {left}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, *sys.argv[1:])

@@ -7,19 +7,19 @@ from statistics import mean
 
 import numpy as np
 
-from headstart import files, params
+from headstart import files
 from headstart.console import UserError, run
 from headstart.data import splits
 from headstart.params import Params
 from headstart.results import evaluation
-from headstart.runs import Clock
 from headstart.training import convergence
-from stages.paths import model_file, predictions_file, prepared_file, scores_folder, write_run
+from stages.paths import model_file, predictions_file, prepared_file, scores_folder
+from stages.provenance import Run
 
 
-def main(name: str) -> None:
-    clock = Clock()
-    settings = params.read()
+def main(name: str, study: str = "") -> None:
+    record = Run(f"evaluate@{name}", study)
+    settings = record.settings
     logits, labels, classes = _predictions(name, settings)
     epochs = files.read_csv(model_file(settings, name, 0).with_name("epochs.csv"))
     metrics = {
@@ -39,7 +39,7 @@ def main(name: str) -> None:
         files.write_csv(folder / "calibration.csv", ["bin", "confidence", "accuracy", "images"],
                         [[at, *row] for at, row in enumerate(evaluation.calibration(**every).tolist(), 1)])  # fmt: skip
     files.write_json(f"metrics/{settings.study}/{name}.json", metrics)
-    write_run(settings, f"evaluate-{name}", clock, {})
+    record.finish()
 
 
 def _kept_accuracies(epochs: list[dict[str, str]], patience: int | None) -> list[float]:
@@ -57,7 +57,7 @@ def _predictions(name: str, settings: Params) -> tuple[np.ndarray, np.ndarray, t
     settings.experiment(name)
     path, prepared = predictions_file(settings, name), prepared_file(settings)
     logits = files.read_arrays(path, "logits").arrays["logits"]
-    _, labels, classes = splits.read_split(prepared, "test")
+    labels, classes = splits.read_labels(prepared, "test")
     if logits.shape != (len(settings.current.seeds), len(labels), len(classes)) or not np.isfinite(logits).all():
         raise UserError(f"{path} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
     return logits, labels, classes

@@ -6,23 +6,23 @@ from functools import partial
 import torch
 from torch import nn
 
-from headstart import files, params
+from headstart import files
 from headstart.console import run
 from headstart.data import splits
 from headstart.data.splits import SPLITS
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
-from headstart.runs import Clock
 from headstart.training import compute
 from headstart.training.forward import outputs
-from stages.paths import features_file, prepared_file, start_file, write_run
+from stages.paths import features_file, prepared_file, start_file
+from stages.provenance import Run
 
 REMEDY = "free some space (DVC's cache may want as much again), or set store_activations to false in params.yaml"
 
 
-def main(pretrained: str) -> None:
-    clock = Clock()
-    settings, device = params.read(), compute.choose()
+def main(pretrained: str, study: str = "") -> None:
+    record = Run(f"features@{'pretrained' if pretrained == 'true' else 'random'}", study)
+    settings, device = record.settings, compute.choose()
     prepared = prepared_file(settings)
     images = {split: torch.from_numpy(splits.read_split(prepared, split).images) for split in SPLITS}
     # With pretrained weights all seeds share one file, which the first of them makes.
@@ -44,7 +44,7 @@ def main(pretrained: str) -> None:
                 results = through(images[split], label=f"features of {split} images")
                 tensors |= {f"{split}_{name}": result for name, result in zip(parts, results, strict=True)}
             files.write_tensors(beside / path.name, tensors, {"precision": device.precision})
-    write_run(settings, f"features-pretrained-{pretrained}", clock, {**device.describe(), **device.peak_memory()})
+    record.finish(**device.describe(), **device.peak_memory())
 
 
 if __name__ == "__main__":

@@ -54,11 +54,11 @@ def examples(
     ``keep``: whether they will be used in more than one epoch.
     """
     prepared = prepared_file(settings)
-    found = splits.read_split(prepared, split)
-    images, labels = torch.from_numpy(found.images), torch.from_numpy(found.labels)
     if experiment.finetuning and not _is_stored(experiment, settings, trunk):
+        images, labels = map(torch.from_numpy, splits.read_split(prepared, split)[:2])
         label, prepare = f"frozen layers, {split} images", snapshot.preprocess
         return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)
+    labels = torch.from_numpy(splits.read_labels(prepared, split)[0])
     features = features_file(settings, experiment.pretrained, seed)
     stored = f"{split}_activations" if experiment.finetuning else f"{split}_features"
     tensors, description = files.read_tensors(features, stored)

@@ -29,12 +29,13 @@ def labelled(settings: Params, counts: Sequence[int]) -> dict[tuple[int, int], L
     study = settings.current
     if not counts:
         return found
-    training, validation = (splits.read_split(prepared_file(settings), split) for split in ("training", "validation"))
+    prepared = prepared_file(settings)
+    (training, classes), (validation, _) = (splits.read_labels(prepared, split) for split in ("training", "validation"))
     for seed, count in product(study.seeds, counts):
         sizes = study.images_of(count)
-        chosen = Labelled(*(splits.labelled_first(split.labels, size, seed=seed)
-                            for split, size in zip((training, validation), sizes, strict=True)))  # fmt: skip
-        if missing := splits.without_images(training.labels[chosen.training], training.classes):
+        chosen = Labelled(*(splits.labelled_first(labels, size, seed=seed)
+                            for labels, size in zip((training, validation), sizes, strict=True)))  # fmt: skip
+        if missing := splits.without_images(training[chosen.training], classes):
             problem = f"{count} labels, of which {sizes[0]} are trained with, leave none of {splits.first_of(missing)}"
             raise UserError(f"{problem} to train with: raise the lowest of label_counts and probe_counts")
         found[seed, count] = chosen

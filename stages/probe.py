@@ -6,36 +6,37 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart import files, params, probes
+from headstart import files, probes
 from headstart.console import progress, run
 from headstart.data import splits
 from headstart.params import Params
 from headstart.probes import Examples
-from headstart.runs import Clock
 from stages.labelled import labelled
-from stages.paths import features_file, prepared_file, probes_file, write_run
+from stages.paths import features_file, prepared_file, probes_file
+from stages.provenance import Run
 
-COLUMNS = ["labels", "seed", "strength", "validation_loss"]
+COLUMNS = ["labels", "seed", "strength"]
 
 
-def main(pretrained: str) -> None:
-    clock = Clock()
-    settings = params.read()
+def main(pretrained: str, study: str = "") -> None:
+    record = Run(f"probe@{'pretrained' if pretrained == 'true' else 'random'}", study)
+    settings = record.settings
     found = _fit(settings, pretrained == "true") if settings.current.probe_counts else {}
     path = probes_file(settings, pretrained == "true")
     with files.replacing(path.parent) as folder:
-        rows = [[n, seed, probe.strength, probe.validation_loss] for (n, seed), probe in found.items()]
+        rows = [[n, seed, probe.strength] for (n, seed), probe in found.items()]
         files.write_csv(folder / "choices.csv", COLUMNS, rows)
-        logits = [[found[n, seed].logits for seed in settings.current.seeds] for n in settings.current.probed]
-        files.write_arrays(folder / path.name, {"label_logits": np.array(logits, dtype=np.float32)})
-    write_run(settings, f"probe-pretrained-{pretrained}", clock, {})
+        predictions = [[found[n, seed].predictions for seed in settings.current.seeds] for n in settings.current.probed]
+        files.write_arrays(folder / path.name, {"predictions": np.array(predictions, dtype=np.int64)})
+    record.finish()
 
 
 def _fit(settings: Params, pretrained: bool) -> dict[tuple[int, int], probes.Probe]:
     """The probe of each number of labels and seed."""
     study, prepared = settings.current, prepared_file(settings)
     chosen = labelled(settings, study.probed)
-    read = {split: splits.read_split(prepared, split) for split in splits.SPLITS}
+    labels = {split: splits.read_labels(prepared, split)[0] for split in splits.SPLITS}
+    n_classes = len(splits.read_description(prepared).classes)
     found: dict[tuple[int, int], probes.Probe] = {}
     features: dict[str, np.ndarray] = {}
     source: Path | None = None
@@ -46,10 +47,10 @@ def _fit(settings: Params, pretrained: bool) -> dict[tuple[int, int], probes.Pro
                 tensors = files.read_tensors(path, *stored.values()).tensors  # NumPy has no bfloat16
                 features, source = {split: tensors[key].float().numpy() for split, key in stored.items()}, path
             training, validation = (
-                Examples(features[split][one], read[split].labels[one])
-                for split, one in zip(("training", "validation"), chosen[seed, n], strict=True)
+                Examples(features[split][rows], labels[split][rows])
+                for split, rows in zip(("training", "validation"), chosen[seed, n], strict=True)
             )
-            found[n, seed] = probes.fit(training, validation, features["test"], n_classes=len(read["test"].classes))
+            found[n, seed] = probes.fit(training, validation, features["test"], n_classes=n_classes)
             bar.update()
     return found
 

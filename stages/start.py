@@ -4,18 +4,18 @@ import sys
 
 import torch
 
-from headstart import files, params
+from headstart import files
 from headstart.console import run
 from headstart.data import splits
 from headstart.network import starts
-from headstart.runs import Clock
 from headstart.training import compute
-from stages.paths import prepared_file, start_file, write_run
+from stages.paths import prepared_file, start_file
+from stages.provenance import Run
 
 
-def main(pretrained: str) -> None:
-    clock = Clock()
-    settings, device = params.read(), compute.choose("cpu", dtype=torch.float32)
+def main(pretrained: str, study: str = "") -> None:
+    record = Run(f"start@{'pretrained' if pretrained == 'true' else 'random'}", study)
+    settings, device = record.settings, compute.choose("cpu", dtype=torch.float32)
     training = splits.read_split(prepared_file(settings), "training")
     images = torch.from_numpy(training.images) if pretrained == "false" else None
     seeds = settings.current.seeds
@@ -23,8 +23,7 @@ def main(pretrained: str) -> None:
         for seed in seeds:
             start = starts.make(settings.current, seed=seed, images=images, classes=training.classes)
             start.write(folder / start_file(settings, pretrained == "true", seed).name)
-    facts = {**device.describe(), "weights": start.weights, "weights_sha256": start.sha256}
-    write_run(settings, f"start-pretrained-{pretrained}", clock, facts)
+    record.finish(**device.describe(), weights=start.weights, weights_sha256=start.sha256)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from headstart.network.snapshot import Snapshot
 from headstart.results import by_labels, comparison, gallery, maps, report
 from headstart.results.labels_saved import Curve
 from headstart.training import convergence
-from stages import paths
-from stages.paths import model_file, predictions_file, prepared_file, probes_file, run_file, scores_folder, stage_names
+from stages.paths import model_file, predictions_file, prepared_file, probes_file, scores_folder, training_file
 
 PUBLISHED = "docs/published.csv"
 
@@ -59,12 +58,10 @@ def read(settings: params.Params) -> report.Content:
         dataset=catalogue.title(settings.current.dataset),
         classes=classes,
         left_out=splits.read_description(prepared_file(settings)).left_out,
-        others=_others(settings),
         rows=rows,
         details={name: _details(settings, name) for name in experiments},
         findings=findings,
         right=right,
-        stage_seconds=_stage_seconds(settings),
         examples=gallery.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=classes),
         feature_maps={
             f"{name}, {which}": found
@@ -97,8 +94,8 @@ def _by_labels(
     study, experiments = settings.current, settings.experiments
     probes = {}
     for pretrained in (True, False) if study.probe_counts else ():
-        found = files.read_arrays(probes_file(settings, pretrained), "label_logits").arrays["label_logits"]
-        probes[pretrained] = Curve(study.probed, found.argmax(3) == labels)
+        predicted = files.read_arrays(probes_file(settings, pretrained), "predictions").arrays["predictions"]
+        probes[pretrained] = Curve(study.probed, predicted == labels)
     curves: dict[str, Curve] = {}
     validation: dict[str, list[float]] = {}
     converged: dict[str, list[int]] = {}
@@ -133,12 +130,11 @@ def _trainings(settings: params.Params, name: str) -> list[list[tuple[float, boo
 
 def _require_one_precision(settings: params.Params) -> None:
     """Raise UserError where not all was computed in the same precision, so that it cannot stand in one table."""
-    found: dict[str, str] = {}
-    for stage in stage_names(settings):
-        if stage.startswith(("features", "train")):  # the others compute nothing, or always in float32
-            found.setdefault(files.read_json(run_file(settings.study, stage))["precision"], stage)
-    if len(found) > 1:
-        mixture = " and ".join(f"{stage} in {precision}" for precision, stage in found.items())
+    names: dict[str, str] = {}
+    for name in settings.experiments:
+        names.setdefault(files.read_json(training_file(settings, name))["precision"], name)
+    if len(names) > 1:
+        mixture = " and ".join(f"{name} in {precision}" for precision, name in names.items())
         raise UserError(f"the study was computed in several precisions ({mixture}): set HEADSTART_DTYPE to one, and "
                         "compute the rest anew with `dvc repro --force`")  # fmt: skip
 
@@ -147,7 +143,7 @@ def _details(settings: params.Params, name: str) -> report.Details:
     scores = scores_folder(settings, name)
     return report.Details(
         epochs=files.read_csv(model_file(settings, name, 0).with_name("epochs.csv")),
-        run=files.read_json(run_file(settings.study, f"train-{name}")),
+        training=files.read_json(training_file(settings, name)),
         confusion=_numbers(scores / "confusion.csv").astype(int),
         f1=np.array([float(row["f1"]) for row in files.read_csv(scores / "classes.csv")]),
         calibration=_numbers(scores / "calibration.csv"),
@@ -157,25 +153,3 @@ def _details(settings: params.Params, name: str) -> report.Details:
 def _numbers(path: Path) -> np.ndarray:
     """A table of numbers without the names of its columns and its rows."""
     return np.array([[float(value) for value in row[1:]] for row in files.read_rows(path)[1:]])
-
-
-def _others(settings: params.Params) -> list[report.Other]:
-    """The studies beside this one that have results: as they are now, whatever was there when they were made."""
-    found = []
-    for name, study in settings.studies.items():
-        summary, page = Path(f"metrics/{name}/study.json"), Path(f"report/{name}/index.html")
-        if name != settings.study and summary.is_file():
-            made_with, _ = paths.made_with(name) or (vars(study), {})
-            results = files.read_json(summary)
-            title = catalogue.title(made_with["dataset"])
-            found.append(report.Other(name, title, made_with, results, page.is_file()))
-    return found
-
-
-def _stage_seconds(settings: params.Params) -> dict[str, float]:
-    """Of each stage but the first and the last, which belong to no study and are still running."""
-    seconds: dict[str, float] = {}
-    for name in stage_names(settings):
-        stage = name.partition("-")[0]
-        seconds[stage] = seconds.get(stage, 0.0) + files.read_json(run_file(settings.study, name))["seconds"]
-    return seconds

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from headstart import files, params
+from headstart import files
 from headstart.console import UserError, progress, run
 from headstart.network.snapshot import Snapshot
 from headstart.params import Params, Study
-from headstart.runs import Clock
 from headstart.training import compute, convergence
 from headstart.training.checkpoints import Checkpoint, Finished, fingerprint
 from headstart.training.compute import Compute
@@ -27,7 +26,8 @@ from headstart.training.heads import fit as fit_heads
 from headstart.training.loop import Epoch, fit, make_optimizer
 from stages.inputs import examples, trainable
 from stages.labelled import labelled
-from stages.paths import features_file, model_file, predictions_file, prepared_file, start_file, write_run
+from stages.paths import features_file, model_file, predictions_file, prepared_file, start_file, training_file
+from stages.provenance import Run
 
 COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
 # What can change a number here, as dvc.yaml has it: after a change of the page, say, a training still goes on.
@@ -61,9 +61,9 @@ class Trained(NamedTuple):
     place: str  # where the inputs were kept
 
 
-def main(name: str) -> None:
-    clock = Clock()
-    settings, device = params.read(), compute.choose()
+def main(name: str, study: str = "") -> None:
+    record = Run(f"train@{name}", study)
+    settings, device = record.settings, compute.choose()
     trained, with_some = _train(name, settings, device)
     counts = settings.current.label_counts
     with files.replacing(model_file(settings, name, 0).parent) as folder:
@@ -73,14 +73,14 @@ def main(name: str) -> None:
         if counts:
             keyed = {(n, seed): with_some[seed, n].epochs for n in counts for seed in trained}
             _write_epochs(folder / "label_epochs.csv", ["labels", "seed"], keyed)
+        files.write_json(folder / training_file(settings, name).name, _summary(list(trained.values())[-1]))
     with files.replacing(predictions_file(settings, name).parent) as folder:
         logits = {"logits": torch.stack([result.logits for result in trained.values()])}
         if counts:
             of_counts = [torch.stack([with_some[seed, n].logits for seed in trained]) for n in counts]
             logits["label_logits"] = torch.stack(of_counts)
         files.write_tensors(folder / predictions_file(settings, name).name, logits)
-    facts = {**device.describe(), **device.peak_memory(), **_facts(trained, with_some)}
-    write_run(settings, f"train-{name}", clock, facts)
+    record.finish(**device.describe(), **device.peak_memory(), **_costs(trained, with_some))
     shutil.rmtree(_checkpoints(settings, name), ignore_errors=True)  # those of numbers that are no longer asked for too
 
 
@@ -89,8 +89,19 @@ def _write_epochs(path: Path, columns: list[str], epochs: Mapping[Any, list[Epoc
     files.write_csv(path, [*columns, *COLUMNS], rows)
 
 
-def _facts(trained: Mapping[int, Trained], with_some: Mapping[Key, Finished]) -> dict[str, Any]:
-    """What is worth knowing of all seeds' trainings."""
+def _summary(last: Trained) -> dict[str, Any]:
+    """Return what the report says of the training: nothing that differs from run to run."""
+    return {
+        "precision": last.model.precision,
+        "weights": last.model.weights,
+        "weights_sha256": last.model.sha256,
+        "trained_from": last.trained_from,
+        "trained_parameters": last.parameters,
+    }
+
+
+def _costs(trained: Mapping[int, Trained], with_some: Mapping[Key, Finished]) -> dict[str, Any]:
+    """Return what all trainings have cost."""
     last = list(trained.values())[-1]
     seconds = [epoch.seconds for result in trained.values() for epoch in result.epochs]
     of_some = sum(epoch.seconds for finished in with_some.values() for epoch in finished.epochs)
@@ -99,10 +110,6 @@ def _facts(trained: Mapping[int, Trained], with_some: Mapping[Key, Finished]) ->
         "training_seconds": round(sum(seconds), 3),
         **({"label_counts_seconds": round(of_some, 3)} if with_some else {}),
         "images_per_second": round(last.images / min(seconds), 1),
-        "trained_parameters": last.parameters,
-        "trained_from": last.trained_from,
-        "weights": last.model.weights,
-        "weights_sha256": last.model.sha256,
     }
 
 

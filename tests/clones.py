@@ -78,7 +78,8 @@ def results(clone: Path) -> dict[str, str]:
         "scores",
         "metrics",
         "plots",
-    )  # not runs/, which has the times, nor what shows them
+        "report",
+    )  # not runs/, which has the times
     paths = [path for kind in kinds for path in (clone / kind).rglob("*")]
     return {
         str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()

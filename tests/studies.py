@@ -12,10 +12,9 @@ from .conftest import ROOT
 from .test_comparison import CORRECT, PUBLISHED
 
 SETTINGS = params.read(ROOT / "params.yaml")
-RUN = {
-    "seconds": 3.0, "training_seconds": 2.0, "trained_parameters": 12_810, "trained_from": "blocks.5",
-    "device": "2 CPU cores", "precision": "float32", "torch": "2", "python": "3", "weights": "some <weights>",
-    "weights_sha256": "abc",
+TRAINING = {
+    "precision": "float32", "weights": "some <weights>", "weights_sha256": "abc", "trained_from": "blocks.5",
+    "trained_parameters": 12_810,
 }  # fmt: skip
 
 
@@ -40,7 +39,7 @@ def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.C
                  "validation_loss": f"{1 / epoch}", "validation_accuracy": f"{accuracy - 0.2 / epoch}"}
                 for epoch in (1, 2, 3)
             ],
-            run=RUN,
+            training=TRAINING,
             confusion=np.diag([int(1_000 * accuracy)] * n) + generator.integers(0, 20, (n, n)),
             f1=generator.random(n),
             calibration=np.stack([np.linspace(0, 1, 15), np.linspace(0, 1, 15), np.full(15, 100)], axis=1),
@@ -58,12 +57,10 @@ def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.C
         dataset="Fashion-MNIST",
         classes=classes,
         left_out={},
-        others=[],
         rows=rows(),
         details=details,
         findings=comparison.study(SETTINGS.experiments, CORRECT),
         right=CORRECT,
-        stage_seconds={"prepare": 0.5, "train": 24.0},
         examples=gallery.Gallery(right, wrong),
         scratch=[],
         first_layer="conv_stem",

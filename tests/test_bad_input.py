@@ -42,7 +42,8 @@ FEATURES = "data/features/quick/pretrained-true/every-seed.safetensors"
 @pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Path:
     """A folder in which the stages run, with params.yaml and nothing else."""
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -231,11 +232,11 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
 def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
     """A fine-tuned training that keeps nothing on disk reads no features that could be refused."""
     settings = params.read()
-    for name in paths.stage_names(settings):
-        precision = "bfloat16" if name == "train-pretrained-finetuned-sgd" else "float32"
-        files.write_json(paths.run_file("quick", name), {"precision": precision})
+    for name in settings.experiments:
+        precision = "bfloat16" if name == "pretrained-finetuned-sgd" else "float32"
+        files.write_json(paths.training_file(settings, name), {"precision": precision})
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
-    both = "features-pretrained-false in float32 and train-pretrained-finetuned-sgd in bfloat16"
+    both = "pretrained-finetuned-adam in float32 and pretrained-finetuned-sgd in bfloat16"
     remedy = "set HEADSTART_DTYPE to one, and compute the rest anew with `dvc repro --force`"
     expected = f"headstart: the study was computed in several precisions ({both}): {remedy}"
     assert complaint(stages.compare) == expected
@@ -244,11 +245,12 @@ def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
 def test_a_study_whose_record_is_incomplete(workspace):
     with pytest.raises(SystemExit) as stopped:
         run(record.main)
-    expected = "runs/quick/prepare.json is missing, so the study quick is not complete: run it"
-    assert stopped.value.code == f"headstart: {expected} first"
+    restored = "download did not run here, or DVC restored its outputs"
+    again = "run `dvc repro --force --single-item download`"
+    assert stopped.value.code == f"headstart: runs/quick/download.json is missing: {restored}; {again}"
     with pytest.raises(SystemExit) as stopped:
         run(record.main, "quik")
-    assert str(stopped.value.code).startswith("headstart: there is no study 'quik' in params.yaml: it has quick, ")
+    assert str(stopped.value.code).startswith("headstart: params.yaml: study must be one of quick, ")
 
 
 def test_a_start_that_is_something_else(workspace):

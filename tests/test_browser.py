@@ -49,10 +49,9 @@ def made(tmp_path_factory) -> Path:
 def many(tmp_path_factory) -> Path:
     content = study([f"class {number}" for number in range(100)], colour=True)
     left_out = {f"class 1/{number}.jpg": "is empty" for number in range(9)}
-    others = [report.Other("flowers", "Flowers", vars(content.setting), {"effect_pretrained": 0.1}, True)]
     rows = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.5, "macro_f1": 0.5})
             for row in content.rows]  # fmt: skip
-    content = dataclasses.replace(content, left_out=left_out, others=others, rows=rows)
+    content = dataclasses.replace(content, left_out=left_out, rows=rows)
     path = tmp_path_factory.mktemp("many") / "index.html"
     path.write_text(report.page(content, report.draw(content)), encoding="utf-8")
     return path

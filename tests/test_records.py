@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from headstart import files, params
 from headstart.console import UserError
 from scripts import lock_gate, record
-from stages import paths
-from stages.pipeline import stages
+from stages.pipeline import lookup, stages
+from stages.provenance import run_file
 
 from .conftest import ROOT
 
@@ -30,14 +31,21 @@ def settings(tmp_path, monkeypatch, request) -> params.Params:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, name)
     settings = dataclasses.replace(SETTINGS, study=study)
-    document = params.load()
-    for name in paths.stage_names(settings):
-        training = {"training_seconds": 2.5} if name.startswith("train") else {}
-        files.write_json(paths.run_file(study, name), {**RUN, **training, "settings": document})
     for file in record.results(settings):
         files.write_text(file, f"the content of {file}")
+    write_runs(study)  # with the hashes of the results
     record.main(study)
     return settings
+
+
+def write_runs(study: str) -> None:
+    """Write the provenance that every stage of ``study`` leaves if it runs with params.yaml as it is."""
+    document = {**params.load(), "study": study}
+    for stage in stages(document):
+        seconds = {"training_seconds": 2.5} if stage.name.startswith("train") else {}
+        settings = {key: lookup(document, key) for key in stage.params}
+        outputs = {path.as_posix(): files.sha256(path) for path in files.sources(stage.outs)}
+        files.write_json(run_file(study, stage.name), {**RUN, **seconds, "settings": settings, "sha256": outputs})
 
 
 def every_study(test):
@@ -53,7 +61,7 @@ def test_a_record_fits_the_settings_it_was_made_with(settings):
     assert (made["device"], made["precision"]) == (["a GPU"], ["bfloat16"])
     assert (made["began"], made["ended"]) == (RUN["began"], RUN["ended"])
     assert made["training_seconds"] == 8 * 2.5
-    assert len(made["stage_seconds"]) == 1 + 2 + 2 + 2 + 8 + 8
+    assert len(made["stage_seconds"]) == 1 + 1 + 2 + 2 + 2 + 8 + 8 + 1
     assert made["weights"]["name"] == "w"
     by_labels = 3 if settings.study in ("quick", "labels") else 0
     assert len(made["sha256"]) == 2 + 8 + 3 + 3 + by_labels
@@ -78,7 +86,7 @@ def test_every_setting_of_every_study_is_held_against_its_record(settings, key):
 
 
 @every_study
-def test_a_configuration_is_part_of_every_record(settings):
+def test_a_record_is_checked_against_the_configurations_that_it_contains(settings):
     name = "random-frozen-adam"
     tuned = {**settings.experiments, name: dataclasses.replace(settings.experiments[name], lr=0.01)}
     with pytest.raises(
@@ -86,8 +94,10 @@ def test_a_configuration_is_part_of_every_record(settings):
     ):
         lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=tuned))
     more = {**settings.experiments, "one-more": dataclasses.replace(settings.experiments[name], lr=0.01)}
-    with pytest.raises(UserError, match=r"made with experiments.one-more.pretrained None, and params.yaml has False"):
-        lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=more))
+    lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=more))
+    fewer = {key: value for key, value in settings.experiments.items() if key != name}
+    with pytest.raises(UserError, match=f"made with experiments.{name}.pretrained False, and params.yaml has None"):
+        lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=fewer))
 
 
 @pytest.mark.parametrize("settings", ["quick"], indirect=True)
@@ -112,26 +122,31 @@ def test_a_record_is_of_what_was_run_and_not_of_what_params_yaml_says_now(settin
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("n_epochs: 2", "n_epochs: 3", 1))
     with pytest.raises(UserError) as error:
         record.record(params.read())
-    was = r"train-pretrained-finetuned-adam was run with another studies.quick.n_epochs than params.yaml has (2, now 3)"
+    was = r"train@pretrained-finetuned-adam was run with another studies.quick.n_epochs than params.yaml has (2, now 3)"
     assert str(error.value) == f"{was}: set it back, or run `dvc repro`"
 
 
 @pytest.mark.parametrize("settings", ["quick"], indirect=True)
 def test_a_record_of_uncommitted_code_is_refused(settings):
-    file = paths.run_file("quick", "prepare")
+    file = run_file("quick", "prepare")
     files.write_json(file, {**files.read_json(file), "commit": "abc+"})
-    with pytest.raises(
-        UserError, match="prepare was run with code that is not committed: commit it, and run `dvc repro`"
-    ):
+    with pytest.raises(UserError, match="prepare was run with code that is not committed: commit it, and run `dvc"):
         record.record(settings)
 
 
 @pytest.mark.parametrize("settings", ["quick"], indirect=True)
-def test_a_run_that_does_not_say_its_settings_is_refused(settings):
-    files.write_json(paths.run_file("quick", "prepare"), RUN)
-    with pytest.raises(
-        UserError, match=r"runs/quick/prepare\.json does not say its settings, as runs of older versions"
-    ):
+def test_a_record_is_of_the_outputs_that_are_there(settings):
+    """After DVC has restored outputs of another run, the times and the device of the last run are not theirs."""
+    name = "evaluate@random-frozen-sgd"
+    files.write_text("metrics/quick/random-frozen-sgd.json", "{}")
+    with pytest.raises(UserError) as error:
+        record.record(settings)
+    assert str(error.value) == (
+        f"runs/quick/{name}.json does not describe metrics/quick/random-frozen-sgd.json, which comes from another run: "
+        f"run `dvc repro --force --single-item {name}`"
+    )
+    run_file("quick", name).unlink()
+    with pytest.raises(UserError, match=f"runs/quick/{name}.json is missing: {name} did not run here, or DVC restored"):
         record.record(settings)
 
 
@@ -142,8 +157,7 @@ def test_weights_from_a_file_stand_in_for_those_of_params_yaml(settings, tmp_pat
     weights.touch()
     text = Path("params.yaml").read_text(encoding="utf-8").replace("IMAGENET1K_V2", str(weights), 1)
     Path("params.yaml").write_text(text, encoding="utf-8")
-    for name in paths.stage_names(settings):
-        files.write_json(paths.run_file("resnet50", name), {**RUN, "settings": params.load()})
+    write_runs("resnet50")
     record.main("resnet50")
     assert files.read_json(record.path("resnet50"))["weights"] == {
         "name": "w", "sha256": "123", "imagenet_top1_percent": None,
@@ -172,8 +186,18 @@ def test_the_stages_of_dvc_yaml_in_order():
     assert (names[0], names[-1]) == ("download", "compare")
     assert names.index("start@random") < names.index("features@random") < names.index("train@random-frozen-sgd")
     [train] = [stage for stage in found if stage.name == "train@random-frozen-sgd"]
-    assert (train.module, train.arguments) == ("stages.train", ("random-frozen-sgd",))
+    assert (train.module, train.arguments) == ("stages.train", ("random-frozen-sgd", "quick"))
     assert "data/features/quick/pretrained-false" in train.deps
     assert "experiments.random-frozen-sgd" in train.params
     name = "quick/random-frozen-sgd"
-    assert train.outs == (f"models/{name}", f"predictions/{name}", "runs/quick/train-random-frozen-sgd.json")
+    assert train.outs == (f"models/{name}", f"predictions/{name}")
+
+
+def test_a_stage_in_dvc_lock_that_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, name)
+    lock = {"schema": "2.0", "stages": {"prepare": {}, "train@renamed": {}}}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    with pytest.raises(UserError, match=r"dvc\.lock has stages that dvc\.yaml does not have.*\(train@renamed\)"):
+        lock_gate._check_lock()

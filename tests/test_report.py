@@ -50,7 +50,7 @@ def test_the_page_says_what_was_found(made, drawn):
     assert "Not so: random-finetuned-sgd against random-frozen-sgd." in said
     assert "Adam rather than SGD changes test accuracy by +0.4 points" in said
     assert said.index("84.62") < said.index("43.45")
-    assert "The epochs of all trainings took 16.0 seconds together" in said
+    assert "seconds" not in said  # a page with times would differ from run to run
     assert "7,008.95" not in said  # the published study is of another size
     assert "No study of this size was published" in said
     assert "That is not the optimizer alone: the two have other settings too (momentum, weight decay)." in said
@@ -60,7 +60,7 @@ def test_the_page_says_what_was_found(made, drawn):
     assert "One seed was run" in said
     assert "fine-tuned from blocks.5 (12,810 parameters)" in said
     for heading in ("Learning curves", "Where the models err", "Examples", "Feature maps", "Calibration",
-                    "What it costs", "How it was run"):  # fmt: skip
+                    "How it was run"):  # fmt: skip
         assert heading in said
 
 
@@ -69,7 +69,6 @@ def test_what_was_published_stands_beside_a_study_of_its_size_only(made):
     page = report.page(of_its_size, report.draw(of_its_size))
     assert page.count(">Published</th>") == 3
     assert "“Pretrained Models Experiment Learnings”, at 224 pixels" in text(page)
-    assert "took 7,008.95 seconds on one A6000" in text(page)
     assert [name for name, study in SETTINGS.studies.items() if report.is_published_size(study)] == ["resnet50", "full"]
     unpublished = [dataclasses.replace(row, published=None) for row in rows()]
     assert "published" not in report.markdown_table(unpublished)
@@ -84,7 +83,7 @@ def test_the_page_needs_nothing_else(made, drawn):
     assert len(ids) == len(set(ids))
     for target in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page):
         assert max(target) in ids
-    assert page.count("<svg") == len(drawn) == 10
+    assert page.count("<svg") == len(drawn) == 9
     assert page.count("<details>") == 6
     assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 10
 
@@ -181,7 +180,6 @@ def test_what_figures_show_is_in_tables_too(made):
     hardest = made.details[first].f1.argmin()
     assert numbers["f1"][1][:2] == [made.classes[hardest], f"{100 * made.details[first].f1[hardest]:.1f}"]
     assert [float(row[1]) for row in numbers["f1"][1:]] == sorted(float(row[1]) for row in numbers["f1"][1:])
-    assert numbers["cost"][1] == [first, "84.6", "2.0", "12,810"]
 
 
 def test_configurations_that_differ_in_more_than_their_start_stand_on_lines_of_their_own(made):
@@ -255,17 +253,6 @@ def test_what_was_left_out_is_said(made):
     assert "2 files left out" in text(page)
     assert "<code>cat/&lt;b&gt;.png</code> is empty" in page
     assert "files left out" not in text(report.page(made, report.draw(made)))
-
-
-def test_other_studies_stand_below(made):
-    others = [
-        report.Other("flowers", "Oxford Flowers 102", vars(made.setting), {"effect_pretrained": 0.4567}, True),
-        report.Other("new", "x", vars(made.setting), {}, False),
-    ]
-    page = report.page(dataclasses.replace(made, others=others), report.draw(made))
-    assert page.count('<a href="../') == 1
-    assert '<a href="../flowers/index.html">flowers</a>' in page
-    assert "flowers Oxford Flowers 102 tf_efficientnet_lite0 8,000 +45.7" in text(page)
 
 
 def test_names_of_classes_are_shown_as_they_are():

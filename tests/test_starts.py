@@ -326,7 +326,7 @@ def test_a_start_is_in_float32_whatever_else_is_computed_in(training_set, tmp_pa
         monkeypatch.setenv("HEADSTART_DTYPE", dtype)
         stages.start.main("false")
         written.append(files.sha256("data/start/quick/pretrained-false/seed-0.safetensors"))
-        assert files.read_json("runs/quick/start-pretrained-false.json")["precision"] == "float32"
+        assert files.read_json("runs/quick/start@random.json")["precision"] == "float32"
     assert written[0] == written[1]
 
 

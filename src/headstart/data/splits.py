@@ -117,16 +117,33 @@ def read_split(path: str | Path, split: str) -> Split:
     Raises:
         UserError: the file is missing, or what is in it are not images and as many labels of its classes.
     """
-    arrays, description = files.read_arrays(path, f"{split}_images", f"{split}_labels")
-    classes = _description(path, description).classes
-    images, labels = arrays.values()
+    labels, classes = read_labels(path, split)
+    [images] = files.read_arrays(path, f"{split}_images").arrays.values()
     square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
-    sound = images.dtype == np.uint8 and square and images.shape[:-2] in ((len(labels),), (len(labels), 3))
-    sound = sound and labels.dtype == np.int64 and labels.ndim == 1
-    if not sound or (len(labels) and not 0 <= labels.min() <= labels.max() < len(classes)):
-        raise UserError(f"{path} has other {split} images or labels than `prepare` writes: delete it, and `dvc repro` "
-                        "makes it anew")  # fmt: skip
+    if images.dtype != np.uint8 or not square or images.shape[:-2] not in ((len(labels),), (len(labels), 3)):
+        raise _damaged(path, split)
     return Split(images, labels, classes)
+
+
+def read_labels(path: str | Path, split: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read the labels, int64 [N], and the class names of one of ``SPLITS``, without its images.
+
+    Raises:
+        UserError: the file is missing, or has no labels of its classes.
+    """
+    arrays, description = files.read_arrays(path, f"{split}_labels")
+    classes = _description(path, description).classes
+    [labels] = arrays.values()
+    if labels.dtype != np.int64 or labels.ndim != 1:
+        raise _damaged(path, split)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise _damaged(path, split)
+    return labels, classes
+
+
+def _damaged(path: str | Path, split: str) -> UserError:
+    return UserError(f"{path} has other {split} images or labels than `prepare` writes: delete it, and `dvc repro` "
+                     "makes it anew")  # fmt: skip
 
 
 def hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -285,23 +285,6 @@ def calibration(experiments: Mapping[str, Experiment], bins: Mapping[str, np.nda
     return figure
 
 
-def cost(
-    experiments: Mapping[str, Experiment], found: Mapping[str, Estimate], by: Mapping[str, Mapping[str, float]]
-) -> Figure:
-    """Test accuracy over what each configuration costs: ``by`` has each kind of cost by its name."""
-    figure, [row] = _figure(5.6, 3.4, ncols=len(by), sharey=True)
-    for axes, (kind, values) in zip(row, by.items(), strict=True):
-        for name, experiment in experiments.items():
-            axes.plot(values[name], 100 * found[name].value, **_look(experiment))
-        axes.set(xlabel=kind, xscale="log", ylim=(0, 100))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid()
-    row[0].set_ylabel("test accuracy, %")
-    _legend(figure, experiments)
-    return figure
-
-
 def labels(experiments: Mapping[str, Experiment], found: ByLabels) -> Figure:
     """Test error over labelled images: every seed as a dot, and their mean as a line.
 

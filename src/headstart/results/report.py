@@ -28,10 +28,8 @@ PUBLISHED_SIZE = {
     "n_epochs": 10,
     "batch_size": 64,
 }
-PUBLISHED_SECONDS = 7_008.95  # of all eight trainings, on one A6000
 COMMITTED = ("accuracy", "learning_curves", "examples", "labels")  # figures that git has, for README and pull requests
 NO_FIGURE = '<svg xmlns="http://www.w3.org/2000/svg" width="0" height="0"/>\n'  # of labels, where there is one number
-COSTS = {"seconds of training": "training_seconds", "trained parameters": "trained_parameters"}
 
 MISTAKES = 20  # the most frequent ones, where a table of all would be too large
 
@@ -52,21 +50,10 @@ class Details:
     """What the page says of a configuration beyond its row."""
 
     epochs: Sequence[Mapping[str, str]]  # of all seeds
-    run: Mapping[str, Any]
+    training: Mapping[str, Any]  # precision, weights, trained layers
     confusion: np.ndarray  # [classes, classes]
     f1: np.ndarray  # [classes]
     calibration: np.ndarray  # [bins, 3]
-
-
-@dataclass(frozen=True)
-class Other:
-    """Another study with results."""
-
-    study: str
-    dataset: str
-    setting: Mapping[str, Any]  # what it was when its results were made
-    summary: Mapping[str, float]
-    has_page: bool
 
 
 @dataclass(frozen=True)
@@ -78,12 +65,10 @@ class Content:
     dataset: str  # its title
     classes: Sequence[str]
     left_out: Mapping[str, str]  # files that could not be used, and why
-    others: Sequence[Other]
     rows: Sequence[Row]
     details: Mapping[str, Details]
     findings: Findings
     right: Correct
-    stage_seconds: Mapping[str, float]
     examples: Gallery  # of the best configuration
     feature_maps: Mapping[str, np.ndarray]
     scratch: Sequence[str]  # the configurations that train a whole network from random weights
@@ -306,7 +291,6 @@ def draw(content: Content) -> dict[str, str]:
     found, experiments = content.findings, content.experiments
     published = {row.name: row.published["test_accuracy"] for row in content.rows if row.published}
     details = {name: content.details[name] for name in experiments}
-    cost = {kind: {name: detail.run[key] for name, detail in details.items()} for kind, key in COSTS.items()}
     f1 = np.stack([detail.f1 for detail in details.values()], axis=1)
     shown = hardest(content)[: figures.FEW_CLASSES]
     calibration = {name: detail.calibration for name, detail in details.items()}
@@ -319,7 +303,6 @@ def draw(content: Content) -> dict[str, str]:
         "f1": svg(figures.f1, f1[shown], [content.classes[at] for at in shown], list(details)),
         "examples": svg(figures.examples, content.examples),
         "calibration": svg(figures.calibration, experiments, calibration),
-        "cost": svg(figures.cost, experiments, found.accuracy, cost),
     }
     if found.effects:
         drawn["effects"] = svg(figures.effects, found)
@@ -352,11 +335,6 @@ def numbers(content: Content) -> dict[str, Table]:
         "calibration": [
             ["configuration", "expected calibration error, points"],
             *([row.name, percent(row.metrics["expected_calibration_error"])] for row in content.ranked),
-        ],
-        "cost": [
-            ["configuration", "test accuracy, %", *COSTS],
-            *([row.name, percent(row.accuracy.value), *(f"{details[row.name].run[key]:,}" for key in COSTS.values())]
-              for row in content.ranked),
         ],
     }  # fmt: skip
 
@@ -427,12 +405,7 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         noise=[difference for difference in content.findings.differences if not difference.is_real],
         p_value=p_value,
         mistakes=worst_mistakes(content.details[content.best.name].confusion, content.classes),
-        training_seconds=sum(
-            detail.run["training_seconds"] + detail.run.get("label_counts_seconds", 0)
-            for detail in content.details.values()
-        ),
         published_title=PUBLISHED_TITLE,
-        published_seconds=PUBLISHED_SECONDS,
         confounded=confounded(content.findings),
         facts=run_facts(content),
         saved_rows=by_labels.saved_rows,
@@ -491,12 +464,14 @@ def worst_mistakes(confusion: np.ndarray, classes: Sequence[str]) -> list[Mistak
 
 def run_facts(content: Content) -> dict[str, str]:
     """How the configurations were run: each fact once, and all its values where they differ."""
-    runs = [content.details[row.name].run for row in content.rows]
-    facts = {fact: {str(run[fact]) for run in runs} for fact in ("device", "precision", "torch", "python")}
-    facts["weights"] = {f"{run['weights']} (SHA-256 {run['weights_sha256']})" for run in runs if run["weights_sha256"]}
+    trainings = [content.details[row.name].training for row in content.rows]
+    facts = {"precision": {str(each["precision"]) for each in trainings}}
+    facts["weights"] = {
+        f"{each['weights']} (SHA-256 {each['weights_sha256']})" for each in trainings if each["weights_sha256"]
+    }
     facts["fine-tuned from"] = {
-        f"{run['trained_from']} ({run['trained_parameters']:,} parameters)"
-        for row, run in zip(content.rows, runs, strict=True) if row.experiment.finetuning and "trained_from" in run
+        f"{each['trained_from']} ({each['trained_parameters']:,} parameters)"
+        for row, each in zip(content.rows, trainings, strict=True) if row.experiment.finetuning
     }  # fmt: skip
     return {fact: ", ".join(sorted(values)) for fact, values in facts.items() if values}
 
