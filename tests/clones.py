@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -66,6 +67,11 @@ def shrink(settings, *, every: bool) -> None:
     }  # fmt: skip
     if not every:
         settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
+
+
+def lock(clone: Path) -> dict[str, Any]:
+    """Return what dvc.lock says of each stage: the hashes of all that it read and wrote."""
+    return yaml.safe_load((clone / "dvc.lock").read_text(encoding="utf-8"))["stages"]
 
 
 def results(clone: Path) -> dict[str, str]:

@@ -78,6 +78,28 @@ def test_everything_again_gives_the_same_to_the_last_byte(clone, first):
     assert results(clone) == first[1]
 
 
+def test_another_branch_and_back_runs_nothing(clone, first, tmp_path):
+    """As whoever has not run the study first: in another clone, with a cache of its own."""
+    commit(clone, "the study")
+    other = tmp_path / "other"
+    run("git", "clone", "-q", str(clone), str(other), cwd=clone)
+    run("git", "switch", "-q", "--create", "branch", cwd=other)
+    edit(other, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
+    assert repro(other) == EVERYTHING
+    commit(other, "another lr")
+    run("git", "switch", "-q", "-", cwd=other)
+    assert repro(other) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare"}
+    assert run("git", "status", "--porcelain", cwd=other).stdout == ""  # dvc.lock, metrics and plots are the committed
+    edit(other, lambda settings: settings.update(data_folder="elsewhere"))
+    run("git", "stash", cwd=other)
+    run("git", "switch", "-q", "branch", cwd=other)
+    run("dvc", "checkout", cwd=other)
+    assert repro(other) == set()
+    run("git", "switch", "-q", "-", cwd=other)
+    assert repro(other) <= {"compare"}  # whose results are in git and not in DVC's cache
+    assert run("git", "status", "--porcelain", cwd=other).stdout == ""
+
+
 def test_one_configuration_s_lr(clone, first, tmp_path):
     first = first[1]
     run(sys.executable, "-m", "scripts.record", cwd=clone)

@@ -84,7 +84,7 @@ def test_the_page_needs_nothing_else(made, drawn):
     for target in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page):
         assert max(target) in ids
     assert page.count("<svg") == len(drawn) == 9
-    assert page.count("<details>") == 6
+    assert page.count("<details>") == 5
     assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 10
 
 
