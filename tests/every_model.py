@@ -6,6 +6,7 @@ Without names all of torchvision's classification models, and one of each of tim
 table of what works and of what does not and why; some minutes on two cores.
 """
 
+import copy
 import sys
 import tempfile
 import warnings
@@ -19,11 +20,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart import files
 from headstart.console import UserError
 from headstart.network import models
 from headstart.training.checkpoints import Checkpoint
+from headstart.training.convolutions import use_matmul
 
 SIZES = 64, 224, 256  # the first that a network takes is its smallest here
 CLASSES = 10
@@ -34,7 +37,8 @@ Set `model_name` to one of these and `finetune_from` to a layer, or to `auto`: a
 parameters. A wrong name is answered with the layers there are; in those, every module that one tensor enters will do.
 `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision {torchvision} and timm {timm}. It
 cuts each network before a layer three quarters of the way in and before its classifier, and finds the parts to compute
-what the whole does, in evaluation and in training mode, to the last bit; then a step of training moves the head, and of
+what the whole does, in evaluation and in training mode, to the last bit, and with convolutions as matrix products the
+same within rounding; then a step of training moves the head, and of
 the trunk nothing, and a training goes on from its checkpoint with the step that it would have taken. The image size is
 the smallest of {sizes} that the network takes.
 
@@ -90,6 +94,7 @@ def examine(name: str) -> Found:
         assert outputs[0].shape == (2, CLASSES)
         assert outputs[0].std() > 0
         assert torch.equal(*outputs), f"{name} computes something else in parts, training {training}"
+    _require_equal_with_matmul(name, model, images)
     trunk, head = models.cut(model, layer)
     _train_a_step(name, trunk.eval(), head.train(), images)
     _go_on(name, layer, images)
@@ -114,9 +119,22 @@ def image_size(name: str, model: nn.Module) -> int:
 def randomise_statistics(model: nn.Module) -> None:
     """Batch norm's initial statistics would make it nearly the identity, and a lost one pass unnoticed."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
             nn.init.normal_(module.running_mean, 0, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+
+def _require_equal_with_matmul(name: str, model: nn.Module, images: torch.Tensor) -> None:
+    replaced = copy.deepcopy(model)
+    use_matmul(replaced)
+    for training in (False, True):
+        outputs = []
+        for network in (model, replaced):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                outputs.append(copy.deepcopy(network).train(training)(images))
+        difference = (outputs[0] - outputs[1]).abs().max() / outputs[0].std()
+        assert difference < 1e-2, f"{name} computes something else with use_matmul, training {training}"
 
 
 def _train_a_step(name: str, trunk: nn.Module, head: nn.Module, images: torch.Tensor) -> None:

@@ -2,9 +2,11 @@ import copy
 import itertools
 
 import pytest
+import timm
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from headstart.training.convolutions import MatmulConv2d, use_matmul
 
@@ -60,6 +62,62 @@ def test_replacing_keeps_parameters_and_names():
     after = dict(network.named_parameters())
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
+
+
+class Halved(nn.Conv2d):
+    def forward(self, maps):
+        return super().forward(maps) / 2
+
+
+class Shifted(nn.Conv2d):
+    def _conv_forward(self, maps, weight, bias):
+        return super()._conv_forward(maps, weight, bias) + 1
+
+
+def patched() -> nn.Conv2d:
+    convolution = nn.Conv2d(6, 4, 1)
+    convolution.forward = lambda maps: maps[:, :4]
+    return convolution
+
+
+def hooked() -> nn.Conv2d:
+    convolution = nn.Conv2d(6, 4, 1)
+    convolution.register_forward_hook(lambda module, inputs, output: output + 1)
+    return convolution
+
+
+SPECIAL = [
+    StdConv2d(6, 4, 1), StdConv2dSame(6, 4, 3), ScaledStdConv2d(6, 4, 1), ScaledStdConv2dSame(6, 4, 3),
+    Halved(6, 4, 1), Shifted(6, 4, 1), patched(), hooked(), weight_norm(nn.Conv2d(6, 4, 1)),
+    spectral_norm(nn.Conv2d(6, 4, 1)), nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", SPECIAL, ids=lambda own: type(own).__name__)
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_more_than_a_convolution_stays_what_it_is(own, training):
+    """Or another network would be trained than the one that is saved."""
+    network = nn.Sequential(copy.deepcopy(own), nn.Conv2d(4, 4, 1)).train(training)
+    replaced = copy.deepcopy(network)
+    use_matmul(replaced)
+    assert (type(replaced[0]), type(replaced[1])) == (type(network[0]), MatmulConv2d)
+    maps = torch.randn(2, 6, 3, 3)
+    torch.testing.assert_close(replaced(maps), network(maps))
+    assert list(replaced.state_dict()) == list(network.state_dict())
+
+
+@pytest.mark.parametrize("name", ["eca_nfnet_l0", "nf_resnet26", "resnetv2_50x1_bit", "vit_small_r26_s32_224"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_network_computes_the_same(name, training):
+    size = 224 if name.startswith("vit") else 64
+    network = timm.create_model(name, num_classes=5).train(training)
+    replaced = copy.deepcopy(network)
+    use_matmul(replaced)
+    outputs = []
+    for model in (network, replaced):
+        torch.manual_seed(0)  # of dropout
+        outputs.append(model(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-3, atol=1e-4)
 
 
 def test_no_random_numbers_are_used_up():

@@ -3,6 +3,7 @@ import hashlib
 import pickle
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -277,6 +278,18 @@ def test_a_model_of_timm_s_with_weights_from_a_safetensors_file(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.safetensors is not a safetensors file \(.*\): name another one"):
         weights.read()
+
+
+def test_every_kind_of_batch_norm_gets_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), timm.layers.BatchNormAct2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.BatchNorm1d(4))  # fmt: skip
+    batches = [3 + torch.randn(8, 3, 5, 5) for _ in range(3)]
+    starts.estimate_batch_norm(model, batches)
+    assert not model[4].training
+    with torch.no_grad():
+        pooled = [model[:4].train()(batch) for batch in batches]  # each batch with statistics of its own
+    torch.testing.assert_close(model[4].running_mean, torch.cat(pooled).mean(0))
+    torch.testing.assert_close(model[4].running_var, torch.stack([each.var(0) for each in pooled]).mean(0))
 
 
 def test_batch_norm_statistics_are_the_plain_average_over_batches():

@@ -145,6 +145,9 @@ class Params:
                 raise ValueError(f"experiments.{name} is the same as {twin}: remove one")
         if not any(experiment.finetuning for experiment in self.experiments.values()):
             return
+        if self.current.batch_size == 1:
+            problem = "must be at least 2, because batch norm cannot train on one image (it is 1)"
+            raise ValueError(f"studies.{self.study}.batch_size {problem}")
         problem = "leaves a last batch of one image, on which batch norm cannot train: change it or"
         if self.current.training_images % self.current.batch_size == 1:
             raise ValueError(f"studies.{self.study}.batch_size {problem} training_images")
@@ -242,6 +245,7 @@ _TYPES = {
     "dict_type": "a section with keys",
     "dataclass_type": "a section with keys",
 }
+_RELATIONS = {"ge": "be at least", "gt": "be greater than", "lt": "be less than", "le": "be at most"}
 
 
 def _first(problems: Sequence[Any]) -> Mapping[str, Any]:
@@ -275,8 +279,10 @@ def _in_words(problem: Mapping[str, Any], whole: type, sections: Mapping[str, ty
     if kind in _TYPES:
         hint = ": remove the quotes" if kind == "float_type" and _is_number(value) else ""
         return f"{where or 'the file'} must be {_TYPES[kind]}, not {_SHORTENED.repr(value)}{hint}"
+    if len(limits) != 1 or not limits.keys() <= _RELATIONS.keys():
+        return f"{where}: {problem['msg']} (it is {_SHORTENED.repr(value)})"  # a rule that has no wording here
     [(relation, limit)] = limits.items()
-    said = {"ge": f"be at least {limit}", "gt": f"be greater than {limit:g}", "lt": f"be less than {limit:g}"}[relation]
+    said = f"{_RELATIONS[relation]} {limit:g}"
     said = "not be negative" if (relation, limit) == ("ge", 0) else said
     return f"{where} must {said} (it is {type(limit)(value)})"
 

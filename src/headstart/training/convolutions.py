@@ -4,9 +4,14 @@ At the end of a network a map is 4×4 or 2×2 pixels, and a 3×3 or 5×5 kernel 
 matrix from all input to all output positions, with the zeros left out, it is the same linear map.
 """
 
+import sys
+from typing import Any, TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class MatmulConv2d(nn.Module):
@@ -76,9 +81,36 @@ class MatmulConv2d(nn.Module):
 
 
 def use_matmul(module: nn.Module) -> None:
-    """Replace every convolution inside ``module``; parameters, their names and the results stay the same."""
+    """Replace the plain convolutions inside ``module``; parameters, their names and the results stay the same."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and child.padding_mode == "zeros":
+        if is_plain(child):
             setattr(module, name, MatmulConv2d(child))
         else:
             use_matmul(child)
+
+
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether ``module`` computes a convolution with its weight as it is, and nothing else.
+
+    A subclass with a ``forward`` of its own may standardize the weight first (timm's ``StdConv2d`` and
+    ``ScaledStdConv2d``); a parametrization or a hook may do anything.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return False
+    kind = type(module)
+    return (
+        kind.__call__ is nn.Module.__call__
+        and kind.forward in _plain_forwards()
+        and kind._conv_forward is nn.Conv2d._conv_forward
+        and not {"forward", "_conv_forward"} & vars(module).keys()
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not any(getattr(module, hooks) for hooks in HOOKS)
+        and module.padding_mode == "zeros"
+    )
+
+
+def _plain_forwards() -> set[Any]:
+    forwards: set[Any] = {nn.Conv2d.forward}
+    if timm := sys.modules.get("timm.layers"):  # without timm there is no convolution of timm's
+        forwards.add(timm.Conv2dSame.forward)
+    return forwards
