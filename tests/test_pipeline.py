@@ -113,7 +113,7 @@ def test_one_configuration_s_lr(clone, first, tmp_path):
     different = {name for name in first if changed[name] != first[name]}
     assert different
     of_all = ("metrics/quick/study.json", "metrics/quick/right.csv")
-    assert all(KEPT[1] in name or name in of_all or "plots/" in name for name in different)
+    assert all(KEPT[1] in name or name in of_all or name.startswith(("plots/", "report/")) for name in different)
     edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
     assert repro(clone) == {"compare"}  # the others have been run before, and DVC restores them
     assert results(clone) == first
