@@ -2,12 +2,13 @@
 
     python -m scripts.pictures FOLDER [--name NAME] [--skip-unusable]
 
-FOLDER has a folder with pictures for each class, or `train` and `test` with these. NAME: what the study and its data
-set are called, the folder's name if there is none. `make pictures FOLDER=…` runs the study as well.
+FOLDER has a folder with pictures for each class, or `train` and `test` (or `val`) with these. NAME: what the study and
+its data set are called, the folder's name if there is none. `make pictures FOLDER=…` runs the study as well.
 """
 
 import argparse
 import filecmp
+import os
 import re
 import shutil
 import sys
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ruamel.yaml import YAML
 
 from headstart import files, params
 from headstart.console import UserError, run
-from headstart.data import catalogue, pictures, splits
+from headstart.data import catalogue, pictures, scanning, splits
+from headstart.data.scanning import Picture, Scan
 from headstart.data.splits import Dataset
 from headstart.network import models, starts
+from scripts import yaml_text
 from stages.paths import PICTURES
 
 NETWORK = {"model_name": models.TIMM, "weights": starts.DEFAULT, "finetune_from": models.AUTO}
@@ -29,6 +31,9 @@ SIDES = (224, 160, 128, 96, 64)
 PIXELS = 14_000_000  # of all images, as long as they are not smaller than 64 pixels: some minutes on two cores
 FEW = 2_000  # images: then chance decides much, so there are three seeds
 SEED = 0
+LONGEST_NAME = 100  # letters: file names of 255 bytes have it in them
+BOOLEANS = ("yes", "no", "on", "off")  # in YAML 1.1; what rewrites params.yaml, as `dvc exp run -S` does, drops quotes
+DEVICES = r"con|prn|aux|nul|(com|lpt)[0-9]"
 HALVINGS = 5  # of the images, for linear probes with few of them
 STEPS = 150  # of training at least, as long as that is no more than 30 epochs
 
@@ -42,27 +47,39 @@ def main(*arguments: str) -> None:
     if not options.folder:
         raise UserError("which folder? For example: make pictures FOLDER=~/flowers")
     folder = Path(options.folder).expanduser()
-    name = options.name or re.sub(r"[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-").lower()
+    name = options.name or re.sub(r"[^A-Za-z0-9]+", "-", Path(os.path.abspath(folder)).name).strip("-").lower()
     _require_name(name)
-    dataset = _load(folder, skip_unusable=options.skip_unusable)
+    if not any((parent / ".git").exists() for parent in Path("params.yaml").absolute().parents):
+        print("this is no git repository, which `dvc repro` needs: run `git init` first, or `python -m stages` instead")
     there = PICTURES / name
     is_new = folder.resolve() != there.resolve()
-    before = sizes(_load(there, skip_unusable=True)) if there.exists() and is_new else None
+    scanned = scanning.scan(folder, follow_links=is_new)
+    dataset = pictures.read(scanned, image_size=params.SMALLEST_IMAGE, skip_unusable=options.skip_unusable)
+    before = None
+    if is_new and there.exists():
+        before = sizes(pictures.load(there, image_size=params.SMALLEST_IMAGE, skip_unusable=True))
     if is_new:
-        _copy(folder, there)
+        _copy(scanned, there)
     _add(name, skip_unusable=options.skip_unusable, now=sizes(dataset), before=before)
     counts = f"{_count(dataset):,} pictures in {len(dataset.classes):,} classes"
     left_out = f", {len(dataset.left_out):,} files left out" if dataset.left_out else ""
     print(f"{PICTURES / name} has {counts}{left_out}; params.yaml has the study {name}")
-
-
-def _load(folder: Path, *, skip_unusable: bool) -> Dataset:
-    return pictures.load(folder, image_size=params.SMALLEST_IMAGE, skip_unusable=skip_unusable)
+    for note in scanned.notes:
+        print(note)
+    if scanned.ignored:
+        suffixes = ", ".join(scanning.text(suffix or "no suffix") for suffix, _ in scanned.ignored.most_common(3))
+        print(f"{scanned.ignored.total():,} files that are no images are ignored ({suffixes})")
 
 
 def _require_name(name: str) -> None:
+    """Raise UserError where ``name`` cannot be the name of a study and of a folder on every system."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"a study cannot be called {name!r}: give it a name with NAME=…, and {params.NAMES}")
+    if len(name) > LONGEST_NAME:
+        raise UserError(f"a study cannot have a name of {len(name)} letters: give it a shorter one with NAME=…")
+    if name.lower() in BOOLEANS or re.fullmatch(DEVICES, name.lower()):
+        reader = "YAML reads it as true or false" if name.lower() in BOOLEANS else "it is a device on Windows"
+        raise UserError(f"a study cannot be called {name}, because {reader}: give it another name with NAME=…")
     if name in catalogue.names():
         raise UserError(f"{name} is a data set already: give yours another name with NAME=…")
     study = params.read().studies.get(name)
@@ -119,22 +136,45 @@ def _halves(training: int, validation: int, labels: np.ndarray) -> list[int]:
     return [n for n in reversed(halves) if n * (1 - share) * rarest >= 2 and n * share >= 1]
 
 
-def _copy(folder: Path, target: Path) -> None:
-    """Copy the files that ``folder`` has in its classes to ``target``; what is there already must be in ``folder`` too.
+def _copy(scanned: Scan, target: Path) -> None:
+    """Copy the images of ``scanned`` to ``target``; what is there already must be among them, and stays as it is.
 
     Raises:
-        UserError: ``target`` has other pictures, or there is no room.
+        UserError: ``target`` has other images, there is no room, or DVC cannot store a file's name.
     """
-    ours = [picture.path.relative_to(folder) for picture in pictures.find(folder)[0]]
-    theirs = [picture.path.relative_to(target) for picture in pictures.find(target)[0]] if target.exists() else []
-    if any(not _same(folder / path, target / path) for path in theirs):
+    folder = scanned.folder
+    paths = [picture.path.relative_to(folder) for picture in scanned.pictures]
+    if unnamed := [scanning.text(path) for path in paths if not _is_unicode(path)]:
+        raise UserError(f"{folder} has names that are no UTF-8, which DVC cannot store: rename these", unnamed)
+    there = {picture.path.relative_to(target) for picture in _pictures(target)}
+    if any(not _same(folder / path, target / path) for path in there):
         raise UserError(f"{target} has pictures that {folder} has not: give the study another name with NAME=…, or "
                         f"delete {target}")  # fmt: skip
-    files.require_room(target, sum((folder / path).stat().st_size for path in ours), "free some space")
-    with files.replacing(target) as beside:
-        for path in ours:
-            (beside / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / path, beside / path)  # and not its mode: what is read-only could not be replaced
+    new = [path for path in paths if path not in there]
+    files.require_room(target, sum((folder / path).stat().st_size for path in new), "free some space")
+    staged = target.with_name(f".{target.name}.new.writing") if target.exists() else target
+    if new:
+        with files.replacing(staged) as beside:
+            for path in new:
+                (beside / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / path, beside / path)  # and not its mode: what is read-only stays so for ever
+    if new and staged != target:  # added one by one: a folder that was there is never taken away
+        for path in new:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (staged / path).replace(target / path)
+        shutil.rmtree(staged)
+
+
+def _pictures(target: Path) -> list[Picture]:
+    return scanning.scan(target, follow_links=False).pictures if target.exists() else []
+
+
+def _is_unicode(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -146,19 +186,23 @@ def _add(name: str, *, skip_unusable: bool, now: dict[str, Any], before: dict[st
 
     A study that is there gets the sizes ``now`` if it has those ``before``, which nobody has changed.
     """
-    path, yaml = Path("params.yaml"), YAML()
-    yaml.preserve_quotes, yaml.width = True, 4_096
-    document = yaml.load(path.read_text(encoding="utf-8"))
-    document["study"] = name
-    new = {"dataset": name, "skip_unusable_images": skip_unusable, **NETWORK, **now, "store_activations": True}
-    settings = document["studies"].setdefault(name, new)
-    settings["skip_unusable_images"] = skip_unusable
-    if before is not None and all(settings[key] == value for key, value in before.items()):
-        settings |= now
-    elif any(settings[key] != value for key, value in now.items()):
-        print(f"the sizes of the study {name} stay as they are in params.yaml")
-    with files.replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
-        yaml.dump(document, file)
+    studies = params.load()["studies"]
+    changes: list[tuple[tuple[str, ...], Any]] = [(("study",), name)]
+    if name in studies:
+        settings = studies[name]
+        wanted = {"skip_unusable_images": skip_unusable}
+        if before is not None and all(settings[key] == value for key, value in before.items()):
+            wanted |= now
+        elif any(settings[key] != value for key, value in now.items()):
+            print(f"the sizes of the study {name} stay as they are in params.yaml")
+        changes += [(("studies", name, key), value) for key, value in wanted.items() if settings[key] != value]
+    else:
+        new = {"dataset": name, "skip_unusable_images": skip_unusable, **NETWORK, **now, "store_activations": True}
+        changes.append((("studies", name), new))
+    path = Path("params.yaml")
+    content = yaml_text.changed(path.read_bytes().decode("utf-8"), changes).encode("utf-8")
+    with files.replacing(path) as beside:
+        beside.write_bytes(content)
 
 
 if __name__ == "__main__":

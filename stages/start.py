@@ -21,7 +21,10 @@ def main(pretrained: str, study: str = "") -> None:
     seeds = settings.current.seeds
     with files.replacing(start_file(settings, pretrained == "true", seeds[0]).parent) as folder:
         for seed in seeds:
-            start = starts.make(settings.current, seed=seed, images=images, classes=training.classes)
+            start = starts.make(
+                settings.current, seed=seed, images=images, classes=training.classes,
+                prepared_size=training.images.shape[-1],
+            )  # fmt: skip
             start.write(folder / start_file(settings, pretrained == "true", seed).name)
     record.finish(**device.describe(), weights=start.weights, weights_sha256=start.sha256)
 

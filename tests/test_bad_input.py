@@ -152,7 +152,7 @@ def test_prepared_data_whose_content_was_replaced(workspace, change):
 def write_start(sha256: str | None = None) -> None:
     """The pretrained start; with ``sha256`` as if it had been made from the file that has it."""
     study = params.read(ROOT / "params.yaml").current
-    start = starts.make(study, seed=0, images=None, classes=fashion_mnist.CLASSES)
+    start = starts.make(study, seed=0, images=None, classes=fashion_mnist.CLASSES, prepared_size=28)
     dataclasses.replace(start, sha256=sha256 or start.sha256).write(START)
 
 

@@ -27,7 +27,7 @@ def snapshot(name: str) -> Snapshot:
     torch.manual_seed(0)
     model = models.build(name, 10)
     return Snapshot(
-        state=model.state_dict(), model_name=name, image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3,
+        state=model.state_dict(), model_name=name, prepared_size=28, image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3,
         interpolation="bilinear", classes=tuple("abcdefghij"), classifier=models.classifier_name(model),
         weights="random", sha256="",
     )  # fmt: skip

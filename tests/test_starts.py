@@ -313,7 +313,7 @@ def test_a_random_start_is_of_all_images_whatever_their_number(training_set, n):
     assert sum(map(len, batches)) == min(n, 1_024)
     assert min(map(len, batches)) >= min(n, 64)
     assert max(map(len, batches)) < 128
-    start = starts.make(study, seed=0, images=images, classes=CLASSES)
+    start = starts.make(study, seed=0, images=images, classes=CLASSES, prepared_size=28)
     # By hand for the first batch norm, which sees the first convolution's maps: the mean over the batches.
     torch.manual_seed(0)
     convolution = models.build("resnet18", 10).conv1
@@ -345,12 +345,14 @@ def test_a_start_is_in_float32_whatever_else_is_computed_in(training_set, tmp_pa
 
 def test_one_image_is_too_few_for_a_random_start(training_set):
     with pytest.raises(UserError, match="a random start needs two images for its batch-norm statistics: raise train"):
-        starts.make(STUDY, seed=0, images=training_set[0][:1], classes=CLASSES)
+        starts.make(STUDY, seed=0, images=training_set[0][:1], classes=CLASSES, prepared_size=28)
 
 
 def test_both_starts_of_a_seed_have_the_same_new_classifier_and_each_seed_its_own(training_set):
     made = {
-        (seed, random): starts.make(STUDY, seed=seed, images=training_set[0][:64] if random else None, classes=CLASSES)
+        (seed, random): starts.make(
+            STUDY, seed=seed, images=training_set[0][:64] if random else None, classes=CLASSES, prepared_size=28
+        )
         for seed in (0, 1)
         for random in (False, True)
     }

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 def load(folder: str | Path, seed: int | None = None) -> Classifier:
     """Return the complete trained network of ``folder``, for example ``models/quick/pretrained-finetuned-adam``.
 
-    It is in eval mode and maps uint8 images of any size, grey [N, height, width] or in colour [N, 3, height, width], to
-    logits [N, classes]; ``probabilities`` maps them to probabilities.
+    It is in eval mode. Its method ``read`` reads image files as the training images were read. Called with what that
+    returns, or with uint8 images of any size, gray [N, height, width] or in color [N, 3, height, width], it returns
+    logits [N, classes]; ``probabilities`` returns probabilities.
 
     Args:
         seed: the network trained with it; without one the only network, or that of the smallest seed.

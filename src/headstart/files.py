@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and who reads and writes a
     import torch
 
 
+MANY = 100  # files
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())  # a folder may be shared, and processes are a machine's
 
 
@@ -44,8 +46,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         beside = scratch / path.name
         yield beside
-        for file in [beside, *beside.rglob("*")]:
-            _synchronise(file)
+        written = [beside, *beside.rglob("*")]
+        if sys.platform == "linux" and len(written) > MANY:
+            os.sync()  # waits for everything, and takes less time than a call for each of many files
+        else:
+            for file in written:
+                _synchronise(file)
         if path.is_dir():
             shutil.rmtree(path)
         beside.replace(path)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from headstart import files
 from headstart.console import UserError, progress
-from headstart.data.pictures import to_array
+from headstart.data.decoding import to_array
 from headstart.data.splits import Dataset, Part
 
 DIGITS = tuple("0123456789")
@@ -150,6 +150,6 @@ def _read(image: Any, side: int, title: str, indices: np.ndarray) -> np.ndarray:
     images = np.empty((len(indices), 3, side, side), dtype=np.uint8)
     with progress(len(indices), f"reading {title}") as bar:
         for at, index in enumerate(indices.tolist()):
-            images[at] = to_array(image(index), side)
+            images[at] = to_array(image(index).convert("RGB"), side)
             bar.update()
     return images

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from headstart import files
 from headstart.console import UserError
+from headstart.data import decoding
 from headstart.data.images import Preprocess
 from headstart.network import models
 
@@ -20,7 +23,8 @@ class Snapshot:
 
     state: dict[str, torch.Tensor]
     model_name: str
-    image_size: int  # pixels
+    prepared_size: int  # pixels: the side of the images as `prepare` stores them
+    image_size: int  # pixels: the side of the network's input
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
@@ -77,18 +81,58 @@ class Snapshot:
 
 
 class Classifier(nn.Module):
-    """A snapshot's complete network, ready for images as they are."""
+    """A snapshot's complete network, for images of any size: they are prepared as its training images were."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()
         self.network = snapshot.network()
         self.preprocess = snapshot.preprocess
+        self.prepared_size = snapshot.prepared_size
         self.classes = snapshot.classes
         self.eval()
 
+    def read(self, *sources: str | Path | Image.Image) -> torch.Tensor:
+        """Return images as `prepare` stores them: uint8 [N, 3, prepared_size, prepared_size].
+
+        Args:
+            sources: image files, or images that Pillow has opened. Give the file of a JPEG rather than the image:
+                only a file is decoded at a reduced size, as training images are.
+
+        Raises:
+            UserError: there is no usable image in one of them.
+        """
+        arrays = []
+        for source in sources:
+            try:
+                arrays.append(decoding.prepared(source, self.prepared_size))
+            except decoding.UnusableError as error:
+                name = "the image" if isinstance(source, Image.Image) else source
+                raise UserError(f"{name} {error}") from None
+        return torch.from_numpy(np.stack(arrays))
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images, grey [N, height, width] or in colour [N, 3, height, width], to logits [N, classes]."""
+        """Map images to logits [N, classes].
+
+        Args:
+            images: uint8, gray [N, height, width] or [N, 1, height, width], or in color [N, 3, height, width]. The
+                largest square in the center counts; it is resized to ``prepared_size`` as `prepare` resizes files.
+
+        Raises:
+            UserError: they are something else.
+        """
+        is_color = images.dim() == 4 and images.shape[1] in (1, 3)
+        if images.dtype != torch.uint8 or not (images.dim() == 3 or is_color):
+            raise UserError("images must be uint8 [N, height, width], [N, 1, height, width] or [N, 3, height, width], "
+                            f"with values from 0 to 255, not {images.dtype} {list(images.shape)}")  # fmt: skip
+        if images.shape[-2:] != (self.prepared_size, self.prepared_size):
+            images = self._prepared(images)
         return self.network(self.preprocess(images))
+
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
+        channels_last = images.unsqueeze(1) if images.dim() == 3 else images
+        arrays = channels_last.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
+        prepared = [decoding.to_array(Image.fromarray(array), self.prepared_size) for array in arrays]
+        return torch.from_numpy(np.stack(prepared)).to(images.device)
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,9 @@ class Weights:
     interpolation: str = "bilinear"  # that the images were resized with which the network was trained with
 
 
-def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple[str, ...]) -> Snapshot:
+def make(
+    study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple[str, ...], prepared_size: int
+) -> Snapshot:
     """The complete initial network that all configurations of one start and one seed begin from.
 
     It is computed on the CPU in float32 whatever else computes, so that a start is the same on every device.
@@ -57,6 +59,8 @@ def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple
         seed: of all random weights: the new classifier's, which both starts have, and the random network's.
         images: None for the pretrained start; for a random one uint8 [N, height, width], of which the first 1,024
             give it its batch-norm statistics.
+        prepared_size: of the study's images, as `prepare` stores them: what the network will be used with is resized
+            to it too.
 
     Raises:
         UserError: model, weights, layer or image size are unknown or do not fit together, or one image is too few.
@@ -75,6 +79,7 @@ def make(study: Study, *, seed: int, images: torch.Tensor | None, classes: tuple
     return Snapshot(
         state=model.state_dict(),
         model_name=study.model_name,
+        prepared_size=prepared_size,
         image_size=study.image_size,
         mean=weights.mean,
         std=weights.std,

@@ -1,0 +1,169 @@
+"""From an image file to the uint8 square that a network is trained with and used with.
+
+EXIF orientation → composite transparency on white → three channels → largest center square → resize (bilinear, with
+antialias). `prepare` and a trained network both call ``prepared``, so both see the same bytes for the same file.
+"""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Pillow's formats that are recognized by their first bytes and decoded without an external program, with their
+# suffixes. EPS, for example, would run Ghostscript; TGA has no signature, so any file might be taken for one.
+FORMATS = {
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif .tiff",
+    "BMP": ".bmp", "PPM": ".ppm .pgm .pbm .pnm", "AVIF": ".avif", "JPEG2000": ".jp2 .j2k .jpx .jpf .j2c",
+}  # fmt: skip
+SUFFIXES = frozenset(" ".join(FORMATS.values()).split())
+# Suffixes of images that are in none of these formats: such a file is reported, not passed over.
+UNREADABLE_SUFFIXES = frozenset({
+    ".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".icns", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+    ".orf", ".rw2", ".raf", ".dcm",
+})  # fmt: skip
+DRAFTED = ("JPEG", "MPO")  # whose decoder reduces images while it decodes, much faster; MPO are JPEGs of phones
+SMALLEST = 8  # pixels of the shorter side: less shows nothing
+BITS_16 = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+HIGHEST = 65_535  # their largest value
+DARKEST = 4_096  # of what cannot be meant to be seen with 16 bits: cameras of 12 bits end below it
+FAINT = 8  # levels of 255: an image whose values on white differ by less is blank
+# What EXIF's orientation says has to be done to the image.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+ORIENTATION = 0x0112
+
+
+class UnusableError(Exception):
+    """Why an image cannot be used, as the rest of a sentence that begins with its name."""
+
+
+def prepared(source: str | Path | Image.Image, side: int) -> np.ndarray:
+    """Return the image in ``source`` as `prepare` stores it: uint8 [3, side, side].
+
+    Args:
+        source: an image file, or an image that Pillow has opened. A JPEG file much larger than ``side`` is decoded at
+            a reduced size; given as an opened image it is not, which changes values slightly.
+
+    Raises:
+        UnusableError: there is no usable image in ``source``.
+    """
+    return to_array(as_rgb(source) if isinstance(source, Image.Image) else decoded(Path(source), side), side)
+
+
+def decoded(path: Path, side: int | None) -> Image.Image:
+    """Return the image in the file ``path`` as ``as_rgb`` does.
+
+    Args:
+        side: a JPEG may be decoded at a reduced size, with sides at least twice as long; None for its full size.
+
+    Raises:
+        UnusableError: there is no usable image in ``path``.
+    """
+    try:
+        with path.open("rb") as file:
+            image = opened(file)
+            if side is not None and image.format in DRAFTED:
+                image.draft(None, (2 * side, 2 * side))
+            return as_rgb(image)
+    except (UnusableError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is None:  # Pillow's way to say that a file ends too early
+            raise UnusableError(f"is damaged ({error})") from None
+        remedy = ": change its permissions" if error.errno in (errno.EACCES, errno.EPERM) else ""
+        raise UnusableError(f"cannot be read ({error.strerror}){remedy}") from None
+    except Exception as error:  # whatever a damaged file makes a decoder raise
+        raise UnusableError(f"is damaged ({error or type(error).__name__})") from None
+
+
+def opened(file: BinaryIO) -> Image.Image:
+    """Return the image in ``file``, not yet decoded.
+
+    Raises:
+        UnusableError: there is none, or it is too small or too large.
+    """
+    if not os.fstat(file.fileno()).st_size:
+        raise UnusableError("is empty")
+    limit = f"has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: reduce it"
+    try:
+        image = Image.open(file, formats=list(FORMATS))
+    except Image.DecompressionBombError:
+        raise UnusableError(limit) from None
+    except Image.UnidentifiedImageError:
+        raise UnusableError(_why_not_identified(file)) from None
+    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # of which Pillow only warns
+        raise UnusableError(limit)
+    if min(image.size) < SMALLEST:
+        raise UnusableError(f"is too small with {image.width}×{image.height} pixels")
+    return image
+
+
+def _why_not_identified(file: BinaryIO) -> str:
+    file.seek(0)
+    start = file.read(32)
+    brands = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+    if start[4:8] == b"ftyp" and start[8:12] in brands:
+        return "is HEIC, which Pillow does not read: convert it to JPEG, for example with ImageMagick's `magick`"
+    return f"is no image in {', '.join(FORMATS)}: convert it to one of these"
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return ``image`` upright, on white, with three channels of 8 bits; gray values of 16 bits are rounded.
+
+    Raises:
+        UnusableError: its values have no known range, or only its transparency shows anything.
+    """
+    image.load()  # which turns a TIFF, and removes its orientation
+    image = _upright(image)
+    if image.mode in BITS_16:
+        values = np.asarray(image)
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < 0 or highest > HIGHEST:
+            raise UnusableError("has values of more than 16 bits: save it with 8 or 16")
+        if highest < DARKEST:
+            raise UnusableError(f"has 16 bits a pixel, and no value above {highest:,} of {HIGHEST:,}: stretch them")
+        image = Image.fromarray((values.astype(np.float32) * np.float32(255 / HIGHEST) + 0.5).astype(np.uint8))
+    if image.mode == "F":
+        raise UnusableError("has floating-point values: save it with 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        return _on_white(image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # EXIF that cannot be read turns nothing
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    flattened = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if _is_flat(flattened) and not _is_flat(image.getchannel("A")):
+        raise UnusableError("is transparent, and blank on a white background: give it a background of another color")
+    return flattened
+
+
+def _is_flat(image: Image.Image) -> bool:
+    return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() < FAINT)
+
+
+def digest(image: Image.Image) -> bytes:
+    """Return a hash of the size and the pixels of ``image``: equal for the same picture in another file format."""
+    hashed = hashlib.blake2b(str(image.size).encode())
+    hashed.update(np.asarray(image).data)
+    return hashed.digest()
+
+
+def to_array(image: Image.Image, side: int) -> np.ndarray:
+    """Return the largest square in the center of ``image`` (RGB), resized with antialias: uint8 [3, side, side]."""
+    fitted = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).transpose(2, 0, 1)
