@@ -241,3 +241,18 @@ def test_values_by_hand():
     section = {"x": True, "y": None}
     expected = document.replace("d: ~\n", "d: ~\n  n:\n    x: true\n    y: null\n")
     assert yaml_text.changed(document, [(("a", "n"), section)]) == expected
+
+
+def test_the_readme_s_script_for_labels_in_a_table(folder, tmp_path):
+    """What is recommended where a folder has images and a table is done to the letter."""
+    draw(tmp_path / "competition", range(8), "images")
+    rows = [f"{number}.png,{'cat' if number % 3 else 'dog, large'}" for number in range(8)]
+    lines = ["file,label", *(row.replace("dog, large", '"dog, large"') for row in rows)]
+    (tmp_path / "competition/labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    readme = (ROOT / "data/pictures/README.md").read_text(encoding="utf-8")
+    program = readme.partition("```python\n")[2].partition("```")[0]
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "competition", check=True)
+    scripts.pictures.main(str(tmp_path / "competition/flowers"))
+    dataset = pictures.load(Path("data/pictures/flowers"), image_size=32, skip_unusable=False)
+    assert dataset.classes == ("cat", "dog, large")
+    assert sorted(dataset.training.labels.tolist()) == [0] * 5 + [1] * 3
