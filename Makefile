@@ -24,7 +24,13 @@ $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_p
 	@sh scripts/environment.sh
 	@touch $@
 
+# A variable as one word of the shell, whatever is in it: spaces, quotes, $, *.
+quoted = '$(subst ','\'',$(value $1))'
+REQUIRE_GIT = git rev-parse --git-dir >/dev/null 2>&1 || { echo "headstart: DVC needs a git repository, and this is none:\
+ run git init, or python -m stages instead of DVC" >&2; exit 1; }
+
 study: setup  ## dvc repro: every stage that is not up to date, in the study that params.yaml names
+	@$(REQUIRE_GIT)
 	@python -m headstart.params
 	dvc repro
 	@python -m scripts.table
@@ -34,7 +40,9 @@ NAME :=
 SKIP :=
 
 pictures: setup  ## A study of your own pictures: make pictures FOLDER=~/flowers [NAME=…] [SKIP=1 to leave out bad files]
-	@python -m scripts.pictures $(if $(FOLDER),"$(FOLDER)") $(if $(NAME),--name "$(NAME)") $(if $(SKIP),--skip-unusable)
+	@$(REQUIRE_GIT)
+	@python -m scripts.pictures $(if $(NAME),--name=$(call quoted,NAME)) $(if $(SKIP),--skip-unusable) -- $(if \
+	  $(value FOLDER),$(call quoted,FOLDER))
 	dvc repro
 	@python -m scripts.table
 

@@ -146,6 +146,54 @@ def test_dvc_sees_the_pictures(tmp_path):
     assert repro(clone, *to_start) == set()
 
 
+def commit(clone: Path) -> None:
+    run("git", "add", "-A", cwd=clone)
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "pictures", cwd=clone)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+def test_versioned_pictures_are_seen_by_dvc(tmp_path):
+    """What `dvc add` has: status, push, gc, pull, a second `make pictures`, `exp run --temp` and a cluster's job."""
+    clone = tiny_clone(tmp_path / "clone")
+    noise(tmp_path / "two", range(40))
+    pictures(clone, tmp_path / "two")
+    there, expected = clone / "data/pictures/two", names(tmp_path / "two")
+    run("dvc", "add", "-q", "data/pictures/two", cwd=clone)
+    commit(clone)
+    run("dvc", "remote", "add", "-q", "-d", "shared", str(tmp_path / "remote"), cwd=clone)
+    assert "two.dvc" not in run("dvc", "status", cwd=clone).stdout
+    noise(tmp_path / "two", range(40, 42))
+    pictures(clone, tmp_path / "two")  # adds to what DVC has linked into its cache
+    assert names(there) == [*names(tmp_path / "two")]
+    assert "data/pictures/two.dvc:" in run("dvc", "status", cwd=clone).stdout
+    run("dvc", "add", "-q", "data/pictures/two", cwd=clone)
+    commit(clone)
+    expected = names(there)
+
+    run("dvc", "gc", "-q", "--workspace", "--force", cwd=clone)
+    shutil.rmtree(there)
+    run("dvc", "checkout", "-q", "data/pictures/two.dvc", cwd=clone)
+    assert names(there) == expected
+    run("dvc", "push", "-q", cwd=clone)
+    shutil.rmtree(there)
+    shutil.rmtree(clone / ".dvc/cache")
+    run("dvc", "pull", "-q", cwd=clone, check=False)  # the study's own outputs are not in this remote
+    assert names(there) == expected
+
+    run("dvc", "exp", "run", "--temp", "prepare", cwd=clone)
+    commit(clone)
+    job = ("cluster.unit", "prepare", "--commit", run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip())
+    run(sys.executable, "-m", "cluster.unit", "download", *job[2:], cwd=clone)
+    run(sys.executable, "-m", *job, cwd=clone, check=False)
+    assert names(there) == expected
+    run("make", "clean", cwd=clone)
+    assert names(there) == expected
+    assert (clone / ".dvc/cache").is_dir()
+
+
 def test_pictures_that_come_and_go(clone, tmp_path):
     """A second time, what is new in the folder is taken; nothing that was there is lost."""
     folder = tmp_path / "two"
@@ -168,15 +216,17 @@ def test_pictures_that_come_and_go(clone, tmp_path):
         "delete data/pictures/two\n"
     )
     assert (clone / "data/pictures/two/a/0.png").read_bytes() == (tmp_path / "0.png").read_bytes()
-    # A link is no picture, and neither is it copied nor what is behind it.
-    (folder / "a/more").symlink_to("../b")
+    # What a link leads to is copied; a link to nothing is left out.
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "more/blue.png")
+    (folder / "a/more").symlink_to("../../more")
     (folder / "b/0.png").symlink_to("nowhere")
     said = pictures(clone, folder, "--name", "fewer", "--skip-unusable").stdout
-    assert "68 pictures in 2 classes, 2 files left out" in said
+    assert "69 pictures in 2 classes, 1 files left out" in said
     there = clone / "data/pictures/fewer"
     assert {path.relative_to(there) for path in there.rglob("*.png")} == {
         path.relative_to(folder) for path in folder.rglob("*.png") if not path.is_symlink()
-    }
+    } | {Path("a/more/blue.png")}
     assert sizes(clone, "fewer")[0] > 40
 
 

@@ -1,6 +1,7 @@
 """The terminal: one line for a mistake, a progress bar for a wait."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +25,15 @@ def run(main: Callable[..., object], *arguments: str) -> None:
 
     ``HEADSTART_TRACEBACK=1`` in the environment shows the traceback instead.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(*arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes as it exits
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("headstart: interrupted; nothing half-written was left, the same command goes on")
     except Exception as error:
