@@ -20,7 +20,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart import files
 from headstart.console import UserError
@@ -119,7 +118,7 @@ def image_size(name: str, model: nn.Module) -> int:
 def randomise_statistics(model: nn.Module) -> None:
     """Batch norm's initial statistics would make it nearly the identity, and a lost one pass unnoticed."""
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+        if isinstance(module, models.BatchNorm) and module.running_mean is not None:
             nn.init.normal_(module.running_mean, 0, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
 

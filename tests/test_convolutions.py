@@ -74,6 +74,13 @@ class Shifted(nn.Conv2d):
         return super()._conv_forward(maps, weight, bias) + 1
 
 
+class Square(nn.Conv2d):
+    """A plain convolution that is constructed with other arguments."""
+
+    def __init__(self, channels):
+        super().__init__(channels, 4, 3, padding=1)
+
+
 def patched() -> nn.Conv2d:
     convolution = nn.Conv2d(6, 4, 1)
     convolution.forward = lambda maps: maps[:, :4]
@@ -88,8 +95,9 @@ def hooked() -> nn.Conv2d:
 
 SPECIAL = [
     StdConv2d(6, 4, 1), StdConv2dSame(6, 4, 3), ScaledStdConv2d(6, 4, 1), ScaledStdConv2dSame(6, 4, 3),
-    Halved(6, 4, 1), Shifted(6, 4, 1), patched(), hooked(), weight_norm(nn.Conv2d(6, 4, 1)),
-    spectral_norm(nn.Conv2d(6, 4, 1)), nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"),
+    Halved(6, 4, 1), Shifted(6, 4, 1), Square(6), patched(), hooked(), weight_norm(nn.Conv2d(6, 4, 1)),
+    spectral_norm(nn.Conv2d(6, 4, 1)), nn.utils.spectral_norm(nn.Conv2d(6, 4, 1)),
+    nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"),
 ]  # fmt: skip
 
 

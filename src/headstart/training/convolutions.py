@@ -5,7 +5,7 @@ matrix from all input to all output positions, with the zeros left out, it is th
 """
 
 import sys
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -92,25 +92,19 @@ def use_matmul(module: nn.Module) -> None:
 def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Return whether ``module`` computes a convolution with its weight as it is, and nothing else.
 
-    A subclass with a ``forward`` of its own may standardize the weight first (timm's ``StdConv2d`` and
-    ``ScaledStdConv2d``); a parametrization or a hook may do anything.
+    A subclass may standardize the weight first (timm's ``StdConv2d`` and ``ScaledStdConv2d``) or be constructed with
+    other arguments. A parametrization, which is a subclass too, and a hook may do anything.
     """
-    if not isinstance(module, nn.Conv2d):
-        return False
-    kind = type(module)
     return (
-        kind.__call__ is nn.Module.__call__
-        and kind.forward in _plain_forwards()
-        and kind._conv_forward is nn.Conv2d._conv_forward
-        and not {"forward", "_conv_forward"} & vars(module).keys()
-        and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and not any(getattr(module, hooks) for hooks in HOOKS)
+        type(module) in _plain_types()
         and module.padding_mode == "zeros"
+        and not {"forward", "_conv_forward"} & vars(module).keys()
+        and not any(getattr(module, hooks) for hooks in HOOKS)
     )
 
 
-def _plain_forwards() -> set[Any]:
-    forwards: set[Any] = {nn.Conv2d.forward}
+def _plain_types() -> set[type[nn.Module]]:
+    types: set[type[nn.Module]] = {nn.Conv2d}
     if timm := sys.modules.get("timm.layers"):  # without timm there is no convolution of timm's
-        forwards.add(timm.Conv2dSame.forward)
-    return forwards
+        types.add(timm.Conv2dSame)
+    return types
