@@ -21,8 +21,6 @@ from headstart.training import compute, convergence
 from headstart.training.checkpoints import Checkpoint, Finished, fingerprint
 from headstart.training.compute import Compute
 from headstart.training.forward import Examples, predict
-from headstart.training.heads import Head
-from headstart.training.heads import fit as fit_heads
 from headstart.training.loop import Epoch, fit, make_optimizer
 from stages.inputs import examples, trainable
 from stages.labelled import labelled
@@ -140,7 +138,6 @@ def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trai
     for _, seeds in groupby(study.seeds, partial(features_file, settings, experiment.pretrained)):
         inputs: tuple[Examples, Examples] | None = None  # or there would be twice as much in memory
         test: Examples | None = None
-        waiting: dict[Key, Head] = {}
         for seed in seeds:
             start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
             _require_weights(study.weights, start)
@@ -161,21 +158,10 @@ def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trai
                 part = trainable(experiment, settings, start).head
                 rows = torch.from_numpy(chosen[key].training), torch.from_numpy(chosen[key].validation)
                 passes = _passes(len(rows[0]), len(inputs[0].labels), study.batch_size)
-                if isinstance(part, nn.Linear):
-                    waiting[key] = Head(part, *rows, seed, passes, _label(name, settings, key))
-                    continue
                 some = (all.subset(one) for all, one in zip(inputs, rows, strict=True))
                 epochs = _fit(part, *some, name=name, settings=settings, device=device, key=key, passes=passes)
                 with_some[key] = Finished(epochs, _says(part, test, device))
                 _checkpoint(name, settings, device, key).finish(with_some[key])
-        assert inputs is not None
-        assert test is not None
-        for at, epochs in fit_heads(
-            list(waiting.values()), *inputs, experiment=experiment, study=study, compute=device
-        ):
-            key = list(waiting)[at]
-            with_some[key] = Finished(epochs, _says(waiting[key].layer, test, device))
-            _checkpoint(name, settings, device, key).finish(with_some[key])
     return trained, with_some
 
 
@@ -188,12 +174,6 @@ def _passes(images: int, of: int, batch_size: int) -> int:
     """Over so few ``images`` in an epoch: for FEWEST_STEPS, or as many steps as all that there are, ``of``, make."""
     steps, of_all = (-(-n // batch_size) for n in (images, of))
     return -(-min(FEWEST_STEPS, of_all) // steps)
-
-
-def _label(name: str, settings: Params, key: Key) -> str:
-    """What a training is called."""
-    seed, n = key
-    return f"{name}, seed {seed}" + ("" if n == settings.current.labels else f", {n:,} labels")
 
 
 def _fit(
@@ -210,7 +190,7 @@ def _fit(
     """Train ``head`` to the end; it is then what it was after the epoch that is kept."""
     (seed, n), study, images = key, settings.current, len(training.labels)
     is_whole = n == study.labels
-    of = _label(name, settings, key)
+    of = f"{name}, seed {seed}" + ("" if is_whole else f", {n:,} labels")
     optimizer = make_optimizer(settings.experiment(name), head, device)
     checkpoint = _checkpoint(name, settings, device, key)
     done, best = checkpoint.restore(head, optimizer)

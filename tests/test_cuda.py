@@ -1,6 +1,5 @@
 """What only a GPU can show: skipped where there is none."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -13,10 +12,8 @@ from headstart.training import compute as computing
 from headstart.training.compute import Compute
 from headstart.training.forward import Examples, Kept, activations, outputs, predict
 from headstart.training.graphs import GraphedStep
-from headstart.training.heads import Head, fit
 
 from .conftest import trained
-from .studies import SETTINGS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -103,21 +100,3 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(training_set, gpu):
             compute=gpu, on_batch=on_batch)  # fmt: skip
     assert seen == [BATCH] * 8
     assert predict(head, inputs, 5, gpu).shape == (5, 10)
-
-
-@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
-def test_many_heads_at_once_are_trained_as_one_after_the_other(gpu, experiment):
-    torch.manual_seed(0)
-    examples = Examples(Kept.of(torch.randn(200, 64), gpu), torch.randint(0, 10, (200,)))
-    study = dataclasses.replace(SETTINGS.current, batch_size=BATCH, n_epochs=3)
-    layers = [models.Float32Linear(64, 10) for _ in range(3)]
-    heads = [
-        Head(copy.deepcopy(layer), torch.randperm(200)[:size], torch.randperm(200)[:20], size, 2, "x")
-        for layer, size in zip(layers, (40, 100, 150), strict=True)
-    ]
-    found = dict(fit(heads, examples, examples, experiment=experiment, study=study, compute=gpu))
-    for at, (layer, head) in enumerate(zip(layers, heads, strict=True)):
-        epochs = trained(layer, examples.subset(head.training), examples.subset(head.validation), passes=2,
-                         experiment=experiment, n_epochs=3, batch_size=BATCH, seed=head.seed, compute=gpu)  # fmt: skip
-        assert found[at][-1].validation_loss == pytest.approx(epochs[-1].validation_loss, rel=1e-3)
-        torch.testing.assert_close(head.layer.weight.cpu(), layer.weight.cpu(), rtol=1e-3, atol=1e-4)

@@ -119,12 +119,6 @@ def test_the_docs_show_the_simulated_coverage():
         assert f"| {study['seeds']} | {100 * study['covered']:.1f} | {100 * plain['covered']:.1f} |" in docs
 
 
-def test_the_docs_show_how_fast_many_heads_are():
-    docs = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    for row in files.read_json(ROOT / "benchmarks/results/heads-2-cpu-cores.json")["rows"]:
-        assert f"| {row['optimizer']} | {row['heads']} | {row['alone'] / row['at_once']:.1f} |" in docs
-
-
 def test_the_docs_show_what_reading_pictures_took():
     docs = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     for row in files.read_json(ROOT / "benchmarks/results/pictures-2-cpu-cores-quick.json")["stages"]:

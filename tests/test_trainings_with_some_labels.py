@@ -18,7 +18,7 @@ from .clones import KEPT, edit, tiny_clone
 from .conftest import run
 
 pytestmark = pytest.mark.pipeline
-NAME = KEPT[0]
+NAME, FROZEN, _ = KEPT
 COUNTS = [60, 100]
 
 
@@ -37,22 +37,26 @@ class Killed(BaseException):
     """No error that anything would catch."""
 
 
-def outputs() -> dict[str, bytes]:
-    folders = (Path(f"models/quick/{NAME}"), Path(f"predictions/quick/{NAME}"))
+def outputs(name: str) -> dict[str, bytes]:
+    folders = (Path(f"models/quick/{name}"), Path(f"predictions/quick/{name}"))
     return {str(path): path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
-def alone(clone) -> dict[str, bytes]:
-    """What comes of it when nothing happens."""
+def uninterrupted(clone) -> dict[str, dict[str, bytes]]:
+    """By configuration: the outputs of an uninterrupted run."""
+    made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(clone)
-        train.main(NAME)
-        assert not list(Path("checkpoints").rglob("*.safetensors"))
-        return outputs()
+        for name in (NAME, FROZEN):
+            train.main(name)
+            assert not list(Path("checkpoints").rglob("*.safetensors"))
+            made[name] = outputs(name)
+    return made
 
 
-def test_every_number_of_labels_and_seed_has_its_training(alone, clone):
+@pytest.mark.usefixtures("uninterrupted")
+def test_every_number_of_labels_and_seed_has_its_training(clone):
     arrays = files.read_arrays(clone / f"predictions/quick/{NAME}/logits.safetensors").arrays
     n_test = arrays["logits"].shape[1]
     assert arrays["logits"].shape == (2, n_test, 10)
@@ -69,7 +73,8 @@ def test_every_number_of_labels_and_seed_has_its_training(alone, clone):
         assert not any(convergence.converged(losses[:end], 1) for end in range(len(losses)))
 
 
-def test_the_kept_network_is_that_of_the_best_epoch(alone, clone, monkeypatch):
+@pytest.mark.usefixtures("uninterrupted")
+def test_the_kept_network_is_that_of_the_best_epoch(clone, monkeypatch):
     """What it says of the validation images is what was recorded after that epoch."""
     monkeypatch.chdir(clone)
     rows = [row for row in files.read_csv(f"models/quick/{NAME}/epochs.csv") if row["seed"] == "0"]
@@ -81,12 +86,13 @@ def test_the_kept_network_is_that_of_the_best_epoch(alone, clone, monkeypatch):
     assert loss == pytest.approx(float(kept["validation_loss"]), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", [NAME, FROZEN])
 @pytest.mark.parametrize(
     ("method", "at"),
     [("save", 2), ("save", 7), ("finish", 1), ("finish", 3)],
     ids=["in the whole set", "with some labels", "when the first is done", "when the third is done"],
 )
-def test_killed_and_started_again(alone, clone, monkeypatch, method, at):
+def test_killed_and_started_again(uninterrupted, clone, monkeypatch, method, at, name):
     monkeypatch.chdir(clone)
     monkeypatch.setattr(train, "PAUSE", -1)  # a checkpoint after each epoch
     calls = []
@@ -101,17 +107,35 @@ def test_killed_and_started_again(alone, clone, monkeypatch, method, at):
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, method, killed_after)
         with pytest.raises(Killed):
-            train.main(NAME)
+            train.main(name)
     left = {path.name for path in Path("checkpoints").rglob("*.safetensors")}
     assert calls[-1] in left
     trained: list[str] = []
     finish = Checkpoint.finish
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "finish", lambda self, *given: trained.append(self.path.name) or finish(self, *given))
-        train.main(NAME)
+        train.main(name)
     if method == "finish":
         assert set(trained).isdisjoint(calls)
-    assert outputs() == alone
+    assert outputs(name) == uninterrupted[name]
+
+
+@pytest.mark.parametrize("name", [NAME, FROZEN])
+def test_a_seed_gives_the_same_bytes_alone_and_among_others(uninterrupted, clone, monkeypatch, name):
+    """With some of the labels, too: no training depends on which others run."""
+    monkeypatch.chdir(clone)
+    predictions, epochs = f"predictions/quick/{name}/logits.safetensors", f"models/quick/{name}/label_epochs.csv"
+    expected, rows = files.read_arrays(predictions).arrays, files.read_csv(epochs)
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    edit(clone, lambda settings: settings["studies"]["quick"].update(seeds=[7]))
+    train.main(name)
+    Path("params.yaml").write_text(before, encoding="utf-8")
+    logits = files.read_arrays(predictions).arrays
+    assert logits["logits"].tobytes() == expected["logits"][1:].tobytes()
+    assert logits["label_logits"].tobytes() == expected["label_logits"][:, 1:].tobytes()
+    assert files.read_csv(epochs) == [row for row in rows if row["seed"] == "7"]
+    model = f"models/quick/{name}/model-7.safetensors"
+    assert Path(model).read_bytes() == uninterrupted[name][model]
 
 
 def test_a_class_without_an_image_is_named_before_anything_is_trained(clone, monkeypatch):
