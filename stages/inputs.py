@@ -54,7 +54,7 @@ def examples(
     ``keep``: whether they will be used in more than one epoch.
     """
     prepared = prepared_file(settings)
-    if experiment.finetuning and not _is_stored(experiment, settings, trunk):
+    if experiment.finetuning and not _is_stored(experiment, settings, snapshot, trunk):
         images, labels = map(torch.from_numpy, splits.read_split(prepared, split)[:2])
         label, prepare = f"frozen layers, {split} images", snapshot.preprocess
         return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)
@@ -73,7 +73,12 @@ def examples(
     return Examples(Kept.of(inputs, compute), labels)
 
 
-def _is_stored(experiment: Experiment, settings: Params, trunk: nn.Module) -> bool:
-    """Whether the stage `features` has kept what fine-tuning starts from."""
-    is_studys = experiment.finetune_from in (None, settings.current.finetune_from)
-    return settings.current.store_activations and is_studys and models.is_frozen(trunk)
+def _is_stored(experiment: Experiment, settings: Params, snapshot: Snapshot, trunk: nn.Module) -> bool:
+    """Return whether the stage `features` has stored the outputs of ``trunk``: it stores those of the study's layer."""
+    if not settings.current.store_activations or not models.is_frozen(trunk):
+        return False
+    own, studys = experiment.finetune_from or settings.current.finetune_from, settings.current.finetune_from
+    if models.AUTO in (own, studys) and own != studys:  # it may be the same layer, by its name
+        network = snapshot.network()
+        own, studys = models.layer(network, own), models.layer(network, studys)
+    return own == studys

@@ -16,6 +16,9 @@ from stages.provenance import Run
 def main(pretrained: str, study: str = "") -> None:
     record = Run(f"start@{'pretrained' if pretrained == 'true' else 'random'}", study)
     settings, device = record.settings, compute.choose("cpu", dtype=torch.float32)
+    # No output depends on a configuration, so dvc.yaml lists none, and a new one does not re-run this stage. Its stage
+    # `train` is then the first to notice a wrong layer.
+    starts.check_configurations(settings)
     training = splits.read_split(prepared_file(settings), "training")
     images = torch.from_numpy(training.images) if pretrained == "false" else None
     seeds = settings.current.seeds

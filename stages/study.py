@@ -1,5 +1,6 @@
 """All that the stages before have found out about the configurations that params.yaml names."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -14,6 +15,7 @@ from headstart.console import UserError
 from headstart.data import catalogue, splits
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
+from headstart.params import Experiment
 from headstart.results import by_labels, comparison, gallery, maps, report
 from headstart.results.labels_saved import Curve
 from headstart.training import convergence
@@ -27,8 +29,10 @@ def read(settings: params.Params) -> report.Content:
 
     dvc.yaml cannot list the configurations' metrics as dependencies; it has what they are computed from.
     """
-    study, experiments = settings.study, settings.experiments
+    study = settings.study
     images, labels, classes = splits.read_split(prepared_file(settings), "test")
+    network = models.build(settings.current.model_name, len(classes), settings.current.image_size)
+    experiments, scratch = _by_layer(settings, network)
     _require_one_precision(settings)
     predictions = {name: files.read_arrays(predictions_file(settings, name)).arrays for name in experiments}
     logits = {name: found["logits"] for name, found in predictions.items()}
@@ -50,8 +54,6 @@ def read(settings: params.Params) -> report.Content:
     best_of_start = {experiments[name].pretrained: name for name in reversed(ranked)}
     seed = settings.current.seeds[0]
     snapshots = {name: Snapshot.read(model_file(settings, name, seed)) for name in best_of_start.values()}
-    network = next(iter(snapshots.values())).network()
-    scratch = _scratch(settings, network)
     return report.Content(
         study=study,
         setting=settings.current,
@@ -69,29 +71,42 @@ def read(settings: params.Params) -> report.Content:
             for which, found in maps.feature_maps(snapshots[name], images[0]).items()
         },
         scratch=scratch,
-        first_layer=models.layers(network)[0],
-        by_labels=_by_labels(settings, predictions, labels, scratch),
+        by_labels=_by_labels(settings, experiments, predictions, labels, scratch),
     )
 
 
-def _scratch(settings: params.Params, network: nn.Module) -> list[str]:
-    """The configurations that train all layers of ``network`` from random weights."""
-    found = []
+def _by_layer(settings: params.Params, network: nn.Module) -> tuple[dict[str, Experiment], list[str]]:
+    """Return the configurations by the layers that they train, and the names of those that train from scratch.
+
+    `finetune_from` says the same in several ways, such as `all` and the name of the first layer. Here it is None where
+    the same parameters of ``network`` are trained as by default in this study, and equal where they are equal.
+    """
+
+    def frozen(layer: str) -> tuple[str, ...]:
+        return tuple(name for name, _ in models.cut(network, layer)[0].named_parameters())
+
+    default = frozen(settings.current.finetune_from)
+    layers: dict[tuple[str, ...], str | None] = {default: None}
+    experiments, scratch = {}, []
     for name, experiment in settings.experiments.items():
-        layer = experiment.finetune_from or settings.current.finetune_from
-        if experiment.finetuning and not experiment.pretrained and not models.is_frozen(models.cut(network, layer)[0]):
-            found.append(name)
-    return found
+        own = experiment.finetune_from
+        parameters = default if own is None else frozen(own)
+        layer = layers.setdefault(parameters, own if parameters else models.ALL)
+        experiments[name] = dataclasses.replace(experiment, finetune_from=layer)
+        if experiment.finetuning and not experiment.pretrained and not parameters:
+            scratch.append(name)
+    return experiments, scratch
 
 
 def _by_labels(
     settings: params.Params,
+    experiments: Mapping[str, Experiment],
     predictions: Mapping[str, Mapping[str, np.ndarray]],
     labels: np.ndarray,
     scratch: Sequence[str],
 ) -> by_labels.ByLabels | None:
     """What the trainings and the probes with some of the labels have come to."""
-    study, experiments = settings.current, settings.experiments
+    study = settings.current
     probes = {}
     for pretrained in (True, False) if study.probe_counts else ():
         predicted = files.read_arrays(probes_file(settings, pretrained), "predictions").arrays["predictions"]

@@ -32,14 +32,14 @@ CLASSES = 10
 LARGEST = 60e6  # parameters of a network of timm's that stands for its family
 PAGE = """# Networks
 
-Set `model_name` to one of these and `finetune_from` to a layer, or to `auto`: at least the later half of the
-parameters. A wrong name is answered with the layers there are; in those, every module that one tensor enters will do.
-`python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision {torchvision} and timm {timm}. It
-cuts each network before a layer three quarters of the way in and before its classifier, and finds the parts to compute
-what the whole does, in evaluation and in training mode, to the last bit, and with convolutions as matrix products the
-same within rounding; then a step of training moves the head, and of
-the trunk nothing, and a training goes on from its checkpoint with the step that it would have taken. The image size is
-the smallest of {sizes} that the network takes.
+Set `model_name` to one of these, and `finetune_from` to `auto`, at least the later half of the parameters; to `all`,
+the whole network; or to a layer. A wrong name is answered with the layers there are; in those, every module that one
+tensor enters will do. `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision {torchvision}
+and timm {timm}. It cuts each network before a layer three quarters of the way in and before its classifier, and finds
+the parts to compute what the whole does, in evaluation and in training mode, to the last bit, and with convolutions as
+matrix products the same within rounding; then a step of training moves the head, and of the trunk nothing, and a
+training goes on from its checkpoint with the step that it would have taken. The image size is the smallest of {sizes}
+that the network takes.
 
 ## {works} networks work
 

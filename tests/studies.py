@@ -63,7 +63,6 @@ def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.C
         right=CORRECT,
         examples=gallery.Gallery(right, wrong),
         scratch=[],
-        first_layer="conv_stem",
         by_labels=None,
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},
     )

@@ -95,7 +95,7 @@ def test_without_a_training_from_scratch_the_page_says_what_to_add():
     said = page(dataclasses.replace(content(made, seeds=(0, 1, 2)), scratch=[]))
     assert made.saved is None
     assert "cannot be told here: no configuration trains the whole network from random weights." in said
-    assert "Set finetune_from to conv_stem, the network’s first layer" in said
+    assert "Set finetune_from to all , in the study or in a configuration" in said
     assert "are worth" not in said.partition("percentage points")[0]
     assert by_labels.metrics(made) == {}
 

@@ -76,9 +76,27 @@ def test_where_several_tensors_pass():
 
 
 def test_no_place_for_half_of_the_parameters():
-    """Its stages pass several tensors on, so only its last norm and its classifier can be trained alone."""
-    with pytest.raises(UserError, match=r"finetune_from auto finds no layer in this model .* name one of .*norm"):
-        models.cut(models.build("mvitv2_tiny", 10), models.AUTO)
+    """Its stages pass several tensors on, so only its last norm and its classifier can be trained alone, or all."""
+    model = models.build("mvitv2_tiny", 10)
+    assert models.layer(model, models.AUTO) == models.ALL
+    assert list(models.cut(model, models.AUTO)[0].parameters()) == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "googlenet", "mvitv2_tiny", "timm/legacy_seresnet18"])
+def test_all_is_the_whole_network(name):
+    torch.manual_seed(0)
+    model = models.build(name, 10, 64 if name == "vit_b_32" else None)
+    trunk, pooled, classifier = models.split(model, [models.ALL, models.classifier_name(model)])
+    assert not models.is_frozen(trunk)
+    size = 224 if name == "mvitv2_tiny" else 64
+    images = torch.randn(2, 3, size, size)
+    assert torch.equal(trunk(images), images)
+    with torch.inference_mode():
+        assert torch.equal(classifier(pooled(images)), model(images))
+    _, head = models.cut(model, models.ALL)
+    trained = {id(parameter) for parameter in head.parameters()}
+    used = {id(parameter) for name, parameter in model.named_parameters() if not name.startswith("aux")}
+    assert trained == used
 
 
 def test_a_network_that_asks_for_its_mode_is_saved_once_and_loaded(tmp_path):
@@ -103,7 +121,7 @@ def test_an_unknown_layer_gets_the_list():
     assert str(error.value) == (
         "finetune_from 'layer5' is no layer of this model; it can be cut at "
         "bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, layer4, layer4.1, avgpool, fc; with "
-        "conv1 the whole network is trained"
+        "all the whole network is trained"
     )
 
 

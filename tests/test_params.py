@@ -119,8 +119,6 @@ CASES = [
      "studies.resnet50.patience needs images to validate with: raise validation_images, or set it to null"),
     (("finetuning: false\n    optimizer: Adam", "finetuning: false\n    finetune_from: conv_stem\n    optimizer: Adam"),
      "experiments.pretrained-frozen-adam.finetune_from is not used without finetuning: remove it (it is conv_stem)"),
-    (("finetuning: true\n    optimizer: Adam", "finetuning: true\n    finetune_from: blocks.5\n    optimizer: Adam"),
-     "experiments.pretrained-finetuned-adam.finetune_from is the study's, blocks.5, as it is without: remove it"),
     (("data_folder: /usr/share/datasets", "data_folder: 1"), "data_folder must be text, not 1"),
     (("dataset: fashion-mnist", "dataset: ../x"),
      "studies.quick.dataset cannot be '../x': use letters, digits, - and _, the first a letter or a digit"),

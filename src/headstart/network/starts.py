@@ -18,7 +18,7 @@ from headstart.console import UserError
 from headstart.data.images import Preprocess
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
-from headstart.params import Study
+from headstart.params import Params, Study
 
 # What torchvision's ImageNet weights were trained with; a state dict from a path is taken to be of their kind.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -88,6 +88,24 @@ def make(
         weights=label,
         sha256=sha256,
     )
+
+
+def check_configurations(settings: Params) -> None:
+    """Check that the network of the current study can be cut at the `finetune_from` of each configuration that has one.
+
+    Raises:
+        UserError: it cannot.
+    """
+    study = settings.current
+    names = {each.finetune_from: name for name, each in settings.experiments.items() if each.finetune_from is not None}
+    if not names:
+        return
+    model = models.build(study.model_name, 1, study.image_size)
+    for layer, name in names.items():
+        try:
+            models.split(model, [layer, models.classifier_name(model)])
+        except UserError as error:
+            raise UserError(f"experiments.{name}: {error}") from None
 
 
 def statistics_batches(images: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -72,7 +72,6 @@ class Content:
     examples: Gallery  # of the best configuration
     feature_maps: Mapping[str, np.ndarray]
     scratch: Sequence[str]  # the configurations that train a whole network from random weights
-    first_layer: str  # of the network
     by_labels: ByLabels | None  # where there are several numbers of labels
 
     @property
