@@ -184,7 +184,6 @@ def test_versioned_pictures_are_seen_by_dvc(tmp_path):
     assert names(there) == expected
 
     run("dvc", "exp", "run", "--temp", "prepare", cwd=clone)
-    commit(clone)
     job = ("cluster.unit", "prepare", "--commit", run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip())
     run(sys.executable, "-m", "cluster.unit", "download", *job[2:], cwd=clone)
     run(sys.executable, "-m", *job, cwd=clone, check=False)

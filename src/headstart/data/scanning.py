@@ -27,6 +27,8 @@ JUNK = frozenset({
     "__pycache__", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini",
 })  # fmt: skip
 TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".parquet", ".jsonl", ".mat")  # which may have the labels of images
+# Of a folder with files of these kinds only, nobody means a class: annotations, notes, code.
+NOTES = frozenset({".xml", ".json", ".txt", ".csv", ".md", ".yaml", ".yml", ".py", ".ipynb", ".html", ".log"})
 SPLITS = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validate", "validation", "dev", "development"),
@@ -35,6 +37,7 @@ SPLITS = {
 _KINDS = {word: kind for kind, words in SPLITS.items() for word in words}
 _ADDED = "set|sets|data|dataset|image|images|img|imgs|picture|pictures|photo|photos|split|folder|dir"  # train_set
 _SPLIT_WORD = re.compile(rf"({'|'.join(_KINDS)})(?:{_ADDED})?\d*")
+_GLUED = re.compile(r"(train(?:ing)?|test(?:ing)?|val(?:id|idation)?)(.*)|(.*?)(train|test|val)")  # trainA, testA
 _FOLD = re.compile(r"(k?fold|cv|split|partition)s?[\W_]*\d+|\d+[\W_]*fold|fold[\W_]*[a-z]")
 _PERHAPS_FOLD = re.compile(r"(part|subset|set|batch|chunk|shard)[\W_]*\d+")
 
@@ -97,7 +100,10 @@ def _layout(folder: Path) -> _Layout:
     Raises:
         UserError: there are none, or folders of several kinds.
     """
-    tops = _folders(folder)
+    folders = _folders(folder)
+    ignored = [top for top in folders if _has_notes_only(top)]
+    notes = [f"{text(top.name)} has no images and is ignored" for top in ignored]
+    tops = [top for top in folders if top not in ignored]
     if not tops:
         raise UserError(f"{folder} has no folders: give each class one, with its pictures in it{_table_hint(folder)}")
     splits = _splits(tops)
@@ -105,11 +111,13 @@ def _layout(folder: Path) -> _Layout:
     _reject_folds(folder, [top for top in others if _FOLD.fullmatch(top.name.lower())], others)
     _reject_folds(folder, _alike([top for top in others if _PERHAPS_FOLD.fullmatch(top.name.lower())]), others)
     if not splits:
-        return _Layout([("", top) for top in tops], _unused_splits(tops))
+        _reject_glued(folder, tops)
+        return _Layout([("", top) for top in tops], notes + _unused_splits(tops))
     with_classes = [top for top in splits if _entries(top)[0]]
     if others and not with_classes and len(splits) == 1:
         name = text(next(iter(splits)).name)
-        return _Layout([("", top) for top in tops], [f"{name} is a class here, because it has no folders of classes"])
+        notes.append(f"{name} is a class here, because it has no folders of classes")
+        return _Layout([("", top) for top in tops], notes)
     if beside := [top for top in others if _has_images(top)]:
         raise UserError(f"{folder} has {_names(beside)} beside {_names(splits)}: put its pictures into these, or remove"
                         f" it{'; or rename the class' if not with_classes else ''}")  # fmt: skip
@@ -117,7 +125,7 @@ def _layout(folder: Path) -> _Layout:
     has_test = "test" in splits.values()
     parts = {"train": "train", "test": "test", "val": "train" if has_test else "test"}
     by_kind = {kind: text(top.name) for top, kind in splits.items()}
-    notes = [f"{text(top.name)} has no images and is ignored" for top in others]
+    notes += [f"{text(top.name)} has no images and is ignored" for top in others]
     if "val" in by_kind and has_test:
         notes.append(f"{by_kind['train']} and {by_kind['val']} are joined: validation images are drawn from both")
     elif "val" in by_kind:
@@ -176,6 +184,20 @@ def _reject_folds(folder: Path, folds: Sequence[Path], others: Sequence[Path]) -
                         "one split: make one of them test, and join the others, class by class, in train")  # fmt: skip
 
 
+def _reject_glued(folder: Path, tops: Sequence[Path]) -> None:
+    """Raise UserError where names differ only in what part of a data set they name: trainA and testA, or cats_test."""
+    parts: dict[str, list[tuple[str, Path]]] = {}
+    for top in tops:
+        if match := _GLUED.fullmatch(top.name.lower()):
+            kind, rest = (match[1], match[2]) if match[1] else (match[4], match[3])
+            parts.setdefault(re.sub(r"[\W_]", "", rest), []).append((_KINDS[kind], top))
+    for group in parts.values():
+        kinds = {kind for kind, _ in group}
+        if "train" in kinds and len(kinds) > 1:
+            raise UserError(f"{folder} has {_names(top for _, top in group)}, which look like parts of a data set: "
+                            "make folders train and test, and in each a folder for each class")  # fmt: skip
+
+
 def _alike(tops: Sequence[Path]) -> Sequence[Path]:
     """Return ``tops`` if all have the same two or more folders and no images, as folds of the same classes have."""
     inside = {frozenset(path.name for path in _entries(top)[0]) for top in tops}
@@ -192,10 +214,12 @@ def _unused_splits(tops: Sequence[Path]) -> list[str]:
 
 
 def _unwrapped(top: Path) -> Path:
-    """Return the folder in ``top`` that has the same name and nothing beside it, as archives unpack; or ``top``."""
+    """Return the only folder in ``top`` if it has its name, as archives unpack, or is called images; or ``top``."""
     folders, files = _entries(top)
-    is_wrapper = not files and [path.name.lower() for path in folders] == [top.name.lower()]
-    return folders[0] if is_wrapper and _entries(folders[0])[0] else top
+    if len(folders) != 1 or files or not _entries(folders[0])[0]:
+        return top
+    name = folders[0].name.lower()
+    return folders[0] if name == top.name.lower() or re.fullmatch(_ADDED, name) else top
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -288,9 +312,22 @@ def _unreadable(error: OSError) -> str:
     return f"cannot be read ({error.strerror}): change its permissions"
 
 
+def _has_notes_only(top: Path) -> bool:
+    """Return whether there are files in ``top`` and below, all of them annotations, notes or code."""
+    files = [*_files(top)]
+    return bool(files) and all(path.suffix.lower() in NOTES for path in files)
+
+
 def _has_images(top: Path) -> bool:
-    folders, _ = _entries(top)
-    return _image_files(top) or any(_has_images(path) for path in folders if not path.is_symlink())
+    return any(path.suffix.lower() in SUFFIXES for path in _files(top))
+
+
+def _files(top: Path) -> Iterator[Path]:
+    folders, files = _entries(top)
+    yield from files
+    for path in folders:
+        if not path.is_symlink():
+            yield from _files(path)
 
 
 def _image_files(top: Path) -> bool:
