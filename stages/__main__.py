@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from headstart import files, params
 from headstart.console import UserError, run
 from headstart.training import compute
+from stages import inputs
 from stages.pipeline import Stage, inside, lookup, stages
 
 
@@ -54,8 +55,11 @@ def _run(memory: Path) -> None:
         if done.pop(stage.name, None):  # or what is half done now would pass for it if the settings went back
             files.write_json(memory, done)
         began = time.perf_counter()
+        if stage.module != "stages.train":
+            inputs.forget()
         importlib.import_module(stage.module).main(*stage.arguments)
         gc.collect()  # the next stage begins with the memory that a process of its own would have
+        gc.freeze()  # what is left are modules, half a million objects: the next collection need not walk through them
         if step not in plan():
             raise UserError(f"settings or code changed while {stage.name} ran: run the same command again")
         done[stage.name] = [step.made_from, _state(stage.outs)]
@@ -69,15 +73,15 @@ def plan() -> list[Step]:
     document = params.load()
     settings = params.read()
     weights = Path(settings.current.weights)
-    everywhere = [compute.choose().precision, files.sha256(weights) if weights.is_file() else ""]
+    everywhere = [compute.choose().precision, files.sha256_as_it_is(weights) if weights.is_file() else ""]
     made_from: dict[str, str] = {}  # of every output
     steps = []
     for stage in stages(document):
-        inputs = {out: sha256 for out, sha256 in made_from.items() if inside(out, stage.deps)}
-        ours = [dep for dep in stage.deps if not any(inside(out, (dep,)) for out in inputs)]
+        given = {out: sha256 for out, sha256 in made_from.items() if inside(out, stage.deps)}
+        ours = [dep for dep in stage.deps if not any(inside(out, (dep,)) for out in given)]
         code = {path.as_posix(): files.sha256_as_it_is(path) for path in files.sources(ours)}
         values = {name: lookup(document, name) for name in stage.params}
-        text = json.dumps([stage.module, stage.arguments, values, code, inputs, everywhere], sort_keys=True)
+        text = json.dumps([stage.module, stage.arguments, values, code, given, everywhere], sort_keys=True)
         steps.append(Step(stage, hashlib.sha256(text.encode()).hexdigest()))
         made_from |= dict.fromkeys(stage.outs, steps[-1].made_from)
     return steps

@@ -1,6 +1,6 @@
 """What a configuration trains, and on what."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +13,11 @@ from headstart.network.snapshot import Snapshot
 from headstart.params import Experiment, Params
 from headstart.training.compute import Compute
 from headstart.training.forward import Examples, Kept, activations
-from stages.paths import features_file, prepared_file
+from stages.paths import features_file, prepared_file, start_file
+
+# The backbone's activations for the last fine-tuned training by split, and what they were computed from. In a process
+# that runs several stages, the next configuration often fine-tunes the same initial weights.
+_cached: dict[tuple[Any, ...], dict[str, Kept]] = {}
 
 
 class Parts(NamedTuple):
@@ -55,9 +59,21 @@ def examples(
     """
     prepared = prepared_file(settings)
     if experiment.finetuning and not _is_stored(experiment, settings, snapshot, trunk):
+        start = start_file(settings, experiment.pretrained, seed)
+        layer = experiment.finetune_from or settings.current.finetune_from
+        key = (*map(files.sha256_as_it_is, (prepared, start)), layer, compute)
+        if key not in _cached:
+            forget()  # before others take memory
+        cache = _cached.setdefault(key, {})
+        if split in cache:
+            return Examples(cache[split], torch.from_numpy(splits.read_labels(prepared, split)[0]))
         images, labels = map(torch.from_numpy, splits.read_split(prepared, split)[:2])
         label, prepare = f"frozen layers, {split} images", snapshot.preprocess
-        return Examples(activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label), labels)
+        inputs = activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label)
+        if isinstance(inputs, Kept):
+            cache[split] = inputs
+        return Examples(inputs, labels)
+    forget()
     labels = torch.from_numpy(splits.read_labels(prepared, split)[0])
     features = features_file(settings, experiment.pretrained, seed)
     stored = f"{split}_activations" if experiment.finetuning else f"{split}_features"
@@ -67,10 +83,15 @@ def examples(
         raise UserError(f"{features} was computed in {precision or 'no known precision'}, and this is "
                         f"{compute.precision}: set HEADSTART_DTYPE={precision or compute.precision}, or compute all "
                         "anew with `dvc repro --force`")  # fmt: skip
-    inputs = tensors[stored]
-    if len(inputs) != len(labels) or not inputs.isfinite().all():
+    rows = tensors[stored]
+    if len(rows) != len(labels) or not rows.isfinite().all():
         raise UserError(f"{features} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
-    return Examples(Kept.of(inputs, compute), labels)
+    return Examples(Kept.of(rows, compute), labels)
+
+
+def forget() -> None:
+    """Free the memory of activations that are kept for the next training in this process."""
+    _cached.clear()
 
 
 def _is_stored(experiment: Experiment, settings: Params, snapshot: Snapshot, trunk: nn.Module) -> bool:

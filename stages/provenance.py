@@ -45,7 +45,7 @@ class Run:
             if now[key] != value:
                 raise UserError(f"params.yaml was changed while {stage.name} ran: run `dvc repro` again "
                                 f"({key} was {value}, and is {now[key]})")  # fmt: skip
-        outputs = {path.as_posix(): files.sha256(path) for path in files.sources(stage.outs)}
+        outputs = {path.as_posix(): files.sha256_as_it_is(path) for path in files.sources(stage.outs)}
         content = {**self._clock.describe(), **facts, "settings": used, "sha256": outputs}
         files.write_json(run_file(study, stage.name), content)
 

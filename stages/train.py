@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, fields
 from functools import partial
 from itertools import groupby, product
 from pathlib import Path
@@ -42,6 +42,7 @@ CODE = (
 )
 FEWEST_STEPS = 25  # of an epoch with some of the labels: else it would be over, and patience at its end, too soon
 PAUSE = 20  # seconds between the checkpoints of a training with some of the labels
+WORTH = 10  # times what writing a checkpoint takes: the training since the last one, where it has all labels
 
 
 Key = tuple[int, int]  # seed and number of labels
@@ -83,7 +84,7 @@ def main(name: str, study: str = "") -> None:
 
 
 def _write_epochs(path: Path, columns: list[str], epochs: Mapping[Any, list[Epoch]]) -> None:
-    rows = [[*key, *astuple(epoch)[: len(COLUMNS)]] for key, found in epochs.items() for epoch in found]
+    rows = [[*key, *(getattr(epoch, column) for column in COLUMNS)] for key, found in epochs.items() for epoch in found]
     files.write_csv(path, [*columns, *COLUMNS], rows)
 
 
@@ -118,7 +119,7 @@ def _checkpoint(name: str, settings: Params, device: Compute, key: Key) -> Check
     start, features = (where(settings, experiment.pretrained, seed) for where in (start_file, features_file))
     code = files.sources(Path(__file__).parent.parent / path for path in CODE)
     made_from = fingerprint(
-        [asdict(experiment), ours, device.describe()], [prepared_file(settings), start, features, *code]
+        [asdict(experiment), ours, device.reproducible_on()], [prepared_file(settings), start, features, *code]
     )
     file = f"{seed}.safetensors" if n == study.labels else f"{seed}-{n}.safetensors"
     return Checkpoint(_checkpoints(settings, name) / file, made_from)
@@ -195,7 +196,7 @@ def _fit(
     checkpoint = _checkpoint(name, settings, device, key)
     done, best = checkpoint.restore(head, optimizer)
     last = len(done) if _has_converged(done, study) else study.n_epochs
-    written = time.monotonic()
+    written, cost = time.monotonic(), 0.0  # when the last checkpoint was written, and how many seconds that took
     with progress(study.n_epochs * passes * images, f"training {of}", len(done) * passes * images) as bar:
         for epoch in fit(
             head, optimizer, training, validation, epochs=range(len(done) + 1, last + 1), batch_size=study.batch_size,
@@ -204,9 +205,11 @@ def _fit(
             done.append(epoch)
             if study.patience and convergence.best(_losses(done)) == len(done):
                 best = {key: tensor.clone() for key, tensor in head.state_dict().items()}
-            if is_whole or time.monotonic() - written > PAUSE:
+            now = time.monotonic()
+            if now - written > (WORTH * cost if is_whole else PAUSE):
                 checkpoint.save(head, optimizer, done, best)
                 written = time.monotonic()
+                cost = written - now
             if _has_converged(done, study):
                 break
     if best:
@@ -226,7 +229,7 @@ def _losses(epochs: list[Epoch]) -> list[float]:
 def _require_weights(weights: str, start: Snapshot) -> None:
     """Raise UserError where the file that ``start`` was made from has other content now."""
     path = Path(weights)
-    if start.sha256 and path.is_file() and files.sha256(path) != start.sha256:
+    if start.sha256 and path.is_file() and files.sha256_as_it_is(path) != start.sha256:
         raise UserError(f"{path} is no longer the file that the start was made from: put that back, or run "
                         "`dvc repro --force start@pretrained`")  # fmt: skip
 

@@ -26,6 +26,7 @@ from headstart import files, params
 from headstart.console import UserError, run
 from headstart.data import fashion_mnist
 from headstart.network import starts
+from headstart.training.compute import choose
 from scripts import record
 from stages import paths
 
@@ -316,7 +317,8 @@ def test_a_read_only_disk(small_disk):
     ("error", "message"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-         "the GPU's memory is full: lower batch_size in params.yaml, or free memory that other processes hold"),
+         "the GPU's memory is full: free memory that other processes hold, lower batch_size or image_size in "
+         "params.yaml, or set HEADSTART_MEMORY_GB lower, so that activations are kept in RAM"),
         (KeyboardInterrupt(), "interrupted; nothing half-written was left, the same command goes on"),
     ],
     ids=["GPU", "Ctrl-C"],
@@ -374,3 +376,18 @@ def test_a_defect_of_the_program_shows_where_it_is():
 
     with pytest.raises(RuntimeError, match="a defect"):
         run(main)
+
+
+def test_an_operation_without_a_deterministic_implementation():
+    """PyTorch's own complaint: most of those are a GPU's; this one is of both devices."""
+    choose("cpu")
+
+    def main() -> None:
+        torch.zeros(5).put_(torch.tensor([1]), torch.tensor([2.0]))
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code == (
+        "headstart: put_ has no deterministic implementation on this device: set finetune_from in params.yaml to a "
+        "layer behind it, or HEADSTART_DEVICE=cpu in the environment"
+    )

@@ -1,5 +1,10 @@
 import dataclasses
+import os
+import subprocess
+import sys
 from collections import namedtuple
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +13,8 @@ import torch
 from headstart.console import UserError
 from headstart.training import compute as computing
 from headstart.training.compute import Compute, choose_place
+
+from .conftest import ROOT, run
 
 GB = 10**9
 
@@ -57,6 +64,8 @@ def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
     compute = dataclasses.replace(compute, memory=20 * GB)  # of which 5 are in use
     room = 15 * GB - computing.WORKSPACE["cuda"]
     assert (compute.place(room), compute.place(room + 1)) == ("device", "recompute")
+    room = 15 * GB - 6 * GB  # what a computation was seen to take beyond WORKSPACE
+    assert (compute.place(room, 6 * GB), compute.place(room + 1, 6 * GB)) == ("device", "recompute")
 
 
 def test_a_cpu_computes_in_float32_whatever_it_is(monkeypatch):
@@ -65,18 +74,134 @@ def test_a_cpu_computes_in_float32_whatever_it_is(monkeypatch):
     assert computing.choose("cpu").precision == "float32"
 
 
+NAMES = {
+    "2": ("memory.max", "memory.current", "inactive_file"),
+    "1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+FOLDER = {"2": "sys/fs/cgroup", "1": "sys/fs/cgroup/memory"}
+
+
+def group(root: Path, path: str, *, version: str, limit: str | int, used: int, inactive_file: int = 0) -> None:
+    """Make a control group as Linux shows it."""
+    folder = root / FOLDER[version] / path
+    folder.mkdir(parents=True, exist_ok=True)
+    limit_file, used_file, entry = NAMES[version]
+    (folder / limit_file).write_text(f"{limit}\n", encoding="ascii")
+    (folder / used_file).write_text(f"{used}\n", encoding="ascii")
+    stat = f"anon 1\nactive_file 7\n{entry} {inactive_file}\nslab 3\n"
+    (folder / "memory.stat").write_text(stat, encoding="ascii")
+
+
+def processes_groups(root: Path, *lines: str) -> None:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+
+
+@pytest.fixture
+def ram(monkeypatch) -> int:
+    monkeypatch.setattr(computing.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * GB))
+    return 16 * GB
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
 @pytest.mark.parametrize(
     ("limit", "used", "inactive_file", "free"),
-    [(8 * GB, 6 * GB, 5 * GB, 7 * GB), (8 * GB, 6 * GB, 0, 2 * GB), ("max", 6 * GB, 0, 16 * GB)],
-    ids=["files that were read", "none", "no limit"],
+    [(8 * GB, 6 * GB, 5 * GB, 7 * GB), (8 * GB, 6 * GB, 0, 2 * GB), (1 << 62, 6 * GB, 0, 16 * GB)],
+    ids=["cached files", "none", "no limit"],
 )
-def test_files_that_may_be_forgotten_are_free_memory(tmp_path, monkeypatch, limit, used, inactive_file, free):
-    monkeypatch.setattr(computing.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * GB))
-    (tmp_path / "memory.max").write_text(f"{limit}\n", encoding="ascii")
-    (tmp_path / "memory.current").write_text(f"{used}\n", encoding="ascii")
-    stat = f"anon 1\nactive_file 7\ninactive_file {inactive_file}\nslab 3\n"
-    (tmp_path / "memory.stat").write_text(stat, encoding="ascii")
+@pytest.mark.usefixtures("ram")
+def test_files_that_can_be_dropped_are_free_memory(tmp_path, version, limit, used, inactive_file, free):
+    limit = "max" if version == "2" and limit == 1 << 62 else limit
+    group(tmp_path, ".", version=version, limit=limit, used=used, inactive_file=inactive_file)
+    processes_groups(tmp_path, "0::/" if version == "2" else "9:memory:/")
     assert computing.free_ram(tmp_path) == free
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize(
+    ("limits", "free"),
+    [
+        ({"slurm/job_7": 8 * GB, "slurm/job_7/step_0": 4 * GB}, 3 * GB),
+        ({"slurm/job_7": 4 * GB, "slurm/job_7/step_0": 8 * GB}, 3 * GB),
+        ({"slurm/job_7": 4 * GB}, 3 * GB),
+        ({"slurm": 2 * GB, "slurm/job_7": 4 * GB}, 1 * GB),
+        ({"slurm/job_8": 2 * GB}, 16 * GB),
+        ({}, 16 * GB),
+    ],
+    ids=["its own", "its job's", "the job's alone", "the node's share", "another job's", "none"],
+)
+@pytest.mark.usefixtures("ram")
+def test_memory_is_limited_by_every_group_up_to_the_root(tmp_path, version, limits, free):
+    """SLURM limits a job and its step in groups of their own, systemd a scope and its slice."""
+    for path, limit in limits.items():
+        group(tmp_path, path, version=version, limit=limit, used=1 * GB)
+    own = "slurm/job_7/step_0/task_0"
+    (tmp_path / FOLDER[version] / own).mkdir(parents=True, exist_ok=True)
+    lines = [f"0::/{own}"] if version == "2" else ["9:name=systemd:/x", f"4:cpu,memory:/{own}", "3:cpuset:/", "0::/"]
+    processes_groups(tmp_path, *lines)
+    assert computing.free_ram(tmp_path) == free
+
+
+@pytest.mark.usefixtures("ram")
+def test_a_container_that_is_told_the_path_of_its_host(tmp_path):
+    """It sees its own group as the root, and the path from the host's root in /proc."""
+    group(tmp_path, ".", version="1", limit=6 * GB, used=2 * GB)
+    processes_groups(tmp_path, "4:memory:/docker/0123:with:colons")
+    assert computing.free_ram(tmp_path) == 4 * GB
+
+
+def test_without_control_groups_the_systems_free_memory_counts(tmp_path, ram):
+    assert computing.free_ram(tmp_path) == ram
+
+
+def test_the_limit_of_a_nested_group_is_seen_for_real():
+    """In a group that is made for it, where this machine lets us."""
+    own = next(group for group in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+               if group.split(":")[1] in ("", "memory"))  # fmt: skip
+    version = "2" if own.startswith("0::") else "1"
+    parent = Path("/", FOLDER[version], own.split(":", 2)[2].lstrip("/"))
+    nested = parent / f"headstart-{os.getpid()}"
+    code = "from headstart.training.compute import free_ram; print(free_ram())"
+    joined = f"echo $$ > {nested}/cgroup.procs && exec {sys.executable} -c '{code}'"
+    try:
+        nested.mkdir()
+        (nested / NAMES[version][0]).write_text(str(GB), encoding="ascii")
+    except OSError as error:
+        with suppress(OSError):
+            nested.rmdir()
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        free = int(run("bash", "-c", joined, cwd=ROOT).stdout)
+    finally:
+        nested.rmdir()
+    assert 0 < free < GB
+
+
+def test_a_checkpoint_fits_whatever_number_of_cores_a_machine_has(monkeypatch, compute):
+    before = compute.reproducible_on()
+    monkeypatch.setattr(os, "cpu_count", lambda: 1_000)
+    assert compute.describe()["device"] == "1000 CPU cores"
+    assert compute.reproducible_on() == before
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert compute.reproducible_on() != before
+    assert dataclasses.replace(compute, dtype=torch.bfloat16).reproducible_on() != before
+    assert {"threads", "torch", "python", "timm"} <= before.keys()
+
+
+def test_float32_is_exact_on_a_gpu_whatever_the_environment_says():
+    """Set without PyTorch's deprecated settings, so without a warning; matrix products accept the combination."""
+    code = """
+import torch
+from headstart.training import compute
+assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+compute.choose("cpu")
+print(torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
+torch.backends.cuda.matmul.allow_tf32  # raises where the old and the new setting differ
+"""
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert (done.stderr, done.stdout) == ("", "ieee ieee\n")
 
 
 def test_the_devices_generator_goes_to_whichever_device_it_is_now(monkeypatch):
@@ -104,6 +229,7 @@ def test_the_environment_decides(monkeypatch):
     [
         ("HEADSTART_DEVICE", "gpu", "HEADSTART_DEVICE is 'gpu': it must be cpu, cuda or cuda:N"),
         ("HEADSTART_DTYPE", "half", "HEADSTART_DTYPE is 'half': it must be one of float32, bfloat16"),
+        ("HEADSTART_GRAPHS", "no", "HEADSTART_GRAPHS is 'no': it must be 0 or 1"),
         ("HEADSTART_MEMORY_GB", "much", "HEADSTART_MEMORY_GB is 'much': it must be a number of gigabytes greater "),
         ("HEADSTART_MEMORY_GB", "-1", "HEADSTART_MEMORY_GB is '-1': it must be a number of gigabytes greater than 0"),
         ("HEADSTART_MEMORY_GB", "nan", "HEADSTART_MEMORY_GB is 'nan': it must be a number of gigabytes greater than"),

@@ -66,6 +66,14 @@ def test_inputs_used_once_are_not_kept(test_set, compute, halves):
     assert isinstance(made, Recomputed)
 
 
+def test_images_stay_in_host_memory(test_set, compute, halves):
+    """A data set can be larger than a GPU; "meta" is a device without memory."""
+    images = test_set[0][:9]
+    elsewhere = dataclasses.replace(compute, device=torch.device("meta"))
+    made = activations(images, halves[0], compute=elsewhere, prepare=PREPROCESS, keep=False)
+    assert made.images is images
+
+
 @pytest.mark.parametrize("n", [1, 64, 65])
 def test_trunk_and_head_are_the_whole_network(test_set, compute, halves, n):
     images = test_set[0][:n]

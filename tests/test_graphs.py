@@ -1,12 +1,16 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
 from headstart.params import Experiment
+from headstart.training.forward import Examples, Kept
 from headstart.training.graphs import GraphedStep, undone
 from headstart.training.loop import make_optimizer
+
+from .conftest import trained
 
 ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
 SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)
@@ -53,6 +57,24 @@ def test_undone_keeps_every_tensor_where_it_is(compute):
     assert places == [tensor.data_ptr() for tensor in head.state_dict().values()]
     assert moments == [tensor.data_ptr() for state in optimizer.state.values() for tensor in state.values()]
     assert torch.equal(head[0].weight, before["0.weight"])
+
+
+@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+def test_training_is_the_same_with_and_without_graphs(compute, experiment):
+    """On this device; tests/test_cuda.py compares them on a GPU."""
+    generator = torch.Generator().manual_seed(1)
+    maps, labels = torch.randn(20, 3, 4, 4, generator=generator), torch.randint(0, 2, (20,), generator=generator)
+    states, records = [], []
+    for graphs in (False, True):
+        chosen = dataclasses.replace(compute, graphs=graphs)
+        head, examples = network(), Examples(Kept.of(maps, chosen), labels)
+        epochs = trained(head, examples, examples, experiment=experiment, n_epochs=2, batch_size=8, seed=3,
+                         compute=chosen)  # fmt: skip
+        records.append([dataclasses.replace(epoch, seconds=0.0) for epoch in epochs])
+        states.append(head.state_dict())
+    assert records[0] == records[1]
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], tensor), name
 
 
 def test_without_a_gpu_nothing_is_recorded(compute):

@@ -49,7 +49,12 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported for this
-        return "the GPU's memory is full: lower batch_size in params.yaml, or free memory that other processes hold"
+        return ("the GPU's memory is full: free memory that other processes hold, lower batch_size or image_size in "
+                "params.yaml, or set HEADSTART_MEMORY_GB lower, so that activations are kept in RAM")  # fmt: skip
+    if "does not have a deterministic implementation" in str(error):
+        operation = str(error).split()[0]
+        return (f"{operation} has no deterministic implementation on this device: set finetune_from in params.yaml to "
+                "a layer behind it, or HEADSTART_DEVICE=cpu in the environment")  # fmt: skip
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return "the memory is full: lower training_images or image_size in params.yaml, or free some"
     if isinstance(error, OSError):

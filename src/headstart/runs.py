@@ -1,6 +1,7 @@
 """What is worth knowing of one run of a stage: how long it took, when, with which code, and how much memory."""
 
 import datetime
+import os
 import subprocess
 import sys
 import time
@@ -39,7 +40,12 @@ def _now() -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs, with a ``+`` where that was changed since; empty where git cannot tell."""
+    """Return the commit of the code that runs, with a ``+`` where that was changed since.
+
+    ``HEADSTART_COMMIT`` says it for a copy of the code without git; without both it is empty.
+    """
+    if told := os.environ.get("HEADSTART_COMMIT"):
+        return told
     root = Path(__file__).parent
     try:
         head = _git(root, "rev-parse", "HEAD")

@@ -5,21 +5,31 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import psutil
 import torch
 
 from headstart.console import UserError
 
+T = TypeVar("T")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Bytes for what is computed meanwhile: a chunk on its way, a training step.
 WORKSPACE = {"cuda": 4 << 30, "cpu": 1 << 30}
 GIGABYTE = 10**9
+# By the controller's name in /proc/self/cgroup, which is empty for version 2: the folder in /sys/fs/cgroup, the files
+# of limit and usage, and the entry of memory.stat with the cached files that the kernel can drop.
+CONTROL_GROUPS = {
+    "": (".", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Compute:
     device: torch.device
     dtype: torch.dtype  # of convolutions; weights, logits and losses stay float32
     memory: int | None = None  # bytes of the device's memory that may be used; None: all that is free
+    graphs: bool = False  # whether training steps are recorded as CUDA graphs
 
     @property
     def chunk(self) -> int:
@@ -44,10 +55,26 @@ class Compute:
         # No cache of converted weights: it must not outlive the capture of a CUDA graph, and each is used once anyway.
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
-    def place(self, size: int) -> str:
-        """Where to keep ``size`` bytes that are read in every epoch, as things stand now: see ``choose_place``."""
+    def place(self, size: int, workspace: int = 0) -> str:
+        """Return where to keep ``size`` bytes that are read in every epoch, as things stand now: see ``choose_place``.
+
+        Args:
+            workspace: bytes that a computation takes on the device, as measured; at least WORKSPACE stays free.
+        """
         host = 0 if self.device.type == "cpu" else free_ram() - WORKSPACE["cpu"]
-        return choose_place(size, device=self._free() - WORKSPACE[self.device.type], host=host)
+        workspace = max(workspace, WORKSPACE[self.device.type])
+        return choose_place(size, device=self._free() - workspace, host=host)
+
+    def measure(self, work: Callable[[], T]) -> tuple[T, int]:
+        """Return what ``work`` returns, and the bytes that it took on a GPU for a time beyond what it left there."""
+        if self.device.type == "cpu":
+            return work(), 0
+        peak = torch.cuda.max_memory_allocated(self.device)
+        _peaks[self.device] = max(_peaks.get(self.device, 0), peak)  # which the reset forgets
+        torch.cuda.reset_peak_memory_stats(self.device)
+        result = work()
+        highest = torch.cuda.max_memory_allocated(self.device)
+        return result, highest - torch.cuda.memory_allocated(self.device)
 
     def _free(self) -> int:
         if self.device.type == "cpu":
@@ -71,14 +98,27 @@ class Compute:
             "precision": self.precision,
             "python": platform.python_version(),
             "torch": torch.__version__,  # with the CUDA that it was built for
+            **({"cudnn": str(torch.backends.cudnn.version())} if cuda else {}),  # which chooses the algorithms
             **_versions("torchvision", "timm"),
         }
 
+    def reproducible_on(self) -> dict[str, str]:
+        """Return what of the machine can change a result's last bits: not how many cores it has besides the threads."""
+        kind = {} if self.device.type == "cuda" else {"device": f"CPU, {torch.backends.cpu.get_cpu_capability()}"}
+        return {**self.describe(), **kind}
+
     def peak_memory(self) -> dict[str, int]:
-        """The most memory in MB that PyTorch has held on a GPU so far; nothing on a CPU."""
+        """Return the most memory in MB that tensors have taken on a GPU since ``choose``; nothing on a CPU.
+
+        What PyTorch holds besides, to use again, may be left from the stage before in the same process.
+        """
         if self.device.type == "cpu":
             return {}
-        return {"peak_gpu_memory_mb": round(torch.cuda.max_memory_reserved(self.device) / 1e6)}
+        peak = max(_peaks.get(self.device, 0), torch.cuda.max_memory_allocated(self.device))
+        return {"peak_gpu_memory_mb": round(peak / 1e6)}
+
+
+_peaks: dict[torch.device, int] = {}  # bytes by GPU, of the time before the last reset of PyTorch's own count
 
 
 def choose_place(size: int, *, device: int, host: int) -> str:
@@ -94,7 +134,8 @@ def choose(device: str | None = None, dtype: torch.dtype | None = None) -> Compu
 
     The environment decides: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),
     ``HEADSTART_DTYPE`` is float32 or bfloat16 (default: bfloat16 on a GPU, float32 on a CPU, whichever CPU it is),
-    ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: what is free).
+    ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: what is free), and ``HEADSTART_GRAPHS`` is 0
+    or 1 (default: 1; whether training steps on a GPU are recorded as CUDA graphs).
 
     Args:
         device: instead of ``HEADSTART_DEVICE``.
@@ -107,10 +148,12 @@ def choose(device: str | None = None, dtype: torch.dtype | None = None) -> Compu
     chosen = _device(asked)
     dtype = dtype or _dtype(os.environ.get("HEADSTART_DTYPE"), chosen)
     memory = _memory(os.environ.get("HEADSTART_MEMORY_GB"))
+    graphs = _graphs(os.environ.get("HEADSTART_GRAPHS")) and chosen.type == "cuda"
+    _use_exact_float32()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # where streams and graphs are made
         torch.cuda.reset_peak_memory_stats(chosen)  # of a stage before, in the same process
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+        _peaks.pop(chosen, None)
         if memory is not None:
             total = torch.cuda.get_device_properties(chosen).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total), chosen)
@@ -120,7 +163,21 @@ def choose(device: str | None = None, dtype: torch.dtype | None = None) -> Compu
     # Every element is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _keep_freed_memory()
-    return Compute(chosen, dtype, memory)
+    return Compute(chosen, dtype, memory, graphs)
+
+
+def _use_exact_float32() -> None:
+    """Have float32 mean float32 on a GPU, not TF32, which has 10 bits instead of 23.
+
+    For cuDNN that is not the default. For cuBLAS it is, unless ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` is set, as NVIDIA's
+    images have it. PyTorch refuses matrix products where its old and its new setting for cuBLAS differ: only the old
+    function changes both, with a warning in some versions.
+    """
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    if torch.get_float32_matmul_precision() != "highest":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TF32")
+            torch.set_float32_matmul_precision("highest")
 
 
 def _versions(*packages: str) -> dict[str, str]:
@@ -163,20 +220,39 @@ def _memory(asked: str | None) -> int | None:
     return int(gigabytes * GIGABYTE)
 
 
-def free_ram(group: str | Path = "/sys/fs/cgroup") -> int:
-    """Bytes of RAM that this process may still take, in a container too, whose control ``group`` has a limit.
+def _graphs(asked: str | None) -> bool:
+    if asked and asked not in ("0", "1"):
+        raise UserError(f"HEADSTART_GRAPHS is {asked!r}: it must be 0 or 1")
+    return asked != "0"
 
-    Files that were read and may be forgotten count as free, as they do in what the system says of itself.
+
+def free_ram(root: str | Path = "/") -> int:
+    """Return the bytes of RAM that this process may still take.
+
+    Containers, SLURM and systemd limit it by control groups, version 1 or 2. Groups are nested, and the limits of all
+    of them hold, from the process's own up to the root of those that it can see. Cached files that the kernel can drop
+    count as free, as they do in what the system says of itself.
+
+    Args:
+        root: the folder with ``proc`` and ``sys``.
     """
-    free = psutil.virtual_memory().available
+    return min([psutil.virtual_memory().available, *_free_in_groups(Path(root))])
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
     try:
-        limit, used, stat = (
-            Path(group, name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
-        )
-        cached = dict(line.split() for line in stat.splitlines())["inactive_file"]
-        return min(free, int(limit) - int(used) + int(cached))
-    except (OSError, ValueError, KeyError):  # no such file, or the limit is "max"
-        return free
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        for controller in CONTROL_GROUPS.keys() & controllers.split(","):
+            folder, *names, cached = CONTROL_GROUPS[controller]
+            for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+                place = root / "sys/fs/cgroup" / folder / group.relative_to("/")
+                with suppress(OSError, ValueError, KeyError):  # no limit: no such file, or it is "max"
+                    limit, used = (int((place / name).read_text(encoding="ascii")) for name in names)
+                    entries = (place / "memory.stat").read_text(encoding="ascii").splitlines()
+                    yield limit - used + int(dict(entry.split() for entry in entries)[cached])
 
 
 def generator_states(device: torch.device) -> dict[str, torch.Tensor]:

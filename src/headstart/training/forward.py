@@ -35,8 +35,12 @@ class Forward:
 
         Each must be used before the next is asked for: that module may work in place.
         """
-        missing = self.compute.chunk - len(chunk)
-        batch = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])]).to(self.compute.device)
+        # A copy, because a module may work in place. From pinned memory it travels while the GPU computes.
+        batch = torch.empty(self.compute.chunk, *chunk.shape[1:], dtype=chunk.dtype, device=chunk.device,
+                            pin_memory=chunk.device != self.compute.device)  # fmt: skip
+        batch[: len(chunk)] = chunk
+        batch[len(chunk) :] = chunk[-1:]
+        batch = batch.to(self.compute.device, non_blocking=True)
         if self.prepare is not None:
             batch = self.prepare(batch)
         for module in self.modules:
@@ -108,14 +112,14 @@ class Kept:
 class Recomputed:
     """Inputs of a head that fit nowhere: computed whenever they are used, in the order they are used in."""
 
-    images: torch.Tensor  # on the device
+    images: torch.Tensor  # in host memory: a GPU has only the chunk that it computes
     trunk: Forward
     place = "recompute"
 
     def batches(self, order: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
         """Yield the same batches as ``Kept`` does."""
         waiting: list[torch.Tensor] = []
-        for part in order.to(self.images.device).split(self.trunk.compute.chunk):
+        for part in order.split(self.trunk.compute.chunk):
             waiting = [torch.cat([*waiting, *self.trunk(self.images[part])])]
             while len(waiting[0]) >= batch_size:
                 batch, waiting = waiting[0][:batch_size], [waiting[0][batch_size:]]
@@ -164,11 +168,10 @@ def activations(
         keep: whether they will be used more than once, so that keeping them is worth it where there is room.
     """
     forward = Forward((trunk,), compute, prepare)
-    images = images.to(compute.device)
     if not keep or len(images) == 0:
         return Recomputed(images, forward)
-    like = _as_rows(next(forward(images[:1])))
-    place = compute.place(len(images) * like.nbytes)
+    like, workspace = compute.measure(lambda: _as_rows(next(forward(images[:1]))))
+    place = compute.place(len(images) * like.nbytes, workspace)
     if place == "recompute":
         return Recomputed(images, forward)
     home = compute.device if place == "device" else torch.device("cpu")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from headstart.console import UserError
 from headstart.training.compute import generator_states, restore_generators
 
 Results = tuple[torch.Tensor, ...]
@@ -50,8 +51,12 @@ class GraphedStep:
                 self._step(*places)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # records, and runs nothing
-            results = self._step(*places)
+        try:
+            with torch.cuda.graph(graph):  # records, and runs nothing
+                results = self._step(*places)
+        except RuntimeError as error:  # an operation waits for the GPU, say
+            raise UserError(f"the training step cannot be recorded as a CUDA graph ({error}): set "
+                            "HEADSTART_GRAPHS=0 in the environment to train without") from error  # fmt: skip
 
         def replay(*batch: torch.Tensor) -> Results:
             for place, tensor in zip(places, batch, strict=True):

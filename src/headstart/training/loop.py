@@ -14,7 +14,8 @@ from headstart.params import Experiment
 from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
 from headstart.training.forward import Examples, predict
-from headstart.training.graphs import GraphedStep, Results
+from headstart.training.graphs import GraphedStep, Results, Step
+from headstart.training.pooling import use_deterministic
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Epoch:
     train_accuracy: float
     validation_loss: float | None  # after the epoch; None without validation images
     validation_accuracy: float | None
-    seconds: float  # of training, without validation
+    seconds: float  # of training, without validation; on a GPU with recording the step, in the first epoch of a run
 
 
 def make_optimizer(experiment: Experiment, head: nn.Module, compute: Compute) -> torch.optim.Optimizer:
@@ -81,7 +82,11 @@ def fit(
     """
     if compute.matmul_convolutions:
         use_matmul(head)
-    step = GraphedStep(partial(_step, head, optimizer, compute), batch_size, head, optimizer)
+    if compute.device.type == "cuda":
+        use_deterministic(head)
+    step: Step = partial(_step, head, optimizer, compute)
+    if compute.graphs:
+        step = GraphedStep(step, batch_size, head, optimizer)
     if epochs.start == 1:
         torch.manual_seed(seed)  # for dropout, where a head has it
     for epoch in epochs:
@@ -120,7 +125,7 @@ def _step(
 
 
 def _train_pass(
-    step: GraphedStep,
+    step: Step,
     training: Examples,
     order: torch.Tensor,
     batch_size: int,
