@@ -207,7 +207,7 @@ def _fit(
     optimizer = make_optimizer(settings.experiment(name), head, device)
     checkpoint = _checkpoint(name, settings, device, key)
     done, best = checkpoint.restore(head, optimizer)
-    last = len(done) if _has_converged(done, study) else study.n_epochs
+    last = len(done) if _stops_early(done, study) else study.n_epochs
     written = time.monotonic()
     with progress(study.n_epochs * passes * images, f"training {of}", len(done) * passes * images) as bar:
         for epoch in fit(
@@ -220,15 +220,15 @@ def _fit(
             if is_whole or time.monotonic() - written > PAUSE:
                 checkpoint.save(head, optimizer, done, best)
                 written = time.monotonic()
-            if _has_converged(done, study):
+            if _stops_early(done, study):
                 break
     if best:
         head.load_state_dict(best)
     return done
 
 
-def _has_converged(epochs: list[Epoch], study: Study) -> bool:
-    return convergence.converged(_losses(epochs), study.patience)
+def _stops_early(epochs: list[Epoch], study: Study) -> bool:
+    return convergence.stops_early(_losses(epochs), study.patience)
 
 
 def _losses(epochs: list[Epoch]) -> list[float]:

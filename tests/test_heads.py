@@ -54,7 +54,7 @@ def test_each_head_is_trained_as_it_would_be_alone(sets, compute, experiment, pa
             epochs = trained(layer, training, validation, experiment=experiment, n_epochs=n_epochs, batch_size=32,
                              seed=head.seed, passes=head.passes, compute=compute)  # fmt: skip
             states.append(layer.state_dict())
-            if convergence.converged([epoch.validation_loss for epoch in epochs], patience):
+            if convergence.stops_early([epoch.validation_loss for epoch in epochs], patience):
                 break
         lengths.add(len(epochs))
         assert len(found[at]) == len(epochs)

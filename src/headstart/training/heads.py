@@ -85,7 +85,7 @@ class _Run:
             self._best = {key: tensor.clone() for key, tensor in state.items()}
 
     def is_done(self, study: Study) -> bool:
-        return len(self.epochs) == study.n_epochs or convergence.converged(self._losses, study.patience)
+        return len(self.epochs) == study.n_epochs or convergence.stops_early(self._losses, study.patience)
 
     def keep(self) -> None:
         """Give the layer what is kept."""
