@@ -17,11 +17,14 @@ from headstart.results.report import percent
 from scripts import results
 from scripts.results import Results
 
-NOTE = (
-    "More than noise: exact McNemar tests on the same test images, with Holm's correction, and an interval that leaves "
-    "out 0. They tell what other test images would change{seeds}."
-)
-ONE_SEED = ", not what another training would: two trained networks are compared"
+ONE_SEED = ("differs on other test images", (
+    "One seed in common: exact McNemar tests on the same test images, with Holm's correction, and a 95 % interval that "
+    "excludes 0. They say what other test images would change, not what another training would."
+))  # fmt: skip
+SEVERAL_SEEDS = ("significant", (
+    "Significant: p < 0.05 after Holm's correction, and a 95 % interval that excludes 0. Both are over test images and "
+    "seeds."
+))  # fmt: skip
 
 
 def main() -> None:
@@ -73,15 +76,16 @@ def _value(change: dict[str, Any], when: str) -> str:
 
 
 def _accuracies(before: Results | None, after: Results) -> str:
-    """Test accuracy before and after, and whether the difference is more than noise."""
+    """Test accuracy before and after, and whether the difference is significant."""
     if before is None:
         return "These results are new."
     if before.accuracy == after.accuracy:
         return "No test accuracy is changed."
     ranked = sorted(after.accuracy, key=lambda name: after.accuracy[name].value, reverse=True)
     tested = results.changes(after, before)
+    column, note = SEVERAL_SEEDS if all(gain.n_seeds > 1 for gain in tested.values()) else ONE_SEED
     lines = [
-        "| configuration | before % | after % | points | 95 % interval | more than noise |",
+        f"| configuration | before % | after % | points | 95 % interval | {column} |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for name in ranked:
@@ -96,12 +100,11 @@ def _accuracies(before: Results | None, after: Results) -> str:
             interval, verdict = "", "no: the same images are right" if points == 0 else "not tested"
         else:
             interval = f"{100 * change.gain.low:+.2f} to {100 * change.gain.high:+.2f}"
-            verdict = "**yes**" if change.is_real else "no"
+            verdict = "**yes**" if change.is_significant else "no"
         lines.append(f"| {name} | {percent(old, 2)} | {now} | {100 * points:+.2f} | {interval} | {verdict} |")
     lines += [f"| {name} | {percent(old.value, 2)} | – | removed | | |" for name, old in before.accuracy.items()
               if name not in after.accuracy]  # fmt: skip
-    alone = any(len(seeds) == 1 for found in (before, after) for seeds in found.right.values())
-    return "\n".join([*lines, "", NOTE.format(seeds=ONE_SEED if alone else " and other seeds")])
+    return "\n".join([*lines, "", note])
 
 
 def _metrics(before: Results, after: Results) -> str:

@@ -23,6 +23,7 @@ class Results:
     published: dict[str, float]
     summary: dict[str, float]
     right: dict[str, dict[int, np.ndarray]]  # by configuration and seed: which test images are right, bool [N]
+    majority: float | None = None  # accuracy of the majority baseline; older records do not have it
 
 
 def read(study: str, revision: str | None = None) -> Results | None:
@@ -38,12 +39,14 @@ def read(study: str, revision: str | None = None) -> Results | None:
     rows = list(csv.DictReader(io.StringIO(text)))
     names = [row["configuration"] for row in rows]
     metrics = {name: _show(revision, f"metrics/{study}/{name}.json") for name in names}
+    majority = _show(revision, f"metrics/{study}/majority-baseline.json")
     return Results(
         accuracy={row["configuration"]: _estimate(row) for row in rows},
         metrics={name: json.loads(found) for name, found in metrics.items() if found},
         published={row["configuration"]: float(row["published"]) / 100 for row in rows if row["published"]},
         summary=json.loads(summary),
         right=_right(_show(revision, f"metrics/{study}/right.csv") or ""),
+        majority=json.loads(majority)["test_accuracy"] if majority else None,
     )
 
 

@@ -22,8 +22,8 @@ from scripts.results import Results
 
 
 def table(studies: dict[str, Results], made_with: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> Table:
-    """A row a study; the effect is of the study's own pairs of configurations, with its 95 % interval."""
-    title = "What pretrained weights bought, in points of test accuracy, and the best of each study"
+    """A row a study; the main effect is of the study's own pairs of configurations, with its 95 % interval."""
+    title = "What pretrained weights bought, in points of test accuracy (mean over pairs), and the best of each study"
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("study", "data set", "network"):
         shown.add_column(column, no_wrap=True)

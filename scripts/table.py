@@ -7,6 +7,7 @@ STUDY: the one that params.yaml names if there is none; REVISION: what to compar
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -21,7 +22,7 @@ from scripts import results
 from scripts.results import Results
 
 TIMES = 4  # stages whose time is shown
-SAVED = {"labels_saved": "", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
+SAVED = {"labels_saved": "about ", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
 
 
 def table(now: Results, before: Results | None, *, study: str, revision: str) -> Table:
@@ -30,8 +31,8 @@ def table(now: Results, before: Results | None, *, study: str, revision: str) ->
     changed = before is not None and before.accuracy != now.accuracy
     tested = results.changes(now, before) if before is not None else {}
     shown = Table(
-        title=f"Test accuracy, study {study}, %", title_justify="left", caption=_caption(now), caption_justify="left",
-        box=SIMPLE_HEAD,
+        title=f"Test accuracy, study {study}, %", title_justify="left", caption=_caption(now, tested.values()),
+        caption_justify="left", box=SIMPLE_HEAD,
     )  # fmt: skip
     shown.add_column("configuration", no_wrap=True)
     compared = ["published"] if now.published else []
@@ -51,6 +52,8 @@ def table(now: Results, before: Results | None, *, study: str, revision: str) ->
         if changed:
             cells.append(_change(now, before, name, tested.get(name)))
         shown.add_row(*cells, style=style)
+    if now.majority is not None:
+        shown.add_row("majority baseline", percent(now.majority, 2), style="dim")
     return shown
 
 
@@ -58,21 +61,27 @@ def _change(now: Results, before: Results | None, name: str, tested: Gain | None
     if before is None or name not in before.accuracy:
         return "new"
     change = now.accuracy[name].value - before.accuracy[name].value
-    noise = " (noise)" if change and tested is not None and not tested.is_real else ""
-    return f"{100 * change:+.2f}{noise}"
+    return f"{100 * change:+.2f}{' ?' if tested is not None and not tested.is_significant else ''}"
 
 
-def _caption(now: Results) -> str:
-    """The effects of the factors, in words."""
-    effects = {name.removeprefix("effect_"): value for name, value in now.summary.items() if name.startswith("effect_")}
-    said = "Effects in points: " + ", ".join(f"{name} {100 * value:+.1f}" for name, value in effects.items())
-    if "optimizer" in effects:
+def _caption(now: Results, tested: Iterable[Gain]) -> str:
+    """Return the main effects of the factors, in words, and what "?" means."""
+    effects = [
+        f"{name.removeprefix('effect_')} {100 * value:+.1f}"
+        for name, value in now.summary.items()
+        if name.startswith("effect_")
+    ]
+    said = f"Main effects (means over pairs) in points: {', '.join(effects)}"
+    if "effect_optimizer" in now.summary:
         said += " (with the settings that each brings along)"
     for key, bound in SAVED.items():
         if key in now.summary:
-            said += f"\nPretrained weights save {bound}{now.summary[key]:,.0f} labels"
+            digits = ".1g" if key == "labels_saved" else ".10g"  # its interval allows no more
+            said += f"\nPretrained weights save {bound}{float(format(now.summary[key], digits)):,.0f} labels"
     if all(len(seeds) == 1 for seeds in now.right.values()):
         said += "\nOne seed: in each pair two trained networks are compared"
+    if doubtful := [gain for gain in tested if not gain.is_significant]:
+        said += f"\n? {'not significant' if doubtful[0].n_seeds > 1 else 'may be none on other test images'}"
     return said
 
 

@@ -24,6 +24,9 @@ def main(name: str = "") -> None:
         files.write_csv(f"plots/{found.study}/{name}.csv", table[0], table[1:])
     right = report.right_table(found)
     files.write_csv(f"metrics/{found.study}/right.csv", right[0], right[1:])
+    correct = by_labels.correct_table(found.by_labels, found.setting.seeds)
+    files.write_csv(f"metrics/{found.study}/correct_by_budget.csv", correct[0], correct[1:])
+    files.write_json(f"metrics/{found.study}/majority-baseline.json", {"test_accuracy": round(found.majority[1], 4)})
     for name in report.COMMITTED:
         files.write_text(f"plots/{found.study}/{name}.svg", drawn.get(name, report.NO_FIGURE))
     summary = comparison.metrics(found.findings, found.validation) | by_labels.metrics(found.by_labels)

@@ -16,7 +16,7 @@ from headstart.data import catalogue, splits
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
 from headstart.params import Experiment
-from headstart.results import by_labels, comparison, gallery, maps, report
+from headstart.results import by_labels, comparison, evaluation, gallery, maps, report
 from headstart.results.labels_saved import Curve
 from headstart.training import convergence
 from stages.paths import model_file, predictions_file, prepared_file, probes_file, scores_folder, training_file
@@ -38,6 +38,8 @@ def read(settings: params.Params) -> report.Content:
     logits = {name: found["logits"] for name, found in predictions.items()}
     right = {name: found.argmax(2) == labels for name, found in logits.items()}
     findings = comparison.study(experiments, right)
+    training = files.read_arrays(prepared_file(settings), "training_labels").arrays["training_labels"]
+    majority, majority_accuracy = evaluation.majority_baseline(training_labels=training, labels=labels)
     compared = report.is_published_size(settings.current)
     published = report.published_results(files.read_csv(PUBLISHED)) if compared else {}
     rows = [
@@ -72,6 +74,7 @@ def read(settings: params.Params) -> report.Content:
         },
         scratch=scratch,
         by_labels=_by_labels(settings, experiments, predictions, labels, scratch),
+        majority=(classes[majority], majority_accuracy),
     )
 
 
@@ -113,7 +116,7 @@ def _by_labels(
         probes[pretrained] = Curve(study.probed, predicted == labels)
     curves: dict[str, Curve] = {}
     validation: dict[str, list[float]] = {}
-    converged: dict[str, list[int]] = {}
+    stopped_early: dict[str, list[int]] = {}
     for name in experiments if study.label_counts else ():
         logits = np.concatenate([predictions[name]["label_logits"], predictions[name]["logits"][None]])
         curves[name] = Curve((*study.label_counts, study.labels), logits.argmax(3) == labels)
@@ -122,13 +125,13 @@ def _by_labels(
         if not study.validation_images:
             validation[name] = curves[name].accuracy.tolist()
         if study.patience is not None:
-            converged[name] = [sum(has_converged for _, has_converged in of_seeds) for of_seeds in trainings]
-    return by_labels.study(experiments, curves=curves, probes=probes, validation=validation, converged=converged,
-                           scratch=scratch)  # fmt: skip
+            stopped_early[name] = [sum(is_early for _, is_early in of_seeds) for of_seeds in trainings]
+    return by_labels.study(experiments, curves=curves, probes=probes, validation=validation,
+                           stopped_early=stopped_early, scratch=scratch)  # fmt: skip
 
 
 def _trainings(settings: params.Params, name: str) -> list[list[tuple[float, bool]]]:
-    """Of each number of labels and seed: validation accuracy of what was kept, or 0, and whether it converged."""
+    """Of each number of labels and seed: validation accuracy of what was kept, or 0, and whether it stopped early."""
     folder, study = model_file(settings, name, 0).parent, settings.current
     some = files.read_csv(folder / "label_epochs.csv")
     every = [{"labels": str(study.labels), **epoch} for epoch in files.read_csv(folder / "epochs.csv")]
@@ -139,7 +142,7 @@ def _trainings(settings: params.Params, name: str) -> list[list[tuple[float, boo
             epochs = list(of_seed)
             losses = [float(epoch["validation_loss"] or 0) for epoch in epochs]
             accuracy = epochs[convergence.kept(losses, study.patience) - 1]["validation_accuracy"]
-            found[-1].append((float(accuracy or 0), convergence.converged(losses, study.patience)))
+            found[-1].append((float(accuracy or 0), convergence.stops_early(losses, study.patience)))
     return found
 
 

@@ -195,7 +195,7 @@ def _fit(
     optimizer = make_optimizer(settings.experiment(name), head, device)
     checkpoint = _checkpoint(name, settings, device, key)
     done, best = checkpoint.restore(head, optimizer)
-    last = len(done) if _has_converged(done, study) else study.n_epochs
+    last = len(done) if _stops_early(done, study) else study.n_epochs
     written, cost = time.monotonic(), 0.0  # when the last checkpoint was written, and how many seconds that took
     with progress(study.n_epochs * passes * images, f"training {of}", len(done) * passes * images) as bar:
         for epoch in fit(
@@ -210,15 +210,15 @@ def _fit(
                 checkpoint.save(head, optimizer, done, best)
                 written = time.monotonic()
                 cost = written - now
-            if _has_converged(done, study):
+            if _stops_early(done, study):
                 break
     if best:
         head.load_state_dict(best)
     return done
 
 
-def _has_converged(epochs: list[Epoch], study: Study) -> bool:
-    return convergence.converged(_losses(epochs), study.patience)
+def _stops_early(epochs: list[Epoch], study: Study) -> bool:
+    return convergence.stops_early(_losses(epochs), study.patience)
 
 
 def _losses(epochs: list[Epoch]) -> list[float]:

@@ -64,5 +64,6 @@ def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.C
         examples=gallery.Gallery(right, wrong),
         scratch=[],
         by_labels=None,
+        majority=(classes[0], 1 / n),
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},
     )

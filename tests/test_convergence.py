@@ -4,7 +4,7 @@ from headstart.training import convergence
 
 
 @pytest.mark.parametrize(
-    ("losses", "patience", "best", "has_converged"),
+    ("losses", "patience", "best", "stops_early"),
     [
         ([], 2, None, False),
         ([1.0], 1, 1, False),
@@ -15,12 +15,12 @@ from headstart.training import convergence
         ([1.0, 0.9, 1.1], 2, 2, False),
     ],
 )
-def test_patience_counts_epochs_without_a_lower_loss(losses, patience, best, has_converged):
-    assert convergence.converged(losses, patience) == has_converged
+def test_patience_counts_epochs_without_a_lower_loss(losses, patience, best, stops_early):
+    assert convergence.stops_early(losses, patience) == stops_early
     if losses:
         assert convergence.best(losses) == best == convergence.kept(losses, patience)
 
 
-def test_without_patience_the_last_epoch_is_kept_and_nothing_converges():
+def test_without_patience_the_last_epoch_is_kept_and_nothing_stops_early():
     assert convergence.kept([1.0, 2.0, 3.0], None) == 3
-    assert not convergence.converged([1.0, 2.0, 3.0], None)
+    assert not convergence.stops_early([1.0, 2.0, 3.0], None)

@@ -83,3 +83,11 @@ def test_balanced_accuracy_by_hand():
     assert evaluation.balanced_accuracy(logits=logits, labels=labels) == pytest.approx((3 / 4 + 1) / 2)
     assert evaluation.summary(logits=logits[None], labels=labels)["balanced_accuracy"] == 0.875
     assert "balanced_accuracy" not in evaluation.summary(logits=LOGITS[None], labels=LABELS)  # two of each
+
+
+def test_the_majority_baseline_is_learned_from_training_images():
+    # Class 2 is the most frequent of the training images, class 0 of the test images.
+    found = evaluation.majority_baseline(training_labels=np.array([0, 2, 2, 1]), labels=np.array([0, 0, 0, 2]))
+    assert found == (2, 0.25)
+    balanced = np.arange(100) % 10
+    assert evaluation.majority_baseline(training_labels=balanced, labels=balanced) == (0, 0.1)

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import labels_saved as simulation
 from headstart.results import labels_saved
-from headstart.results.labels_saved import Curve, Needed, PowerLaw
+from headstart.results.labels_saved import Curve, PowerLaw
 
 LABELS = (100, 200, 400, 800)
 
@@ -89,9 +89,3 @@ def test_a_power_law_is_found_again():
     assert labels_saved.needed_by_power_laws(exact, exact)[1:4] == pytest.approx([200, 400, 800], rel=0.01)
     assert labels_saved.power_law(curve(0.5, 0.6, labels=(1, 2))) is None
     assert labels_saved.power_law(curve(0.8, 0.7, 0.6, 0.5)) is None
-
-
-def test_labels_saved_as_a_power_law():
-    needed = [Needed(n + 3 * n**0.5, None) for n in LABELS]
-    assert labels_saved.transfer(LABELS, needed) == pytest.approx((3, 0.5))
-    assert labels_saved.transfer(LABELS, [Needed(math.inf, None)] * 3 + [Needed(900, None)]) is None

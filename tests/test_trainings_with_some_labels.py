@@ -69,8 +69,8 @@ def test_every_number_of_labels_and_seed_has_its_training(clone):
         by_training.setdefault((epoch["labels"], epoch["seed"]), []).append(float(epoch["validation_loss"]))
     assert list(by_training) == [("60", "0"), ("60", "7"), ("100", "0"), ("100", "7")]
     for losses in by_training.values():
-        assert len(losses) == 3 or convergence.converged(losses, 1)
-        assert not any(convergence.converged(losses[:end], 1) for end in range(len(losses)))
+        assert len(losses) == 3 or convergence.stops_early(losses, 1)
+        assert not any(convergence.stops_early(losses[:end], 1) for end in range(len(losses)))
 
 
 @pytest.mark.usefixtures("uninterrupted")

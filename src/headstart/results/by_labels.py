@@ -1,13 +1,16 @@
 """What a study says of numbers of labelled images: curves, what needs how many, and all of it in words and tables."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from headstart.params import Experiment
-from headstart.results import labels_saved
-from headstart.results.labels_saved import Curve, Needed, Transfer
+from headstart.results import evaluation, labels_saved
+from headstart.results.labels_saved import Curve, Needed
 
 PROBES = {True: "probe of pretrained features", False: "probe of random features"}  # by whether they are pretrained
 
@@ -35,11 +38,10 @@ class ByLabels:
     """What a study with several numbers of labels says of them."""
 
     curves: Mapping[str, Curve]  # of configurations, then of probes
-    converged: Mapping[str, Sequence[int]]  # how many trainings at each number; empty where none has patience
+    stopped_early: Mapping[str, Sequence[int]]  # how many trainings at each number; empty where none has patience
     saved: Answer | None  # by pretrained weights; None where nothing is trained from scratch
     worth: Answer | None  # pretrained features, in labels that random ones need; None without probes
     power_laws: Mapping[str, Sequence[float]]  # ``saved``, by Hoiem's power laws
-    transfer: Transfer | None  # ``saved``, by Hernandez's
 
 
 def study(
@@ -48,7 +50,7 @@ def study(
     curves: Mapping[str, Curve],
     probes: Mapping[bool, Curve],
     validation: Mapping[str, Sequence[float]],
-    converged: Mapping[str, Sequence[int]],
+    stopped_early: Mapping[str, Sequence[int]],
     scratch: Collection[str],
 ) -> ByLabels | None:
     """All that is said of them; None where there is one number of labels.
@@ -58,7 +60,7 @@ def study(
         probes: of linear probes, by whether the features are pretrained.
         validation: accuracies of ``curves``, by which the reference and the configuration that is spoken of first are
             chosen. What is chosen by test images looks better on them than it is.
-        converged: as in ``ByLabels``.
+        stopped_early: as in ``ByLabels``.
         scratch: the configurations that train a whole network from random weights.
     """
     if not curves and not probes:
@@ -86,9 +88,7 @@ def study(
         found = labels_saved.needed(probes[False], features)
         worth = Answer(reference=PROBES[False], curve=probes[False], needed=found, chosen=PROBES[True],
                        at=_middle(probes[True]))  # fmt: skip
-    transfer = labels_saved.transfer(curves[saved.chosen].labels, saved.needed[saved.chosen]) if saved else None
-    return ByLabels(curves={**curves, **named}, converged=converged, saved=saved, worth=worth, power_laws=laws,
-                    transfer=transfer)  # fmt: skip
+    return ByLabels(curves={**curves, **named}, stopped_early=stopped_early, saved=saved, worth=worth, power_laws=laws)
 
 
 def _middle(curve: Curve) -> int:
@@ -117,8 +117,28 @@ def number(value: float, bounds: tuple[int, int], change: Callable[[float], floa
 
 
 def _said(value: float, digits: str) -> str:
-    """With three significant digits, which is more than is known; without the sign of what rounding leaves of 0."""
-    return digits.format(float(f"{round(value, 6):.3g}") + 0.0).replace("-", "−")
+    """Return the number without the sign of what rounding leaves of 0."""
+    return digits.format(round(value, 6) + 0.0).replace("-", "−")
+
+
+def two_digits(value: float) -> float:
+    """Round to two significant digits."""
+    return float(f"{value:.2g}")
+
+
+def rounded(needed: Needed, n: int) -> Needed:
+    """Round labels needed to do as well as with ``n``: intervals allow two significant digits at most.
+
+    What differs from ``n`` by less than the rounding is ``n``. Labels saved and the factor are computed from the
+    result, so that the three agree.
+    """
+    unit = 10 ** (math.floor(math.log10(n)) - 1)
+
+    def round_one(value: float) -> float:
+        return n if abs(value - n) <= unit / 2 else two_digits(value)
+
+    interval = needed.interval and (round_one(needed.interval[0]), round_one(needed.interval[1]))
+    return Needed(round_one(needed.value), interval)
 
 
 def interval(needed: Needed, bounds: tuple[int, int], change: Callable[[float], float], digits: str = "{:,.0f}") -> str:
@@ -130,22 +150,23 @@ def interval(needed: Needed, bounds: tuple[int, int], change: Callable[[float], 
 
 
 def unsure(found: ByLabels, answer: Answer, name: str, at: int) -> bool:
-    """Whether not all of its trainings with that number of labels have converged, or not all of the reference."""
+    """Return whether a training of ``name`` with that number of labels, or one of the reference, did not stop early."""
     n_seeds = answer.curve.right.shape[1]
-    of_reference = found.converged.get(answer.reference, ())
-    of_name = found.converged.get(name, ())
+    of_reference = found.stopped_early.get(answer.reference, ())
+    of_name = found.stopped_early.get(name, ())
     return any(n < n_seeds for n in of_reference) or (len(of_name) > 0 and of_name[at] < n_seeds)
 
 
-def saved_rows(found: ByLabels, answer: Answer, name: str) -> list[dict[str, str]]:
+def saved_rows(found: ByLabels, answer: Answer, name: str) -> list[dict[str, Any]]:
     """What ``name`` saves at each of its numbers of labels: needed, saved and factor, with intervals, in words."""
     rows = []
-    for n, needed in zip(found.curves[name].labels, answer.needed[name], strict=True):
-        row = {"labels": f"{n:,}"}
+    for n, exact in zip(found.curves[name].labels, answer.needed[name], strict=True):
+        needed = rounded(exact, n)
+        row = {"labels": f"{n:,}", "saves": needed.value > n}
         for key, change, digits in (
             ("needed", lambda labels: labels, "{:,.0f}"),
             ("saved", lambda labels, n=n: labels - n, "{:,.0f}"),
-            ("factor", lambda labels, n=n: labels / n, "{:.3g}"),
+            ("factor", lambda labels, n=n: two_digits(labels / n), "{:,.10g}"),
         ):
             row[key] = number(needed.value, answer.range, change, digits)
             row[f"{key}_interval"] = interval(needed, answer.range, change, digits)
@@ -182,3 +203,40 @@ def saved_table(found: ByLabels | None) -> Table:
                 ends = ["", ""] if needed.interval is None else [f"{end:.1f}" for end in needed.interval]
                 rows.append([name, answer.reference, n, f"{needed.value:.1f}", *ends])
     return rows
+
+
+def correct_table(found: ByLabels | None, seeds: Sequence[int]) -> Table:
+    """Return which test images are correct: a row per configuration or probe, number of labels and seed.
+
+    The largest number of labels of a configuration is left out: ``metrics/<study>/right.csv`` has it.
+    """
+    rows: Table = [["configuration", "labels", "seed", "images", "correct"]]
+    for name, curve in found.curves.items() if found else ():
+        n_counts = len(curve.labels) - (name not in PROBES.values())
+        rows += [
+            [name, n, seed, len(correct), evaluation.pack(correct)]
+            for n, of_seeds in zip(curve.labels[:n_counts], curve.right, strict=False)
+            for seed, correct in zip(seeds, of_seeds, strict=True)
+        ]
+    return rows
+
+
+def read_curves(
+    rows: Sequence[Mapping[str, str]], right: Sequence[Mapping[str, str]], *, labels: int
+) -> dict[str, Curve]:
+    """Return the curves of a study from its committed files.
+
+    Args:
+        rows: of ``metrics/<study>/correct_by_budget.csv``, which is ``correct_table``.
+        right: of ``metrics/<study>/right.csv``.
+        labels: how many labelled images the study has: those that ``right`` was trained with.
+    """
+    names = {row["configuration"] for row in rows}
+    largest = [
+        {**row, "labels": str(labels), "correct": row["right"]} for row in right if row["configuration"] in names
+    ]
+    found: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for row in [*rows, *largest]:
+        correct = evaluation.unpack(row["correct"], int(row["images"]))
+        found[row["configuration"]][int(row["labels"])].append(correct)
+    return {name: Curve(list(by_count), np.array(list(by_count.values()))) for name, by_count in found.items()}

@@ -1,4 +1,4 @@
-"""What the factors of the study do to test accuracy, and which differences are more than noise."""
+"""What the factors of the study do to test accuracy, and which differences are significant."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -18,8 +19,10 @@ from headstart.params import Experiment
 FACTORS = {"pretrained": True, "finetuning": True, "optimizer": "Adam"}
 SETTINGS = ("lr", "momentum", "weight_decay")  # what a level may bring along, and what may be tuned for each
 
-ERROR = 0.05  # intervals are 95 % intervals, and a difference is real if its p-value is below this
+ERROR = 0.05  # intervals are 95 % intervals, and a difference is significant if its p-value is below this
 RESAMPLES = 10_000
+BISECTIONS = 60  # of the search for a p-value
+FARTHEST = 20.0  # standard errors, at which a p-value is 6e-89
 
 Correct = Mapping[str, np.ndarray]  # of each configuration, whether it was right: bool [seeds, test images]
 
@@ -37,13 +40,16 @@ class Gain:
     """What one network has over another, on the same test images; of several seeds the mean."""
 
     gain: Estimate  # in accuracy
-    only_one: int  # images that it alone has right, of the networks of the first seed
-    only_other: int
-    p: float  # exact McNemar test of these, after Holm's correction for all that are tested together
+    n_seeds: int
+    p: float  # after Holm's correction for all that are tested together
 
     @property
-    def is_real(self) -> bool:
-        """Whether the difference is more than noise, by the test and by the interval."""
+    def is_significant(self) -> bool:
+        """Whether the corrected p-value is below ``ERROR`` and the interval excludes 0.
+
+        With one seed this says that the two trained networks differ on other test images too. It says nothing about
+        other trainings.
+        """
         return self.p < ERROR and not self.gain.low <= 0 <= self.gain.high
 
 
@@ -127,13 +133,14 @@ def contrast(correct: Correct, groups: Sequence[tuple[str, ...]], signs: tuple[i
 
 
 def bootstrap(values: np.ndarray) -> Estimate:
-    """The mean of ``values`` [seeds, images] with its interval.
+    """Return the mean of ``values`` [seeds, images] with its interval.
 
-    What other test images would change is a percentile interval over resampled images (Efron and Tibshirani 1993,
-    chapter 13). They are resampled as wholes, so values that are differences on the same images stay paired. What other
-    seeds would change is Student's interval over the seeds' means, because resampling two or three of them would show
-    too little of their spread. The distances of both from the mean are combined as the root of their squares (Zou and
-    Donner 2008, Statistics in Medicine 27, 1693–1702).
+    The seeds and the images are crossed random effects. The interval of the images is a percentile bootstrap interval
+    (Efron and Tibshirani 1993, chapter 13). Images are resampled with all their seeds, so differences on the same
+    images stay paired. The interval of the seeds is Student's interval of their means. The two half-widths are added in
+    squares, as MOVER does with the limits of independent estimates (Zou and Donner 2008, Statistics in Medicine 27,
+    1693–1702). Here they are not independent: both contain the noise of each seed on each image, so the interval is
+    somewhat too wide.
     """
     generator = np.random.default_rng(0)
     n_seeds, n_images = values.shape
@@ -146,6 +153,24 @@ def bootstrap(values: np.ndarray) -> Estimate:
         return Estimate(value, low, high)
     seeds = float(student.ppf(1 - ERROR / 2, n_seeds - 1)) * values.mean(1).std(ddof=1) / math.sqrt(n_seeds)
     return Estimate(value, value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds))
+
+
+def p_values(values: np.ndarray) -> np.ndarray:
+    """Return the p-values of the means of ``values`` [tests, seeds, images], with two seeds or more: [tests].
+
+    A p-value is the smallest error rate at which the interval excludes 0 that ``bootstrap`` describes. The half-width
+    over images is the normal one here.
+    """
+    _, n_seeds, n_images = values.shape
+    gains = abs(values.mean((1, 2)))
+    images = values.mean(1).std(1) / math.sqrt(n_images)  # standard errors
+    seeds = values.mean(2).std(1, ddof=1) / math.sqrt(n_seeds)
+    low, high = np.zeros_like(gains), np.full_like(gains, FARTHEST)  # quantiles of the normal distribution
+    for _ in range(BISECTIONS):
+        quantiles = (low + high) / 2
+        excludes = np.hypot(quantiles * images, stdtrit(n_seeds - 1, ndtr(-quantiles)) * seeds) < gains
+        low, high = np.where(excludes, quantiles, low), np.where(excludes, high, quantiles)
+    return 2 * ndtr(-low)
 
 
 def accuracy(correct: np.ndarray) -> Estimate:
@@ -161,14 +186,18 @@ def gains(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Gain]:
     """Test each of ``pairs``, the correctness of the one and of the other: bool [seeds, images], of the same seeds."""
     if not pairs:
         return []
-    only = [(int((one[0] & ~other[0]).sum()), int((other[0] & ~one[0]).sum())) for one, other in pairs]
-    tests = [mcnemar([[0, left], [right, 0]], exact=True).pvalue for left, right in only]
-    corrected = multipletests(tests, alpha=ERROR, method="holm")[1]
-    found = []
-    for (one, other), (left, right), p in zip(pairs, only, corrected, strict=True):
-        gain = bootstrap(one.astype(float) - other)
-        found.append(Gain(gain=gain, only_one=left, only_other=right, p=float(p)))
-    return found
+    corrected = multipletests([p_value(*pair) for pair in pairs], alpha=ERROR, method="holm")[1]
+    return [
+        Gain(gain=bootstrap(one.astype(float) - other), n_seeds=len(one), p=float(p))
+        for (one, other), p in zip(pairs, corrected, strict=True)
+    ]
+
+
+def p_value(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the p-value of one test: with one seed that of McNemar's exact test, else that of ``p_values``."""
+    if len(one) > 1:
+        return float(p_values(one[None].astype(float) - other)[0])
+    return float(mcnemar([[0, (one & ~other).sum()], [(other & ~one).sum(), 0]], exact=True).pvalue)
 
 
 def differences(experiments: Mapping[str, Experiment], correct: Correct) -> list[Difference]:

@@ -43,6 +43,17 @@ def balanced_accuracy(*, logits: np.ndarray, labels: np.ndarray) -> float:
     return float(per_class(logits=logits, labels=labels)["recall"][np.unique(labels)].mean())
 
 
+def majority_baseline(*, training_labels: np.ndarray, labels: np.ndarray) -> tuple[int, float]:
+    """Return the most frequent class of the training images and how accurate it is to always predict it.
+
+    Args:
+        training_labels: of the training images. Of equally frequent classes the first is returned.
+        labels: of the images that the accuracy is measured on, [N].
+    """
+    label = int(np.bincount(training_labels).argmax())
+    return label, float((labels == label).mean())
+
+
 def is_balanced(labels: np.ndarray) -> bool:
     """Whether all classes that ``labels`` [N] has are equally common."""
     return len(set(np.unique(labels, return_counts=True)[1].tolist())) == 1

@@ -16,7 +16,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from headstart.params import Experiment
-from headstart.results.by_labels import PROBES, Answer, ByLabels, number
+from headstart.results.by_labels import PROBES, Answer, ByLabels, number, rounded
 from headstart.results.comparison import Estimate, Findings, pairs, unequal_settings
 from headstart.results.gallery import Example, Gallery
 from headstart.results.labels_saved import Curve
@@ -30,6 +30,7 @@ VARIABLES = {
     LINE: "var(--line)", BACK: "none",
 }  # fmt: skip
 MARKERS = {"Adam": "o^", "SGD": "sv"}
+OTHER_MARKERS = "Dd"  # of every other optimizer
 PER_ROW = 5  # examples
 CLOSE = 8  # points, at which two accuracies on one line would be written over each other
 FEW_CLASSES = 20  # so many can be shown each with its number
@@ -77,16 +78,16 @@ def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarra
 
 
 def _look(experiment: Experiment) -> dict[str, Any]:
-    """Colour: the start; filled and drawn through: fine-tuned; circle or square: the optimizer.
+    """Colour: the start; filled and drawn through: fine-tuned; circle, square or diamond: the optimizer.
 
-    Triangles are fine-tuned from a layer of their own: Adam's point up, SGD's down.
+    Triangles and thin diamonds are fine-tuned from a layer of their own: Adam's triangle points up, SGD's down.
     """
     colour = PRETRAINED if experiment.pretrained else RANDOM
     return {
         "color": colour,
         "markerfacecolor": colour if experiment.finetuning else BACK,
         "linestyle": "-" if experiment.finetuning else (0, (2, 1.5)),
-        "marker": MARKERS[experiment.optimizer][experiment.finetune_from is not None],
+        "marker": MARKERS.get(experiment.optimizer, OTHER_MARKERS)[experiment.finetune_from is not None],
     }
 
 
@@ -325,16 +326,17 @@ def _arrow(axes: Axes, found: ByLabels, answer: Answer) -> None:
     """From a number of labels to what the reference needs, or to the edge where that is more than there are."""
     n = found.curves[answer.chosen].labels[answer.at]
     height = _percent_wrong(found.curves[answer.chosen].accuracy, found.curves[answer.chosen])[answer.at]
-    needed = answer.needed[answer.chosen][answer.at].value
-    if needed <= n:
+    needed = answer.needed[answer.chosen][answer.at]
+    about = rounded(needed, n).value
+    if about <= n:
         return
-    end = min(needed, answer.range[1])
+    end = min(needed.value, answer.range[1])
     arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (end, height), (n, height), arrowprops=arrow, zorder=5)
     # Written below the curves, where there is room.
     bottom = axes.get_ylim()[0] * 0.8
     axes.plot([n, n], [bottom, height], [end, end], [bottom, height], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    said = number(needed, answer.range, lambda labels: labels - n)
+    said = number(about, answer.range, lambda labels: labels - n)
     axes.annotate(f"{said} labels saved", ((n * end) ** 0.5, bottom), (0, 4), textcoords="offset points", ha="center",
                   va="bottom", fontsize=8)  # fmt: skip
     axes.set_ylim(bottom=bottom)

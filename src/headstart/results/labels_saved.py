@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression, nnls
-from scipy.stats import linregress
 from scipy.stats import t as student
 
 from headstart.results.comparison import ERROR, RESAMPLES
@@ -101,9 +100,8 @@ class _Differences:
     def interval(self, weights: np.ndarray, name: str, at: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the difference at each row of ``weights`` [m, counts] to the point ``at`` of a curve: low and high, [m].
 
-        As in ``comparison.bootstrap``: what other test images would change is a percentile interval over resampled
-        images, what other seeds would change is Student's over the seeds, and their distances from the mean add as the
-        root of their squares.
+        Combined as in ``comparison.bootstrap``: a percentile interval over resampled images and Student's interval over
+        the seeds, their half-widths added in squares.
         """
         point = self._starts[name] + at
         seeds = self._of_seeds[:, : self._reference] @ weights.T - self._of_seeds[:, [point]]  # [seeds, m]
@@ -189,19 +187,3 @@ def needed_by_power_laws(reference: Curve, curve: Curve) -> list[float]:
     found = [scratch.labels(pretrained.error(n)) for n in curve.labels]
     fewest, most = reference.labels[0], reference.labels[-1]
     return [0.0 if n < fewest else math.inf if n > most else n for n in found]
-
-
-class Transfer(NamedTuple):
-    """Labels saved as ``factor * n ** power`` (Hernandez et al. 2021, with one size of network)."""
-
-    factor: float
-    power: float
-
-
-def transfer(labels: Sequence[int], needed: Sequence[Needed]) -> Transfer | None:
-    """The least squares fit to the logarithms, of those numbers that are known; None where they are fewer than two."""
-    known = [(n, each.value - n) for n, each in zip(labels, needed, strict=True) if n < each.value < math.inf]
-    if len(known) < 2:
-        return None
-    line = linregress(*np.log(known).T)
-    return Transfer(math.exp(line.intercept), float(line.slope))

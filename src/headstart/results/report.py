@@ -73,6 +73,7 @@ class Content:
     feature_maps: Mapping[str, np.ndarray]
     scratch: Sequence[str]  # the configurations that train a whole network from random weights
     by_labels: ByLabels | None  # where there are several numbers of labels
+    majority: tuple[str, float]  # the most frequent class of the training images, and how accurate it is as a guess
 
     @property
     def all_from_scratch(self) -> bool:
@@ -85,12 +86,12 @@ class Content:
         return any(row.experiment.finetune_from for row in self.rows)
 
     @property
-    def converged(self) -> dict[str, int]:
-        """How many trainings of each configuration have; empty where they end after a number of epochs."""
+    def stopped_early(self) -> dict[str, int]:
+        """How many trainings of each configuration did; empty where they end after a number of epochs."""
         patience = self.setting.patience
         if patience is None:
             return {}
-        return {name: converged(detail.epochs, patience) for name, detail in self.details.items()}
+        return {name: stopped_early(detail.epochs, patience) for name, detail in self.details.items()}
 
     @property
     def is_published_size(self) -> bool:
@@ -129,16 +130,26 @@ class Content:
         return {row.name: row.metrics[key] for row in self.rows if key in row.metrics}
 
     @property
+    def optimizers(self) -> list[str]:
+        return sorted({row.experiment.optimizer for row in self.rows})
+
+    @property
+    def simple_effects_of_pretrained(self) -> list[Difference]:
+        """What pretrained weights gain in each pair of configurations, the smallest gain first."""
+        ours = [difference for difference in self.findings.differences if difference.factor == "pretrained"]
+        return sorted(ours, key=lambda difference: difference.gain.value)
+
+    @property
     def experiments(self) -> dict[str, Experiment]:
         return {row.name: row.experiment for row in self.ranked}
 
 
-def converged(epochs: Sequence[Mapping[str, str]], patience: int) -> int:
+def stopped_early(epochs: Sequence[Mapping[str, str]], patience: int) -> int:
     """How many of the trainings, each with a seed, whose ``epochs`` these are."""
     losses: dict[str, list[float]] = {}
     for epoch in epochs:
         losses.setdefault(epoch["seed"], []).append(float(epoch["validation_loss"]))
-    return sum(convergence.converged(of_seed, patience) for of_seed in losses.values())
+    return sum(convergence.stops_early(of_seed, patience) for of_seed in losses.values())
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
@@ -352,16 +363,16 @@ def _labels_numbers(found: ByLabels | None) -> dict[str, Table]:
     for name, curve in found.curves.items():
         errors = dict(zip(curve.labels, 1 - curve.accuracy, strict=True))
         rows.append([name, *(percent(errors[n]) if n in errors else "–" for n in counts)])
-    converged: Table = [["converged", *(f"{n:,} labels" for n in counts)]]
-    for name, trainings in found.converged.items():
+    stopped_early: Table = [["stopped early", *(f"{n:,} labels" for n in counts)]]
+    for name, trainings in found.stopped_early.items():
         by_count = dict(zip(found.curves[name].labels, trainings, strict=True))
-        converged.append([name, *(by_count.get(n, "–") for n in counts)])
+        stopped_early.append([name, *(by_count.get(n, "–") for n in counts)])
     needed: Table = [["to do as well as", *(f"with {n:,} labels" for n in counts)]]
     if (answer := found.saved) is not None:
         for name in answer.needed:
             said = {row["labels"]: _with_interval(row) for row in by_labels.saved_rows(found, answer, name)}
             needed.append([name, *(said.get(f"{n:,}", "–") for n in counts)])
-    return {"labels": rows, "converged": converged, "needed": needed}
+    return {"labels": rows, "stopped_early": stopped_early, "needed": needed}
 
 
 def _marked(content: Content, answer: by_labels.Answer) -> bool:
@@ -400,16 +411,16 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         style=_resource("report.css"),
         figure=partial(_inline, drawn),
         numbers=numbers(content),
-        real=[difference for difference in content.findings.differences if difference.is_real],
-        noise=[difference for difference in content.findings.differences if not difference.is_real],
+        significant=[difference for difference in content.findings.differences if difference.is_significant],
+        not_significant=[difference for difference in content.findings.differences if not difference.is_significant],
         p_value=p_value,
         mistakes=worst_mistakes(content.details[content.best.name].confusion, content.classes),
         published_title=PUBLISHED_TITLE,
         confounded=confounded(content.findings),
         facts=run_facts(content),
         saved_rows=by_labels.saved_rows,
-        number=lambda needed, bounds: by_labels.number(needed, bounds, lambda labels: labels),
-        not_converged=[name for name, n in content.converged.items() if n < len(content.setting.seeds)],
+        number=lambda needed, bounds: by_labels.number(by_labels.two_digits(needed), bounds, lambda labels: labels),
+        not_stopped=[name for name, n in content.stopped_early.items() if n < len(content.setting.seeds)],
         unsure=by_labels.unsure,
         marked=partial(_marked, content),
         error=ERROR,

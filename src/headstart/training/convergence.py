@@ -1,4 +1,4 @@
-"""When a training ends that may take as long as it needs: by its loss on validation images."""
+"""Early stopping: end a training when its loss on validation images has not improved for some epochs."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,10 @@ def best(losses: Sequence[float]) -> int:
     return min(range(len(losses)), key=losses.__getitem__) + 1
 
 
-def converged(losses: Sequence[float], patience: int | None) -> bool:
-    """Whether the last ``patience`` epochs have brought no lower loss (Prechelt 1998, "Early stopping – but when?").
+def stops_early(losses: Sequence[float], patience: int | None) -> bool:
+    """Return whether the last ``patience`` epochs brought no lower loss (Prechelt 1998, "Early stopping – but when?").
+
+    A training that stops early has not necessarily converged: the loss on few validation images is noisy.
 
     Args:
         losses: on validation images, after each epoch so far.
