@@ -99,7 +99,13 @@ def results(settings: Params) -> list[Path]:
     study = settings.study
     metrics = [
         Path(f"metrics/{study}/{name}")
-        for name in ("right.csv", "study.json", *(f"{name}.json" for name in settings.experiments))
+        for name in (
+            "right.csv",
+            "correct_by_budget.csv",
+            "study.json",
+            "majority-baseline.json",
+            *(f"{name}.json" for name in settings.experiments),
+        )
     ]
     by_labels = ("labels", "labels_saved") if settings.current.label_counts or settings.current.probe_counts else ()
     tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves", *by_labels)]

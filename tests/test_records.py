@@ -64,7 +64,7 @@ def test_a_record_fits_the_settings_it_was_made_with(settings):
     assert len(made["stage_seconds"]) == 1 + 1 + 2 + 2 + 2 + 8 + 8 + 1
     assert made["weights"]["name"] == "w"
     by_labels = 3 if settings.study in ("quick", "labels") else 0
-    assert len(made["sha256"]) == 2 + 8 + 3 + 3 + by_labels
+    assert len(made["sha256"]) == 4 + 8 + 3 + 3 + by_labels
     assert made["peak_memory_mb"] == 100
     assert "peak_gpu_memory_mb" not in made
 
