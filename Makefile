@@ -115,7 +115,8 @@ lock: $(READY)  ## requirements.txt and cluster/requirements.txt anew from pypro
 	$(COMPILE) --extra pipeline --extra slurm --extra ray --extra ssh --extra s3 --constraint requirements.txt \
 	  --output-file cluster/requirements.txt
 
-clean:  ## Remove the environment, all outputs that git does not have, and DVC's cache where it has no pictures of yours
+clean:  ## Remove the environment, the outputs, and DVC's cache unless a branch versions images of yours with `dvc add`
 	rm -rf .venv .cluster checkpoints data/downloads data/raw data/prepared data/start data/features models predictions probes \
 	  report runs scores dvc_plots .dvc/tmp
-	ls data/pictures/*.dvc >/dev/null 2>&1 || rm -rf .dvc/cache
+	ls data/pictures/*.dvc >/dev/null 2>&1 || git log --all --format=%h -1 -- 'data/pictures/*.dvc' | grep -q '' || \
+	  rm -rf .dvc/cache

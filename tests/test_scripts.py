@@ -212,6 +212,34 @@ def test_make_clean_removes_every_output_that_git_does_not_have():
     assert not {"data", "data/pictures", "."} & set(recipe)
 
 
+def test_make_clean_keeps_the_cache_of_images_that_any_branch_versions(tmp_path):
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    cache = tmp_path / ".dvc/cache"
+
+    def clean() -> bool:
+        """Run `make clean`; return whether the cache is left."""
+        cache.mkdir(parents=True, exist_ok=True)
+        run("make", "clean", cwd=tmp_path)
+        return cache.exists()
+
+    def git(*arguments: str) -> None:
+        run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments, cwd=tmp_path)
+
+    assert not clean()  # no git either
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "nothing")
+    assert not clean()
+    git("switch", "-q", "-c", "images")
+    (tmp_path / "data/pictures").mkdir(parents=True)
+    (tmp_path / "data/pictures/flowers.dvc").write_text("outs: []", encoding="utf-8")
+    assert clean()  # before it is committed
+    git("add", "data")
+    git("commit", "-q", "-m", "flowers")
+    git("switch", "-q", "-")
+    assert not (tmp_path / "data/pictures/flowers.dvc").exists()
+    assert clean()
+
+
 def test_the_studies_side_by_side(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "120")
