@@ -1,6 +1,8 @@
+import argparse
 import dataclasses
 import hashlib
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -181,9 +183,134 @@ def test_a_file_that_is_no_state_dict(tmp_path, content):
         starts.load(models.build("resnet18", 10), starts.find("resnet18", str(path)))
 
 
-def test_a_whole_model_instead_of_a_state_dict(tmp_path):
-    with pytest.raises(UserError, match=r"is not a state dict: it must map names to tensors and nothing else"):
-        load({"state_dict": {}, "epoch": 3}, tmp_path / "weights.pth")
+class Wrapper(nn.Module):
+    """A module of somebody's training code, such as Lightning's, that has the network as an attribute."""
+
+    def __init__(self, attribute: str, network: nn.Module) -> None:
+        super().__init__()
+        self.add_module(attribute, network)
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(10))
+
+
+def compiled(network):
+    return torch.compile(network)
+
+
+def compiled_inside(network):
+    network.layer1 = torch.compile(network.layer1)
+    return network
+
+
+def averaged(network):
+    return torch.optim.swa_utils.AveragedModel(network)
+
+
+WRAPPED = {
+    "DataParallel": nn.DataParallel,
+    "torch.compile": compiled,
+    "torch.compile of a part": compiled_inside,
+    "torch.compile of DataParallel": lambda network: compiled(nn.DataParallel(network)),
+    "DataParallel of torch.compile": lambda network: nn.DataParallel(compiled(network)),
+    "AveragedModel": averaged,
+    "Lightning, model": lambda network: Wrapper("model", network),
+    "Lightning, net": lambda network: Wrapper("net", network),
+    "Lightning, compiled": lambda network: Wrapper("model", compiled(network)),
+    "DataParallel of Lightning": lambda network: nn.DataParallel(Wrapper("model", network)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_names_behind_those_of_a_wrapper(state, tmp_path, kind, suffix):
+    network = get_model("resnet18")
+    network.load_state_dict(state)
+    wrapped = WRAPPED[kind](network).state_dict()
+    assert not state.keys() <= wrapped.keys()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(wrapped, path)
+        assert_loads(state, path)
+    for content in (wrapped, {"state_dict": wrapped, "epoch": 3}) if suffix == ".pth" else ():
+        torch.save(content, path)
+        assert_loads(state, path)
+
+
+def assert_loads(state, path):
+    """All of ``state`` but the classifier is what the file's weights make of a network, and the hash is the file's."""
+    model = models.build("resnet18", 10)
+    sha256 = starts.load(model, starts.find("resnet18", str(path)))
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state if not name.startswith("fc."))
+
+
+def checkpoints(state):
+    """What others save: the state dict next to something else."""
+    other = {name: torch.full_like(tensor, 7) for name, tensor in state.items()}
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1, momentum=0.9).state_dict()
+    averaged = {"n_averaged": torch.tensor(5)} | {f"module.{name}": tensor for name, tensor in state.items()}
+    return {
+        "state_dict": {"state_dict": state, "epoch": 3, "best_acc1": torch.tensor(71.5), "arch": "resnet18"},
+        "model": {"model": state, "optimizer": optimizer, "args": argparse.Namespace(lr=0.1, device="cuda")},
+        "model_state_dict": {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": optimizer, "loss": 0.3},
+        "torchvision with an average": {"model": other, "model_ema": averaged, "args": argparse.Namespace(lr=0.1)},
+        "torchvision without": {"model": state, "model_ema": None, "scaler": {}},
+        "timm with an average": {"state_dict": other, "state_dict_ema": state, "args": argparse.Namespace(lr=0.1)},
+        "nested": {"model": {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, "epoch": 1},
+        "an old file": {"net": state, "acc": 93.1, "epoch": 3},
+    }
+
+
+@pytest.mark.parametrize("kind", checkpoints({}))
+def test_a_state_dict_in_a_checkpoint(state, tmp_path, kind):
+    path = tmp_path / "weights.pth"
+    torch.save(checkpoints(state)[kind], path, _use_new_zipfile_serialization="old" not in kind)
+    assert_loads(state, path)
+
+
+SAVE = "save the state dict alone, with torch.save(model.state_dict(), PATH)"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda state: get_model("resnet18"), "it is a whole model, and loading one may run code"),
+        (lambda state: {"model": get_model("resnet18"), "epoch": 3}, "it is a whole model, and loading one may run code"),
+        (lambda state: {"state_dict": state, "path": Path("x")},
+         f"besides tensors it holds pathlib.{type(Path()).__name__}, and loading that may run code"),
+        (lambda state: {"state_dict": {}, "epoch": 3}, "it must map names to tensors and nothing else"),
+        (lambda state: {"weights": state, "epoch": 3},
+         "it must map names to tensors and nothing else, and 'weights' is OrderedDict"),
+        (lambda state: {**state, "epoch": 3}, "it must map names to tensors and nothing else, and 'epoch' is int"),
+        (lambda state: dict(enumerate(state.values())),
+         "it must map names to tensors and nothing else, and 0 is Tensor"),
+        (lambda state: list(state.values()), "it must map names to tensors and nothing else, and this is list"),
+        (lambda state: {f"student.{name}": tensor for name, tensor in state.items()},
+         "do not fit the model: student. stands in front of their names"),
+    ],
+    ids=["model", "model in a checkpoint", "objects", "empty", "another entry", "flat", "numbers", "list", "prefix"],
+)  # fmt: skip
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_with_something_else_says_what_to_save(state, tmp_path, content, message, is_zip):
+    path = tmp_path / "weights.pth"
+    torch.save(content(state), path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(UserError) as error:
+        starts.load(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+    said = str(error.value)
+    if is_zip or "whole" not in message:  # the old format is not looked through
+        assert message in said
+    assert str(path) in said
+    assert said.endswith(f"; {SAVE}")
+    assert "\n" not in said
+
+
+def test_a_torchscript_archive(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.jit.trace(get_model("resnet18").eval(), torch.zeros(1, 3, 64, 64)).save(path)
+    with pytest.raises(UserError) as error:
+        starts.load(models.build("resnet18", 10), starts.find("resnet18", str(path)))
+    assert str(error.value).endswith(SAVE)
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_weights_get_the_choice():

