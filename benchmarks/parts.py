@@ -5,7 +5,9 @@
 The trunk: as it is, in bfloat16, with batch norm folded into its convolutions, as TorchScript optimised for inference,
 and in chunks of other sizes. A training step of the head: with PyTorch's own convolutions, as Headstart trains it, and
 that in bfloat16, which is fast on processors that multiply it and very slow on others. All alternate in one run, on
-random weights; the table has the median of the ratios. Writes benchmarks/results/parts-<device>-<study>.json.
+random weights; the table has the median of the ratios. A second table has seconds: of a training step as Headstart
+repeats it (on a GPU a recorded one), of the trunk on a chunk, of a checkpoint, and of a file of 287 MB, the features of
+`full`. Writes benchmarks/results/parts-<device>-<study>.json.
 """
 
 import copy
@@ -13,9 +15,12 @@ import dataclasses
 import itertools
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +28,22 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks import settings as common
+from headstart import files
 from headstart.console import run
 from headstart.network import models
+from headstart.params import Experiment
 from headstart.training import compute
+from headstart.training.checkpoints import Checkpoint
 from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
+from headstart.training.forward import Forward
+from headstart.training.graphs import GraphedStep, Step
+from headstart.training.loop import make_optimizer
+from headstart.training.pooling import use_deterministic
 
 ROUNDS = 15
+ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
+Trained = tuple[nn.Module, torch.optim.Optimizer]
 
 
 def main(*arguments: str) -> None:
@@ -49,9 +63,9 @@ def main(*arguments: str) -> None:
     inputs = activations[: study.batch_size].contiguous(memory_format=torch.channels_last)
     coarse = dataclasses.replace(device, dtype=torch.bfloat16)
     steps = _ratios({
-        "own convolutions": _step(head, inputs, device),
-        "as Headstart trains": _step(_fast(head), inputs, device),
-        "as Headstart trains in bfloat16": _step(_fast(head), inputs, coarse),
+        "own convolutions": _plain_step(head, inputs, device),
+        "as Headstart trains": _step(head, inputs, device)[0],
+        "as Headstart trains in bfloat16": _step(head, inputs, coarse)[0],
     }, device)  # fmt: skip
     with torch.no_grad(), coarse.autocast():
         trunks |= _ratios({"as it is": lambda: _exact(trunk, images[: device.chunk]),
@@ -59,7 +73,12 @@ def main(*arguments: str) -> None:
     print("| way | times as fast |\n|---|---:|")
     for name, ratio in {**trunks, **steps}.items():
         print(f"| {name} | {ratio:.2f} |")
-    common.write("parts-", settings, device, {"times_as_fast": {"trunk": trunks, "step": steps}})
+    seconds = _all_seconds(trunk, images[: device.chunk], head, inputs, device)
+    print("\n| part | seconds |\n|---|---:|")
+    for name, each in seconds.items():
+        print(f"| {name} | {each:.4f} |")
+    found = {"times_as_fast": {"trunk": trunks, "step": steps}, "seconds": seconds}
+    common.write("parts-", settings, device, found)
 
 
 def _ratios(ways: dict[str, Callable[[], object]], device: compute.Compute) -> dict[str, float]:
@@ -116,25 +135,68 @@ def _in_chunks(trunk: nn.Module, images: torch.Tensor, size: int) -> Callable[[]
     return lambda: [trunk(chunk) for chunk in images.split(size)]
 
 
-def _fast(head: nn.Module) -> nn.Module:
-    head = copy.deepcopy(head)
-    use_matmul(head)
-    return head
-
-
-def _step(head: nn.Module, inputs: torch.Tensor, compute: Compute) -> Callable[[], object]:
+def _plain_step(head: nn.Module, inputs: torch.Tensor, compute: Compute) -> Callable[[], object]:
+    """Return a training step of a copy of ``head`` as PyTorch does it."""
     head = copy.deepcopy(head).train()
-    optimizer = torch.optim.Adam(head.parameters(), fused=True)
-    labels = torch.arange(len(inputs), device=inputs.device) % 10
+    return partial(_train, head, torch.optim.Adam(head.parameters(), fused=True), compute, inputs, _labels(inputs))
 
-    def step() -> None:
-        optimizer.zero_grad()
-        with compute.autocast():
-            loss = F.cross_entropy(head(inputs), labels)
-        loss.backward()
-        optimizer.step()
 
-    return step
+def _step(head: nn.Module, inputs: torch.Tensor, compute: Compute) -> tuple[Callable[[], object], Trained]:
+    """Return a training step of a copy of ``head`` as Headstart does it, with the copy and its optimizer."""
+    head = copy.deepcopy(head).train()
+    if compute.matmul_convolutions:
+        use_matmul(head)
+    if compute.device.type == "cuda":
+        use_deterministic(head)
+    optimizer = make_optimizer(ADAM, head, compute)
+    step: Step = partial(_train, head, optimizer, compute)
+    if compute.graphs:
+        step = GraphedStep(step, len(inputs), head, optimizer)
+    return partial(step, inputs, _labels(inputs)), (head, optimizer)
+
+
+def _train(
+    head: nn.Module, optimizer: torch.optim.Optimizer, compute: Compute, inputs: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    optimizer.zero_grad()
+    with compute.autocast():
+        loss = F.cross_entropy(head(inputs), labels)
+    loss.backward()
+    optimizer.step()
+    return (loss.detach(),)
+
+
+def _labels(inputs: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(inputs), device=inputs.device) % 10
+
+
+def _all_seconds(
+    trunk: nn.Module, images: torch.Tensor, head: nn.Module, inputs: torch.Tensor, device: Compute
+) -> dict[str, float]:
+    step, trained = _step(head, inputs, device)
+    step()
+    forward, on_gpu = Forward((trunk,), device), device.device.type == "cuda"
+    features = torch.zeros(70_000, 2_048, dtype=torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder, "checkpoint.safetensors"), "")
+        return {
+            "a training step of the head": _seconds(step, device, 100 if on_gpu else 5),
+            "the trunk on a chunk": _seconds(lambda: list(forward(images)), device, 20 if on_gpu else 2),
+            "a checkpoint": _seconds(lambda: checkpoint.save(*trained, [], {}), device, 3),
+            "287 MB written": _seconds(
+                lambda: files.write_tensors(Path(folder, "x.safetensors"), {"x": features}), device, 3
+            ),
+        }
+
+
+def _seconds(work: Callable[[], object], device: Compute, times: int) -> float:
+    """Return the seconds of ``work``, as a mean over ``times`` without a wait between them."""
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    if device.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / times
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Each way trains and tests every configuration; Headstart also makes the starts a
 What all need (prepared images) is not counted. The plain and the tuned loop run in one process; Headstart is timed
 twice, in one process as `python -m stages` runs it, and with a process a stage as `dvc repro` does. A way that would
 take too long is timed on fewer epochs: its training time is then scaled up, which the table says, and its accuracy is
-not compared. Prints a table; for all configurations of a study, with whatever weights, it also writes
-benchmarks/results/<device>-<study>.json.
+not compared. Prints a table; for a study as it is, with whatever weights, it also writes
+benchmarks/results/<device>-<study>.json, with --only benchmarks/results/only-<device>-<study>.json.
 """
 
 import dataclasses
@@ -72,8 +72,10 @@ def main(*arguments: str) -> None:
         floor = _floor(settings, device, start, len(images["training_labels"]), len(images["test_labels"]))
         found = _summary(rows, shared, epochs, n_epochs, floor, processes)
         weights = {"weights": start.weights, "weights_sha256": start.sha256}
-        if not options.only and all(change.startswith("weights=") for change in options.set):
-            common.write("", settings, device, {**weights, **found, "configurations": rows})
+        if all(change.startswith("weights=") for change in options.set):
+            common.write(
+                "only-" if options.only else "", settings, device, {**weights, **found, "configurations": rows}
+            )
     _print(rows, found, n_epochs)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,14 +86,15 @@ def pytorch_defaults(*, autotune: bool = False) -> Iterator[None]:
         autotune: also let cuDNN try which of its convolutions is the fastest, which is no default but widely known.
     """
     cudnn = torch.backends.cudnn
-    before = torch.get_deterministic_debug_mode(), cudnn.allow_tf32, cudnn.benchmark
+    convolutions: Any = cudnn.conv  # type: ignore[attr-defined]
+    before = torch.get_deterministic_debug_mode(), convolutions.fp32_precision, cudnn.benchmark
     torch.set_deterministic_debug_mode("default")
-    cudnn.allow_tf32, cudnn.benchmark = True, autotune
+    convolutions.fp32_precision, cudnn.benchmark = "tf32", autotune
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(before[0])
-        cudnn.allow_tf32, cudnn.benchmark = before[1:]
+        convolutions.fp32_precision, cudnn.benchmark = before[1:]
 
 
 @pytorch_defaults()

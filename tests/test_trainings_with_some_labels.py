@@ -1,6 +1,8 @@
 """Trainings with some of the labels: what they make, and that an interrupted one ends as if it had not been."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from headstart.console import UserError
 from headstart.data import splits
 from headstart.training import convergence
 from headstart.training.checkpoints import Checkpoint
-from stages import train
+from headstart.training.forward import Kept, Recomputed
+from headstart.training.loop import Epoch
+from stages import inputs, train
 
 from .clones import KEPT, edit, tiny_clone
 from .conftest import run
@@ -94,7 +98,8 @@ def test_the_kept_network_is_that_of_the_best_epoch(clone, monkeypatch):
 )
 def test_killed_and_started_again(uninterrupted, clone, monkeypatch, method, at, name):
     monkeypatch.chdir(clone)
-    monkeypatch.setattr(train, "PAUSE", -1)  # a checkpoint after each epoch
+    for interval in ("PAUSE", "WORTH"):  # a checkpoint after each epoch
+        monkeypatch.setattr(train, interval, -1)
     calls = []
     original = getattr(Checkpoint, method)
 
@@ -118,6 +123,84 @@ def test_killed_and_started_again(uninterrupted, clone, monkeypatch, method, at,
     if method == "finish":
         assert set(trained).isdisjoint(calls)
     assert outputs(name) == uninterrupted[name]
+
+
+@pytest.mark.parametrize("written", [(), (1,), (2,), (1, 2)], ids=str)
+def test_a_resumed_training_is_the_same_whichever_epochs_had_a_checkpoint(uninterrupted, clone, monkeypatch, written):
+    """How often one is written depends on time, so a kill can come any number of epochs after the last."""
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(train, "WORTH", -1)
+    save, calls = Checkpoint.save, []
+
+    def killed_in_the_third_epoch(self, *arguments) -> None:
+        calls.append(self.path.name)
+        if len(calls) in written:
+            save(self, *arguments)
+        if len(calls) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", killed_in_the_third_epoch)
+        with pytest.raises(Killed):
+            train.main(NAME)
+    assert calls[:2] == ["0.safetensors"] * 2
+    assert [path.name for path in Path("checkpoints").rglob("*.safetensors")] == ["0.safetensors"] * bool(written)
+    train.main(NAME)
+    assert outputs(NAME) == uninterrupted[NAME]
+
+
+def test_checkpoints_take_a_tenth_of_a_training_at_most(uninterrupted, clone, monkeypatch):
+    """By a clock on which an epoch takes 2 seconds and a checkpoint 0.5: so after epochs 1, 4, 7 and 10."""
+    monkeypatch.chdir(clone)
+    clock, written = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def fit(*arguments, epochs, **options) -> Iterator[Epoch]:
+        for number in epochs:
+            clock.now += 2.0
+            yield Epoch(number, 1.0, 0.5, 1.0 / number, 0.5, 2.0)
+
+    def save(self, head, optimizer, epochs, best) -> None:
+        clock.now += 0.5
+        written.append(len(epochs))
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(Checkpoint, "save", save)
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    edit(clone, lambda settings: settings["studies"]["quick"].update(n_epochs=12, seeds=[0], label_counts=[]))
+    train.main(FROZEN)
+    Path("params.yaml").write_text(before, encoding="utf-8")
+    assert written == [1, 4, 7, 10]
+
+
+def test_the_next_configuration_of_the_same_initialization_uses_the_same_activations(uninterrupted, clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    other = "another-learning-rate"
+    edit(clone, lambda settings: settings["experiments"].update({other: settings["experiments"][NAME] | {"lr": 0.003}}))
+    computed, activations = [], inputs.activations
+
+    def counted(*given, **options) -> Kept | Recomputed:
+        computed.append(options["label"])
+        return activations(*given, **options)
+
+    monkeypatch.setattr(inputs, "activations", counted)
+    inputs.forget()
+    train.main(other)
+    alone = outputs(other)
+    assert len(computed) == 3  # training, validation and test images; both seeds share them
+    train.main(NAME)
+    train.main(other)
+    assert len(computed) == 3
+    assert outputs(NAME) == uninterrupted[NAME]
+    assert outputs(other) == alone
+    monkeypatch.setenv("HEADSTART_MEMORY_GB", "1")  # so there may be another place for them
+    train.main(NAME)
+    assert len(computed) == 6
+    train.main(FROZEN)  # which needs the memory
+    assert not inputs._cached
+    Path("params.yaml").write_text(before, encoding="utf-8")
+    assert outputs(NAME) == uninterrupted[NAME]
 
 
 @pytest.mark.parametrize("name", [NAME, FROZEN])

@@ -120,7 +120,7 @@ class Recomputed:
         """Yield the same batches as ``Kept`` does."""
         waiting: list[torch.Tensor] = []
         for part in order.split(self.trunk.compute.chunk):
-            waiting = [torch.cat([*waiting, *self.trunk(self.images[part])])]
+            waiting = [_channels_last(torch.cat([*waiting, *self.trunk(self.images[part])]))]
             while len(waiting[0]) >= batch_size:
                 batch, waiting = waiting[0][:batch_size], [waiting[0][batch_size:]]
                 yield batch
@@ -179,6 +179,11 @@ def activations(
     for stretch, [chunk] in forward.over(images, label):
         rows[stretch] = _as_rows(chunk)
     return Kept(rows, compute.device)
+
+
+def _channels_last(inputs: torch.Tensor) -> torch.Tensor:
+    """Return ``inputs`` in the layout of ``Kept``: convolutions give other bits in another one."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
 def _as_rows(inputs: torch.Tensor) -> torch.Tensor:
