@@ -278,7 +278,8 @@ def test_weights_that_unpack_to_more_than_they_are(tmp_path):
     assert path.stat().st_size < 1_000_000
     with pytest.raises(UserError) as error:
         starts.find("resnet18", str(path)).read()
-    assert str(error.value) == f"{path} is compressed, as no state dict that PyTorch saves is: name another file"
+    problem = "is compressed, as no state dict that PyTorch saves is"
+    assert str(error.value) == f"{path} {problem}: save the state dict alone, with torch.save(model.state_dict(), PATH)"
 
 
 @pytest.fixture

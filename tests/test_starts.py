@@ -275,7 +275,7 @@ SAVE = "save the state dict alone, with torch.save(model.state_dict(), PATH)"
     ("content", "message"),
     [
         (lambda state: get_model("resnet18"), "it is a whole model, and loading one may run code"),
-        (lambda state: {"model": get_model("resnet18"), "epoch": 3}, "it is a whole model, and loading one may run code"),
+        (lambda state: {"model": get_model("resnet18"), "epoch": 3}, "it is a whole model, and loading one may run"),
         (lambda state: {"state_dict": state, "path": Path("x")},
          f"besides tensors it holds pathlib.{type(Path()).__name__}, and loading that may run code"),
         (lambda state: {"state_dict": {}, "epoch": 3}, "it must map names to tensors and nothing else"),

@@ -360,9 +360,7 @@ def _read_file(path: Path) -> State:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > path.stat().st_size:
-            raise UserError(
-                f"{path} is compressed, as no state dict that PyTorch saves is: name another file, or {REMEDY}"
-            )
+            raise UserError(f"{path} is compressed, as no state dict that PyTorch saves is: {REMEDY}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's checkpoints have the arguments
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -392,7 +390,7 @@ def _unwrapped(content: object) -> tuple[State, str]:
 def _reason(path: Path, error: Exception) -> str:
     """Return in one line why PyTorch does not load ``path`` safely, and what to do."""
     with suppress(Exception):  # the file may be of an old format, or no file of PyTorch's
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {"argparse.Namespace"}
         if any(name.startswith("torch.nn.modules.") for name in names):
             return f"it is a whole model, and loading one may run code; {REMEDY}"
         if names:
