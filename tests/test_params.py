@@ -45,8 +45,6 @@ CASES = [
     (("n_epochs: 2", "n_epochs: true"), "studies.quick.n_epochs must be a whole number, not True"),
     (("n_epochs: 2", "n_epochs: 0"), "studies.quick.n_epochs must be at least 1 (it is 0)"),
     (("n_epochs: 2", "n_epochs: 2\n    n_epochs: 4"), "the key 'n_epochs' stands twice in one section, line 5"),
-    (("batch_size: 128", "batch_size: 1"),
-     "studies.quick.batch_size must be at least 2, because batch norm cannot train on one image (it is 1)"),
     (("batch_size: 128", "batch_size: -1"), "studies.quick.batch_size must be at least 1 (it is -1)"),
     (("seed: 0", "seed: -1"), "studies.quick.seed must not be negative (it is -1)"),
     (("seeds:\n    - 0", "seeds: 0"), "studies.quick.seeds must be a list such as [0, 1], not 0"),

@@ -202,6 +202,16 @@ def test_the_last_smaller_batch_is_trained_on_and_losses_are_means_over_images(c
     assert (epoch.validation_loss, epoch.validation_accuracy) == (None, None)
 
 
+def test_batch_norm_cannot_train_on_one_image(compute):
+    data = Examples(Kept.of(torch.randn(4, 3, 1, 1), compute), torch.tensor([0, 1, 0, 1]))
+    options = {"experiment": ADAM, "n_epochs": 1, "batch_size": 1, "seed": 0, "compute": compute}
+    for norm in (nn.BatchNorm2d(3), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3))):
+        with pytest.raises(UserError, match="batch_size in params.yaml must be at least 2, because batch norm cannot"):
+            trained(nn.Sequential(norm, nn.Flatten(), nn.Linear(3, 2)), data, data, **options)
+    [epoch] = trained(nn.Sequential(nn.Flatten(), nn.LayerNorm(3), nn.Linear(3, 2)), data, data, **options)
+    assert math.isfinite(epoch.train_loss)
+
+
 def test_a_loss_that_is_not_finite_names_epoch_and_batch(compute):
     examples = Examples(Kept.of(torch.full((8, 1), 1e38), compute), torch.zeros(8, dtype=torch.int64))
     head = nn.Linear(1, 2)

@@ -144,9 +144,6 @@ class Params:
                 raise ValueError(f"experiments.{name} is the same as {twin}: remove one")
         if not any(experiment.finetuning for experiment in self.experiments.values()):
             return
-        if self.current.batch_size == 1:
-            problem = "must be at least 2, because batch norm cannot train on one image (it is 1)"
-            raise ValueError(f"studies.{self.study}.batch_size {problem}")
         problem = "leaves a last batch of one image, on which batch norm cannot train: change it or"
         if self.current.training_images % self.current.batch_size == 1:
             raise ValueError(f"studies.{self.study}.batch_size {problem} training_images")

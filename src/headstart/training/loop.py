@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.console import UserError
 from headstart.params import Experiment
@@ -78,8 +79,11 @@ def fit(
         on_batch: called after each step with its number of images.
 
     Raises:
-        UserError: the loss or a weight is not finite.
+        UserError: the loss or a weight is not finite, or ``head`` has batch norm and ``batch_size`` is 1.
     """
+    if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in head.modules()):
+        raise UserError("batch_size in params.yaml must be at least 2, because batch norm cannot train on one image: "
+                        "raise it (it is 1)")  # fmt: skip
     if compute.matmul_convolutions:
         use_matmul(head)
     if compute.device.type == "cuda":
