@@ -91,7 +91,7 @@ def test_the_page_needs_nothing_else(made, drawn):
         assert max(target) in ids
     assert page.count("<svg") == len(drawn) == 9
     assert page.count("<details>") == 5
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 10
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 9
 
 
 def test_a_figure_is_a_whole_svg_and_always_the_same(made, drawn):

@@ -206,7 +206,7 @@ def test_batch_norm_cannot_train_on_one_image(compute):
     data = Examples(Kept.of(torch.randn(4, 3, 1, 1), compute), torch.tensor([0, 1, 0, 1]))
     options = {"experiment": ADAM, "n_epochs": 1, "batch_size": 1, "seed": 0, "compute": compute}
     for norm in (nn.BatchNorm2d(3), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3))):
-        with pytest.raises(UserError, match="batch_size in params.yaml must be at least 2, because batch norm cannot"):
+        with pytest.raises(UserError, match="must be at least 2, because batch norm cannot"):
             trained(nn.Sequential(norm, nn.Flatten(), nn.Linear(3, 2)), data, data, **options)
     [epoch] = trained(nn.Sequential(nn.Flatten(), nn.LayerNorm(3), nn.Linear(3, 2)), data, data, **options)
     assert math.isfinite(epoch.train_loss)
