@@ -58,7 +58,7 @@ def environment(gpus: int, cpus: int, computes: bool, ours: Mapping[str, str] = 
         "HEADSTART_DTYPE": ours.get("HEADSTART_DTYPE") or ("bfloat16" if device == "cuda" else "float32"),
         "OMP_NUM_THREADS": str(cpus),  # the bytes of a result depend on the number of threads
     }
-    return told | {key: ours[key] for key in ("HEADSTART_MEMORY_GB",) if key in ours}
+    return told | {key: ours[key] for key in ("HEADSTART_GRAPHS", "HEADSTART_MEMORY_GB") if key in ours}
 
 
 def perform(

@@ -1,4 +1,4 @@
-"""Train one configuration with each seed, and predict; after an interruption go on after the last complete epoch."""
+"""Train one configuration with each seed, and predict; after an interruption resume after the last checkpoint."""
 
 import shutil
 import sys

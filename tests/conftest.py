@@ -52,9 +52,9 @@ def pytest_collection_modifyitems(items) -> None:
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
 
 
-def trained(head, training, validation, *, experiment, n_epochs, compute, **options) -> list[Epoch]:
-    """Train ``head`` with a new optimizer; return the records of the epochs."""
-    optimizer = make_optimizer(experiment, head, compute)
+def trained(head, training, validation, *, experiment, n_epochs, compute, optimizer=None, **options) -> list[Epoch]:
+    """Train ``head``, with a new optimizer unless there is one; return the records of the epochs."""
+    optimizer = optimizer or make_optimizer(experiment, head, compute)
     epochs = range(1, n_epochs + 1)
     return list(fit(head, optimizer, training, validation, epochs=epochs, compute=compute, **options))
 

@@ -26,6 +26,11 @@ def network() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
+def compute(request) -> computing.Compute:
+    return computing.choose(request.param)
+
+
 @pytest.fixture
 def examples(compute) -> Examples:
     generator = torch.Generator().manual_seed(1)

@@ -68,6 +68,30 @@ def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
     assert (compute.place(room, 6 * GB), compute.place(room + 1, 6 * GB)) == ("device", "recompute")
 
 
+def test_what_a_computation_takes_is_measured_and_the_peak_of_the_stage_is_kept(monkeypatch):
+    """On a GPU whose counters are these: PyTorch can only measure a part by forgetting the highest so far."""
+    memory = SimpleNamespace(now=3 * GB, highest=30 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: memory.now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: memory.highest)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: vars(memory).update(highest=memory.now))
+    compute = Compute(torch.device("cuda", 7), torch.bfloat16)
+
+    def work() -> str:
+        memory.highest = max(memory.highest, memory.now + 6 * GB)
+        memory.now += 1 * GB  # the result
+        return "result"
+
+    assert compute.measure(work) == ("result", 5 * GB)
+    assert compute.peak_memory() == {"peak_gpu_memory_mb": 30_000}
+    memory.highest = 40 * GB
+    assert compute.peak_memory() == {"peak_gpu_memory_mb": 40_000}
+
+
+def test_on_a_cpu_nothing_is_measured(compute):
+    assert compute.measure(lambda: "result") == ("result", 0)
+    assert compute.peak_memory() == {}
+
+
 def test_a_cpu_computes_in_float32_whatever_it_is(monkeypatch):
     """Else the precision of a result would depend on which CPU is at hand, and CI compares results of several."""
     monkeypatch.delenv("HEADSTART_DTYPE", raising=False)

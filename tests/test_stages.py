@@ -205,3 +205,20 @@ def test_an_unknown_device(tmp_path, monkeypatch):
         assert done.returncode == 1
         assert done.stderr.startswith(f"headstart: {message}")
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_weights_are_hashed_once_by_a_process_that_plans_many_times(tmp_path, monkeypatch):
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"some")
+    settings["studies"][settings["study"]]["weights"] = str(weights)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    shutil.copy2(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    hashed, sha256 = [], files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: hashed.append(Path(path)) or sha256(path))
+    first = plan()
+    assert plan() == first
+    assert hashed.count(weights) == 1
+    weights.write_bytes(b"other weights")
+    assert plan() != first

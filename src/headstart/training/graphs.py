@@ -54,6 +54,8 @@ class GraphedStep:
         try:
             with torch.cuda.graph(graph):  # records, and runs nothing
                 results = self._step(*places)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # an operation waits for the GPU, say
             raise UserError(f"the training step cannot be recorded as a CUDA graph ({error}): set "
                             "HEADSTART_GRAPHS=0 in the environment to train without") from error  # fmt: skip
