@@ -3,11 +3,12 @@
 import json
 import subprocess
 
+import numpy as np
 import pytest
 
 from benchmarks.speed import line
 from headstart import files, params
-from headstart.results import report
+from headstart.results import comparison, report
 from scripts import record, results
 
 from .conftest import ROOT
@@ -57,19 +58,36 @@ def table(study: str) -> list[str]:
 def test_the_readme_shows_the_committed_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(row in readme for row in table("resnet50"))
-    for study in ("resnet50", "quick"):
-        summary = results.read(study, "HEAD").summary
-        assert all(f"{100 * value:+.1f}" in readme for effect, value in summary.items() if effect.startswith("effect_"))
+    summary = results.read("quick", "HEAD").summary
+    assert all(f"{100 * value:+.1f}" in readme for effect, value in summary.items() if effect.startswith("effect_"))
 
 
-def test_the_readme_begins_with_the_labels_saved():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    summary = results.read("labels", "HEAD").summary
-    rows = files.read_csv(ROOT / "plots/labels/labels_saved.csv")
-    [row] = [row for row in rows if row["configuration"] == "pretrained-finetuned-adam" and row["labels"] == "500"]
-    low, high = (f"{float(f'{float(row[end]) - 500:.3g}'):,.0f}" for end in ("low", "high"))
-    expected = f"**{summary['labels_saved']:,} labelled images more** (95 % interval {low} to {high})"
-    assert expected in " ".join(readme.split()).partition("## ")[0]
+def simple_effects(study: str) -> dict[str, comparison.Difference]:
+    """The differences between configurations that differ in one factor, by factor and the other levels."""
+    found = results.read(study, "HEAD")
+    correct = {name: np.stack(list(seeds.values())) for name, seeds in found.right.items()}
+    return {f"{each.name} − {each.other}": each for each in comparison.differences(EXPERIMENTS, correct)}
+
+
+def test_the_readme_begins_with_the_accuracy_that_pretrained_weights_are_worth():
+    opening = (ROOT / "README.md").read_text(encoding="utf-8").partition("![")[0]
+    accuracy = results.read("resnet50", "HEAD").accuracy
+    gain = simple_effects("resnet50")["pretrained-finetuned-adam − random-finetuned-adam"].gain
+    numbers = [f"**{100 * gain.value:.1f} points", f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points"]
+    numbers += [
+        f"{100 * accuracy[name].value:.1f} %" for name in ("pretrained-finetuned-adam", "random-finetuned-adam")
+    ]
+    numbers += [f"{files.read_json(record.path('resnet50'))['weights']['imagenet_top1_percent']} %"]
+    for number in numbers:
+        assert number in opening, number
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/results.md"])
+def test_readme_and_docs_have_the_simple_effects(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for name, effect in simple_effects("resnet50").items():
+        if effect.factor != "optimizer" or file != "README.md":
+            assert f"| +{100 * effect.gain.value:.1f} " in text, name
 
 
 @pytest.mark.parametrize("study", ["quick", "quick-seeds", "resnet50", "labels"])
@@ -112,11 +130,16 @@ def test_the_docs_show_the_committed_benchmark():
         )
 
 
-def test_the_docs_show_the_simulated_coverage():
+def test_the_docs_show_the_simulated_coverage_and_width():
     docs = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     rows = files.read_json(ROOT / "benchmarks/results/labels-saved.json")["coverage"]
     for study, plain in zip(rows[::2], rows[1::2], strict=True):
-        assert f"| {study['seeds']} | {100 * study['covered']:.1f} | {100 * plain['covered']:.1f} |" in docs
+        cells = [f"{100 * row['covered']:.1f} | {width(row['factor'])}" for row in (study, plain)]
+        assert f"| {study['seeds']} | {' | '.join(cells)} |" in docs
+
+
+def width(factor: str) -> str:
+    return "open" if factor == "inf" else f"{float(factor):.1f}"
 
 
 def test_the_docs_show_what_reading_pictures_took():
