@@ -10,67 +10,29 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from cluster import home, settings
 from cluster.board import Board
-from cluster.unit import Outcome, Unit
+from cluster.unit import Outcome
 from stages.pipeline import stages
 
 from . import slurm
-from .conftest import ROOT, run
+from .conftest import ROOT
+from .small import small_repository, stages_in, units, write_stages
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())]
-
-WORK = """
-import sys, time
-import numpy as np
-from headstart import files
-from headstart.console import run
-
-def main(name, seconds):
-    files.write_json(f"runs/small/{name}.json", {"seconds": float(seconds)})
-    time.sleep(float(seconds))
-    files.write_arrays(f"out/{name}.safetensors", {"x": np.zeros(1_000_000)})
-
-run(main, *sys.argv[1:])
-"""
-NAMES = ("a", "b", "c")
 
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """A repository with a remote and three stages, each of which writes eight megabytes."""
-    repository = tmp_path / "small"
-    repository.mkdir()
-    run("git", "init", "-q", cwd=repository)
-    run("dvc", "init", "-q", cwd=repository)
-    run("dvc", "remote", "add", "-q", "--default", "shared", str(tmp_path / "remote"), cwd=repository)
-    (repository / "work.py").write_text(WORK)
-    (repository / ".gitignore").write_text("/out/\n/runs/\n/checkpoints\n")
-    write_stages(repository, seconds=0)
-    return repository
-
-
-def write_stages(repository: Path, seconds: float) -> None:
-    (repository / "params.yaml").write_text("study: small\nstudies: {small: {dataset: none}}\n")
-    named = {name: {"cmd": f"python -m work {name} {seconds}", "deps": ["work.py"],
-                    "outs": [f"out/{name}.safetensors"]} for name in NAMES}  # fmt: skip
-    (repository / "dvc.yaml").write_text(yaml.safe_dump({"stages": named}))
-    run("git", "add", "-A", cwd=repository)
-    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "small", cwd=repository)
+    return small_repository(tmp_path)
 
 
 def asked(shared: Path, **changes: object) -> settings.Settings:
     return replace(settings.read(), shared_folder=str(shared), **changes,
                    slurm=settings.Slurm(None, None, 5, 1, {}))  # fmt: skip
-
-
-def units(repository: Path, scratch: Path, shared: Path) -> dict[str, Unit]:
-    commit = run("git", "rev-parse", "HEAD", cwd=repository).stdout.strip()
-    return {name: Unit(name, commit, str(repository), str(scratch), str(shared / "checkpoints")) for name in NAMES}
 
 
 @contextmanager
@@ -126,7 +88,8 @@ def test_a_driver_that_is_killed_leaves_no_jobs_to_the_next(small, tmp_path, mon
     driver = f"""
 from cluster.slurm import Engine
 from pathlib import Path
-from tests.test_slurm import asked, units
+from tests.small import units
+from tests.test_slurm import asked
 import time
 engine = Engine(asked(Path({str(shared)!r})))
 print(flush=True)
@@ -147,11 +110,6 @@ time.sleep(600)
             assert running.call("squeue", "--noheader") == ""
             assert stages_in(scratch) == []
         assert began > 1
-
-
-def stages_in(scratch: Path) -> list[str]:
-    return [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cwd", "cmdline"])
-            if Path(process.info["cwd"] or "/").is_relative_to(scratch)]  # fmt: skip
 
 
 def test_a_job_whose_time_is_over_begins_attempts_times(small, tmp_path, monkeypatch, capsys):
