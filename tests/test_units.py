@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster import unit
+
 from .conftest import ROOT
 from .small import processes_in, small_repository, stages_in, units
 
