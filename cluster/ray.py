@@ -1,5 +1,6 @@
 """Ray: on this machine alone, or on a cluster by its address."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -7,8 +8,9 @@ import re
 import shlex
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from cluster.engine import State
@@ -25,6 +27,8 @@ from ray.exceptions import RayError
 PACKAGES = ("cluster", "stages", "src/headstart")
 HEAD = {"node:__internal_head__": 0.001}  # where that ends, all ends
 TIMEOUT = 60  # seconds for the head to answer
+NO_TOKEN = ("it asks for a token: copy its head's ~/.ray/auth_token to here and set RAY_AUTH_MODE=token, or start it "
+            "with RAY_AUTH_MODE=disabled")  # fmt: skip
 GONE = 20  # seconds after which a head that takes no connection counts as dead
 
 
@@ -75,15 +79,18 @@ class Engine:
         dashboard = {} if settings.ray.address else {"include_dashboard": False}
         # Ray puts the path of Python into a shell's command, where a space would end it.
         python = {} if settings.ray.address else {"py_executable": shlex.quote(sys.executable)}
+        said: list[str] = []
         try:
             _require_reachable(settings.ray.address)
-            ray.init(address, **dashboard, log_to_driver=False, logging_level=logging.ERROR,
-                     runtime_env={"py_modules": packages, **python})  # fmt: skip
+            with _captured_stderr(said):
+                ray.init(address, **dashboard, log_to_driver=False, logging_level=logging.ERROR,
+                         runtime_env={"py_modules": packages, **python})  # fmt: skip
             self._address = settings.ray.address if ":" in address else ray.get_runtime_context().gcs_address
             self._whereabouts: Any = ray.remote(num_cpus=0, resources=HEAD)(Whereabouts).remote()
         except (OSError, RuntimeError, ValueError, RayError) as error:
             where = settings.ray.address or "this machine"
-            raise UserError(f"Ray at {where} cannot be used: {_first_line(error)}") from None
+            why = NO_TOKEN if any("InvalidAuthToken" in line for line in said) else _first_line(error)
+            raise UserError(f"Ray at {where} cannot be used: {why}") from None
 
     def submit(self, units: Sequence[Unit], *, computes: bool, avoid: Collection[str] = ()) -> list[RayJob]:
         # Home begins again what is lost, and counts: Ray's own retries would multiply that.
@@ -160,6 +167,21 @@ class Engine:
         if left:
             ray.wait(left, num_returns=len(left), timeout=10)  # they clean up
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _captured_stderr(lines: list[str]) -> Iterator[None]:
+    """Append to ``lines`` what this process writes to stderr, Ray's C++ code included."""
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
 
 
 def _require_reachable(address: str | None) -> None:

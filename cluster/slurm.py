@@ -1,5 +1,6 @@
 """SLURM, through submitit: units that begin at the same time are one array."""
 
+import contextlib
 import getpass
 import hashlib
 import re
@@ -26,7 +27,7 @@ ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "GONE", "N
          "TIMEOUT"}  # fmt: skip
 SETTLING = 10  # seconds that a shared folder may take to show a result
 IDENTITY = ROOT / ".cluster/identity"  # what the names of all jobs of this folder are made from
-ERROR = re.compile(r"^.*(?:\berror: |^\w+(?:Error|Exception)\b).*$", re.MULTILINE)
+ERROR = re.compile(r"\berror: |^\w+(?:Error|Exception)\b")
 
 
 class Attempt(submitit.helpers.Checkpointable):
@@ -102,9 +103,12 @@ class SlurmJob:
 
 
 def first_error(text: str) -> str:
-    """Return the first line of ``text`` that tells of an error, which causes all others; else the last line."""
-    found = ERROR.search(text)
-    return found[0].strip() if found else last_line(text)
+    """Return the first line of ``text`` that tells of an error, which causes all others; else the last line.
+
+    srun's own lines, which only say that there was one, count where there is no other.
+    """
+    own = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("srun: ")]
+    return next((line for line in own if ERROR.search(line)), own[-1] if own else last_line(text))
 
 
 def own_name() -> str:
@@ -172,7 +176,8 @@ class Engine:
         self._executor.update_parameters(gpus_per_node=self._gpus if computes and self._gpus else None,
                                          exclude=",".join(avoid) or None)  # fmt: skip
         try:
-            given = self._executor.map_array(Attempt(), units)
+            with contextlib.redirect_stderr(None):  # where submitit prints what is in the error too
+                given = self._executor.map_array(Attempt(), units)
         except submitit.core.utils.FailedJobError as error:
             if avoid:  # there may be no other node
                 return self.submit(units, computes=computes)

@@ -186,9 +186,10 @@ def killed(clone: Path, engine: str, nodes: Any, scratch: Path, log: Path) -> se
 
 def trainings(scratch: Path) -> list[tuple[str, Path]]:
     """What runs of the stage `train`: its command, and the clone that it runs in."""
-    return [(" ".join(process.info["cmdline"]), Path(process.info["cwd"]))
-            for process in psutil.process_iter(["cmdline", "cwd"])
-            if "stages.train" in (process.info["cmdline"] or ()) and Path(process.info["cwd"]).is_relative_to(scratch)]  # fmt: skip
+    running = [(process.info["cmdline"] or [], Path(process.info["cwd"] or "/"))
+               for process in psutil.process_iter(["cmdline", "cwd"])]  # fmt: skip
+    return [(" ".join(command), clone) for command, clone in running
+            if "stages.train" in command and clone.is_relative_to(scratch)]  # fmt: skip
 
 
 @contextmanager
