@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import hashlib
+import io
 import re
 import shutil
 import signal
@@ -176,7 +177,7 @@ class Engine:
         self._executor.update_parameters(gpus_per_node=self._gpus if computes and self._gpus else None,
                                          exclude=",".join(avoid) or None)  # fmt: skip
         try:
-            with contextlib.redirect_stderr(None):  # where submitit prints what is in the error too
+            with contextlib.redirect_stderr(io.StringIO()):  # where submitit prints what is in the error too
                 given = self._executor.map_array(Attempt(), units)
         except submitit.core.utils.FailedJobError as error:
             if avoid:  # there may be no other node
