@@ -1,6 +1,8 @@
 """Units that die, at once and together, with stages of seconds."""
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster import __main__ as command
 from cluster import unit
+from headstart.console import UserError
 
 from .conftest import ROOT
 from .small import processes_in, small_repository, stages_in, units
@@ -30,7 +34,9 @@ def begin(tmp_path):
         code = f"""
 import socket
 {named}
+from cluster import __main__ as command
 from cluster import unit
+from headstart.console import UserError
 from headstart.console import run
 unit.LEASE, unit.BEAT = 4, 0.5
 run(lambda: print(unit.perform(unit.{one})))
@@ -114,3 +120,36 @@ def test_an_interruption_just_when_a_command_has_ended(tmp_path):
             unit._run(["true"], tmp_path)
     finally:
         sys.setprofile(None)
+
+
+def test_what_is_done_is_asked_for_again_only_where_the_remote_has_lost_it(tmp_path):
+    repository = small_repository(tmp_path)
+    done = unit.perform(units(repository, tmp_path / "scratch", tmp_path / "shared")["a"])
+    memory = command.Memory(tmp_path / "done.json", ["commit", {"OMP_NUM_THREADS": "1"}])
+    memory.write(done.lock)
+    assert memory.read() == done.lock
+    assert command.Memory(memory.path, ["commit", {"OMP_NUM_THREADS": "2"}]).read() == {}
+    for there in (done.lock, {}):
+        with unit.clone_at(str(repository), "HEAD", str(tmp_path / "scratch")) as clone:
+            assert command._still_there(memory.read(), clone) == there
+        shutil.rmtree(tmp_path / "remote/files/md5", ignore_errors=True)
+    memory.path.write_text("{cut o")
+    assert memory.read() == {}
+
+
+def test_a_clone_that_finds_no_room_does_not_say_that_there_is_no_commit(tmp_path):
+    """The disk is full before the commit is checked out."""
+    repository = small_repository(tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(scratch)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    (repository / "large").write_bytes(random.Random(0).randbytes(120_000))
+    subprocess.run("git add large && git -c user.name=t -c user.email=t@localhost commit -qm large", cwd=repository,
+                   shell=True, check=True)  # fmt: skip
+    try:
+        with pytest.raises(UserError, match=r"cannot be cloned.*(No space left|unable to write)"):
+            unit.perform(units(repository, scratch, tmp_path / "shared")["a"])
+    finally:
+        subprocess.run(["umount", "--lazy", str(scratch)], check=True)
