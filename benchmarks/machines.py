@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from benchmarks import settings as common
-from cluster.home import levels, upstream
+from cluster.home import planned, upstream
 from cluster.unit import LOCK, Unit, clone_at, dvc, remember
 from headstart import params
 from headstart.console import run
@@ -76,7 +76,7 @@ def _home(folder: Path) -> Path:
 
 def _stages(home: Path) -> list[Stage]:
     document = yaml.safe_load((home / "params.yaml").read_text(encoding="utf-8"))
-    return [stage for level in levels(stages(document, str(home / "dvc.yaml"))) for stage in level.stages]
+    return planned(stages(document, str(home / "dvc.yaml")))
 
 
 def _unit(home: Path, stage: Stage, lock: dict[str, Any], shared: bool, notes: int) -> dict[str, float]:
@@ -123,7 +123,7 @@ def _plan(home: Path, configurations: int) -> float:
     [one, *_] = document["experiments"].values()
     document["experiments"] = {f"configuration{number}": copy.deepcopy(one) for number in range(configurations)}
     started = time.perf_counter()
-    list(levels(stages(document, str(home / "dvc.yaml"))))
+    planned(stages(document, str(home / "dvc.yaml")))
     return time.perf_counter() - started
 
 

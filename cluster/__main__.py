@@ -2,19 +2,21 @@
 
     python -m cluster slurm|ray
 
-It is run as the last commit has it: each stage in a clone of its own, in the order of the pipeline, side by side where
-they need none of each other; `cluster.yaml` says how. At the end `dvc repro --pull` restores all of it here and runs
+It is run as the last commit has it: each stage in a clone of its own, as soon as those that it needs are done;
+`cluster.yaml` says how. At the end `dvc repro --pull` restores all of it here and runs
 what is left, which takes seconds. After an interruption, or where something failed, the same command goes on.
 """
 
 import contextlib
 import importlib
+import json
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,11 @@ from cluster import settings as cluster_settings
 from cluster.board import Board
 from cluster.engine import Engine
 from cluster.settings import Settings
-from cluster.unit import LOCK, ROOT, Unit, clone_at, dvc, remove_dead, settings_of, terminated
+from cluster.unit import LOCK, ROOT, Outcome, Unit, clone_at, dvc, remember, remove_dead, settings_of, terminated
 from headstart import files, params
 from headstart.console import UserError, run
 from stages.paths import PICTURES
-from stages.pipeline import stages
+from stages.pipeline import Stage, stages
 
 ENGINES = ("ray", "slurm")
 OWN = Path(".cluster")  # logs of what failed; in git's ignored files
@@ -57,23 +59,60 @@ def _run(name: str, settings: Settings, commit: str) -> None:
     _require_pictures()
     origin, scratch = settings.origin or str(ROOT), settings.scratch or ""
     with clone_at(origin, commit, scratch) as clone:  # as the machines will
-        plan = list(home.levels(stages(settings_of(clone), str(clone / "dvc.yaml"))))
-    lock: dict[str, Any] = {}
+        plan = home.planned(stages(settings_of(clone), str(clone / "dvc.yaml")))
+        told = {wants: home.environment(settings.gpus, settings.cpus, wants) for wants in (False, True)}
+        memory = Memory(OWN / "done.json", [commit, origin, [told[False], told[True]]])
+        lock = _still_there(memory.read(), clone)
+
+    def unit(stage: Stage) -> Unit:
+        return Unit(stage.name, commit, origin, scratch, _checkpoints(settings), home.upstream(stage, lock),
+                    told[home.computes(stage)])  # fmt: skip
+
+    def collect(outcome: Outcome) -> None:
+        for path, content in outcome.runs.items():
+            files.write_json(path, content)
+        lock.update(outcome.lock)
+        memory.write(lock)
+
     try:
         with _engine(name, settings) as engine, Board() as board:
             _clean_up_when_told_to_end()  # Ray has put a handler of its own there
             dvc(ROOT, "push", "--run-cache")  # what has been done here is not done again
-            for level in plan:
-                told = home.environment(settings.gpus, settings.cpus, level.computes)
-                units = [Unit(stage.name, commit, origin, scratch, _checkpoints(settings), home.upstream(stage, lock),
-                              told) for stage in level.stages]  # fmt: skip
-                for outcome in home.perform(engine, units, level.computes, settings.attempts, board, OWN / "logs"):
-                    lock |= outcome.lock
+            for name in lock:
+                board.end(name, "done", "had been done before")
+            left = [stage for stage in plan if stage.name not in lock]
+            home.perform(engine, left, unit, collect, attempts=settings.attempts, at_once=settings.at_once, board=board,
+                         logs=OWN / "logs")  # fmt: skip
     finally:
         remove_dead(Path(scratch or tempfile.gettempdir()))  # what was interrupted here while it cleaned up
     _bring(lock)
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--pull"]).returncode:
         raise UserError("`dvc repro --pull` failed here: all that the machines did is in DVC's remote")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What dvc.lock says of the stages that are done, in a file, for the same command after an interruption."""
+
+    path: Path
+    made_from: list[Any]  # all that it depends on, as JSON has it
+
+    def read(self) -> dict[str, Any]:
+        """Return the entries by stage; nothing if there are none, or of something else."""
+        try:
+            content = files.read_json(self.path)
+        except (OSError, ValueError):
+            return {}
+        return content["lock"] if content.get("made_from") == self.made_from else {}
+
+    def write(self, lock: Mapping[str, Any]) -> None:
+        files.write_json(self.path, {"made_from": self.made_from, "lock": lock})
+
+
+def _still_there(lock: dict[str, Any], clone: Path) -> dict[str, Any]:
+    """Return ``lock`` if DVC's remote has all outputs of its stages, else nothing."""
+    remember(lock, clone)
+    return {} if lock and "missing" in json.loads(dvc(clone, "status", "--cloud", "--json")).values() else lock
 
 
 def _clean_up_when_told_to_end() -> None:

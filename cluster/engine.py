@@ -1,6 +1,6 @@
 """What home asks of an engine: do these units, say how far each is, stop."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,10 +26,15 @@ class Job(Protocol):
 
 
 class Engine(Protocol):
-    """Something that runs units on machines, and runs them anew where a machine dies."""
+    """Something that runs units on machines."""
 
-    def submit(self, units: Sequence[Unit], *, computes: bool) -> Sequence[Job]:
-        """Begin ``units`` as soon as there is room. ``computes``: they want a GPU, if `cluster.yaml` asks for GPUs."""
+    def submit(self, units: Sequence[Unit], *, computes: bool, avoid: Collection[str] = ()) -> Sequence[Job]:
+        """Begin ``units``.
+
+        Args:
+            computes: they want a GPU, if `cluster.yaml` asks for GPUs.
+            avoid: the hosts on which one of them failed; others are better where there are any.
+        """
 
     def look(self) -> None:
         """Learn how far all jobs are; before they are asked for it."""

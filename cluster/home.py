@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from cluster.board import Board
-from cluster.engine import Engine
+from cluster.engine import Engine, Job
 from cluster.unit import Outcome, Unit
 from headstart import files
 from headstart.console import UserError
@@ -19,28 +19,13 @@ POLL = 0.5  # seconds
 LISTED = 20  # failures that are named at the end
 
 
-@dataclass(frozen=True)
-class Level:
-    """Stages that need none of each other."""
-
-    stages: tuple[Stage, ...]
-    computes: bool  # with PyTorch, on a GPU where one is asked for
-
-
-def levels(stages: Iterable[Stage]) -> Iterator[Level]:
+def planned(stages: Iterable[Stage]) -> list[Stage]:
     """What units do, in order. Stages whose results are in git are left: DVC remembers no run of them."""
-    level: dict[str, int] = {}  # of what makes an output
-    found: dict[tuple[int, bool], list[Stage]] = {}
-    for stage in stages:
-        if stage.in_cache:
-            here = 1 + max((level[out] for out in level if inside(out, stage.deps)), default=0)
-            level |= dict.fromkeys(stage.outs, here)
-            found.setdefault((here, _computes(stage)), []).append(stage)
-    for (_, computes), together in sorted(found.items(), key=lambda entry: entry[0]):
-        yield Level(tuple(together), computes)
+    return [stage for stage in stages if stage.in_cache]
 
 
-def _computes(stage: Stage) -> bool:
+def computes(stage: Stage) -> bool:
+    """Whether ``stage`` computes with PyTorch, on a GPU where one is asked for."""
     return any(dep.startswith("src/headstart/training") for dep in stage.deps)
 
 
@@ -62,20 +47,39 @@ def environment(gpus: int, cpus: int, computes: bool, ours: Mapping[str, str] = 
 
 
 def perform(
-    engine: Engine, units: Sequence[Unit], computes: bool, attempts: int, board: Board, logs: Path
-) -> list[Outcome]:
-    """Have ``engine`` do ``units``, each as often as ``attempts`` allows.
+    engine: Engine,
+    stages: Sequence[Stage],
+    unit: Callable[[Stage], Unit],
+    collect: Callable[[Outcome], None],
+    *,
+    attempts: int,
+    at_once: int,
+    board: Board,
+    logs: Path,
+) -> None:
+    """Have ``engine`` do ``stages``, each as soon as what it needs is there, and as often as ``attempts`` allows.
 
-    Returns:
-        What came of each, in the order in which they ended.
+    Args:
+        unit: makes the unit of a stage when those before it have been collected.
+        collect: is given what came of each that succeeded.
+        at_once: so many units wait or run at most.
+        logs: the folder for what the last attempt of each that failed has said.
 
     Raises:
-        UserError: one of them failed for good; the others have been done.
+        UserError: some have failed for good; all that need none of them have been done.
     """
-    begun = Counter(unit.stage for unit in units)
-    jobs = list(engine.submit(units, computes=computes))
-    done, failed = [], []
-    while jobs:
+    missing = {stage.name: stage for stage in stages}
+    waiting, begun, failed_on = list(missing), Counter[str](), defaultdict[str, tuple[str, ...]](tuple)
+    jobs: list[Job] = []
+    failed: list[str] = []
+    while True:
+        ready = [name for name in waiting if not _waits(missing[name], missing)][: at_once - len(jobs)]
+        waiting = [name for name in waiting if name not in ready]
+        begun.update(ready)
+        for (wants, avoid), names in _together(ready, lambda name: (computes(missing[name]), failed_on[name])):
+            jobs += engine.submit([unit(missing[name]) for name in names], computes=wants, avoid=avoid)
+        if not jobs:
+            break
         engine.look()
         for job in list(jobs):
             state, stage = job.state(), job.unit.stage
@@ -87,24 +91,33 @@ def perform(
             log = logs / f"{stage}.txt"
             if not outcome.problem:
                 log.unlink(missing_ok=True)
-                done.append(outcome)
+                del missing[stage]
+                collect(outcome)
                 said = f"{outcome.seconds:.0f} s" if outcome.ran else "had been done before"
                 board.end(stage, "done", f"{outcome.host}, {said}")
                 continue
             files.write_text(log, outcome.output or outcome.problem)
             problem = f"on {outcome.host}: {outcome.problem}"
             if begun[stage] < attempts and not outcome.lasting:
-                begun[stage] += 1
+                failed_on[stage] = tuple(sorted({*failed_on[stage], outcome.host}))
+                waiting.append(stage)
                 board.end(stage, "again", problem)
-                jobs += engine.submit([job.unit], computes=computes)
                 continue
             board.end(stage, "failed", problem)
             failed.append(f"{stage} {problem} ({log})")
         board.draw()
-        if jobs:
-            time.sleep(POLL)
+        time.sleep(POLL)
     if failed:
         more = [f"and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
-        raise UserError(f"{len(failed)} of {len(units)} stages failed; what is complete stays, and the same command "
+        raise UserError(f"{len(failed)} of {len(stages)} stages failed; what is complete stays, and the same command "
                         "goes on:", [*failed[:LISTED], *more])  # fmt: skip
-    return done
+
+
+def _waits(stage: Stage, missing: Mapping[str, Stage]) -> bool:
+    """Whether one of ``missing`` makes what ``stage`` needs."""
+    return any(inside(out, stage.deps) for other in missing.values() for out in other.outs)
+
+
+def _together(names: Sequence[str], key: Callable[[str], Any]) -> Iterator[tuple[Any, list[str]]]:
+    for value, group in groupby(sorted(names, key=key), key):
+        yield value, list(group)

@@ -1,12 +1,16 @@
 """Ray: on this machine alone, or on a cluster by its address."""
 
+import contextlib
 import itertools
 import logging
 import os
 import re
+import shlex
 import socket
-from collections import deque
-from collections.abc import Sequence
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from cluster.engine import State
@@ -23,6 +27,9 @@ from ray.exceptions import RayError
 PACKAGES = ("cluster", "stages", "src/headstart")
 HEAD = {"node:__internal_head__": 0.001}  # where that ends, all ends
 TIMEOUT = 60  # seconds for the head to answer
+NO_TOKEN = ("it asks for a token: copy its head's ~/.ray/auth_token to here and set RAY_AUTH_MODE=token, or start it "
+            "with RAY_AUTH_MODE=disabled")  # fmt: skip
+GONE = 20  # seconds after which a head that takes no connection counts as dead
 
 
 class Whereabouts:
@@ -45,7 +52,7 @@ def _attempt(unit: Unit, number: int, whereabouts: Any) -> Outcome:
 
 
 class RayJob:
-    """A unit that Ray has, or that waits to be given to it."""
+    """A unit that Ray has."""
 
     def __init__(self, unit: Unit, number: int, computes: bool) -> None:
         self.unit = unit
@@ -62,54 +69,83 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._queue: deque[RayJob] = deque()
         self._given: dict[ray.ObjectRef, RayJob] = {}
         self._numbers = itertools.count()
+        self._silent_since: float | None = None
+        self._is_gone = False
         packages = [str(ROOT / package) for package in PACKAGES]
         # "local", or it would be whatever cluster RAY_ADDRESS names or `ray start` has begun here.
         address = settings.ray.address or "local"
         dashboard = {} if settings.ray.address else {"include_dashboard": False}
+        # Ray puts the path of Python into a shell's command, where a space would end it.
+        python = {} if settings.ray.address else {"py_executable": shlex.quote(sys.executable)}
+        said: list[str] = []
         try:
             _require_reachable(settings.ray.address)
-            ray.init(address, **dashboard, log_to_driver=False, logging_level=logging.ERROR,
-                     runtime_env={"py_modules": packages})  # fmt: skip
+            with _captured_stderr(said):
+                ray.init(address, **dashboard, log_to_driver=False, logging_level=logging.ERROR,
+                         runtime_env={"py_modules": packages, **python})  # fmt: skip
+            self._address = settings.ray.address if ":" in address else ray.get_runtime_context().gcs_address
             self._whereabouts: Any = ray.remote(num_cpus=0, resources=HEAD)(Whereabouts).remote()
         except (OSError, RuntimeError, ValueError, RayError) as error:
             where = settings.ray.address or "this machine"
-            raise UserError(f"Ray at {where} cannot be used: {_first_line(error)}") from None
+            why = NO_TOKEN if any("InvalidAuthToken" in line for line in said) else _first_line(error)
+            raise UserError(f"Ray at {where} cannot be used: {why}") from None
 
-    def submit(self, units: Sequence[Unit], *, computes: bool) -> list[RayJob]:
+    def submit(self, units: Sequence[Unit], *, computes: bool, avoid: Collection[str] = ()) -> list[RayJob]:
+        # Home begins again what is lost, and counts: Ray's own retries would multiply that.
+        options = {"num_cpus": self._settings.cpus, "num_gpus": self._gpus(computes), "max_retries": 0}
         jobs = [RayJob(unit, next(self._numbers), computes) for unit in units]
-        self._queue.extend(jobs)
+        for job in jobs:
+            self._given[_attempt.options(**options).remote(job.unit, job.number, self._whereabouts)] = job
         return jobs
 
     def look(self) -> None:
-        """Learn what has ended, give Ray what waits as long as it has no more than `at_once`, and ask where it is.
+        """Learn what has ended, and where the rest is.
 
         Raises:
             UserError: the head has gone.
         """
+        if not self._head_answers():
+            return
         if self._given:
             ended, _ = ray.wait(list(self._given), num_returns=len(self._given), timeout=0)
             for reference in ended:
                 job = self._given.pop(reference)
                 job.now = State("ended", outcome=_outcome(reference))
-        while self._queue and len(self._given) < self._settings.at_once:
-            job = self._queue.popleft()
-            # Home begins again what is lost, and counts: Ray's own retries would multiply that.
-            options = {"num_cpus": self._settings.cpus, "num_gpus": self._gpus(job.computes), "max_retries": 0}
-            self._given[_attempt.options(**options).remote(job.unit, job.number, self._whereabouts)] = job
         try:
             hosts = ray.get(self._whereabouts.hosts.remote(), timeout=TIMEOUT)
             lacks = {computes: self._lacks(computes) for computes in {job.computes for job in self._given.values()}}
         except (ConnectionError, RuntimeError, RayError) as error:
-            raise UserError(f"Ray's head does not answer any more: {_first_line(error)}; what is complete stays, and "
-                            "the same command goes on") from None  # fmt: skip
+            raise self._gone(_first_line(error)) from None
         if self._settings.ray.address is None and any(lacks.values()):
             raise UserError(f"{next(filter(None, lacks.values()))} here: change gpus and cpus in cluster.yaml")
         for job in self._given.values():
             host = hosts.get(job.number)
             job.now = State("running", host) if host else State("waiting", lacks[job.computes])
+
+    def _head_answers(self) -> bool:
+        """Whether the head's port is open.
+
+        Ray itself would wait for a head that has died for a minute, and then end this process without a word.
+
+        Raises:
+            UserError: it has been closed for GONE seconds.
+        """
+        try:
+            _require_reachable(self._address)
+        except OSError as error:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since > GONE:
+                raise self._gone(str(error)) from None
+            return False
+        self._silent_since = None
+        return True
+
+    def _gone(self, why: str) -> UserError:
+        self._is_gone = True
+        return UserError(f"Ray's head does not answer any more: {why}; what is complete stays, and the same command "
+                         "goes on")  # fmt: skip
 
     def _gpus(self, computes: bool) -> int:
         return self._settings.gpus if computes else 0
@@ -123,13 +159,29 @@ class Engine:
         return "no machine has " + " and ".join(f"{count} {kind}" for kind, count in needs.items() if count)
 
     def close(self) -> None:
-        self._queue.clear()
+        if self._is_gone:
+            return
         left = list(self._given)
         for reference in left:
             ray.cancel(reference)
         if left:
             ray.wait(left, num_returns=len(left), timeout=10)  # they clean up
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _captured_stderr(lines: list[str]) -> Iterator[None]:
+    """Append to ``lines`` what this process writes to stderr, Ray's C++ code included."""
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
 
 
 def _require_reachable(address: str | None) -> None:

@@ -17,7 +17,7 @@ class Slurm:
 
     partition: StrictStr | None
     account: StrictStr | None
-    minutes: Count
+    minutes: Annotated[StrictInt, Field(ge=5)]  # submitit ends a job's work up to 2.5 minutes before
     memory_gb: Annotated[Number, Field(gt=0)]
     options: dict[StrictStr, StrictStr | StrictInt]
 

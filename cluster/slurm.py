@@ -1,12 +1,16 @@
-"""SLURM, through submitit: the units of a level are one array."""
+"""SLURM, through submitit: units that begin at the same time are one array."""
 
+import contextlib
 import getpass
+import hashlib
+import io
+import re
 import shutil
 import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import submitit
@@ -15,13 +19,16 @@ from submitit.slurm import slurm as submitit_slurm
 
 from cluster.engine import State
 from cluster.settings import Settings
-from cluster.unit import ROOT, Outcome, Unit, attempt, last_line, terminated
+from cluster.unit import ROOT, Outcome, Unit, failed, host, last_line, perform, terminated
+from headstart import files
 from headstart.console import UserError
 
 RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING"}
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
          "TIMEOUT"}  # fmt: skip
 SETTLING = 10  # seconds that a shared folder may take to show a result
+IDENTITY = ROOT / ".cluster/identity"  # what the names of all jobs of this folder are made from
+ERROR = re.compile(r"\berror: |^\w+(?:Error|Exception)\b")
 
 
 class Attempt(submitit.helpers.Checkpointable):
@@ -29,7 +36,14 @@ class Attempt(submitit.helpers.Checkpointable):
 
     def __call__(self, unit: Unit) -> Outcome:
         signal.signal(signal.SIGTERM, terminated)
-        return attempt(unit)
+        try:
+            return perform(unit)
+        except submitit.core.utils.UncompletedJobError:
+            # Not once more from the beginning: that would be `attempts` times `attempts` jobs.
+            problem = "the time of all its jobs was not enough: raise slurm.minutes, or attempts, in cluster.yaml"
+            return Outcome(host(), problem=problem, lasting=True)
+        except Exception as error:
+            return failed(error)
 
 
 class Queue(submitit_slurm.SlurmInfoWatcher):
@@ -70,7 +84,7 @@ class SlurmJob:
             return State("running", node)
         log = self.job.paths.stderr
         said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-        why = f"its job {self.job.job_id} ended with {name}" + (f": {last_line(said)}" if said else "")
+        why = f"its job {self.job.job_id} ended with {name}" + (f": {first_error(said)}" if said else "")
         return State("ended", outcome=Outcome(node or "SLURM", problem=why, output=said))
 
     def _is_not_lost(self) -> bool:
@@ -83,7 +97,30 @@ class SlurmJob:
 
     def _outcome(self) -> Outcome:
         kind, result = submitit.core.utils.pickle_load(self.job.paths.result_pickle)
-        return result if kind == "success" else Outcome("SLURM", problem=last_line(result), output=result)
+        if kind == "success":
+            return result
+        node = self.job.watcher.get_info(self.job.job_id).get("NodeList", "")
+        return Outcome(node or "SLURM", problem=last_line(result), output=result)
+
+
+def first_error(text: str) -> str:
+    """Return the first line of ``text`` that tells of an error, which causes all others; else the last line.
+
+    srun's own lines, which only say that there was one, count where there is no other.
+    """
+    own = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("srun: ")]
+    return next((line for line in own if ERROR.search(line)), own[-1] if own else last_line(text))
+
+
+def own_name() -> str:
+    """Return the name of all jobs of this folder, which is the same for each driver in it and for no other folder's.
+
+    It is on the disk before the first job is in the queue, so a driver finds the jobs of one that was killed.
+    """
+    if not IDENTITY.is_file():
+        files.write_text(IDENTITY, uuid.uuid4().hex)
+    identity = IDENTITY.read_text(encoding="utf-8")
+    return f"headstart-{hashlib.sha256(f'{identity} {ROOT}'.encode()).hexdigest()[:12]}"  # a copy is another folder
 
 
 class Engine:
@@ -97,10 +134,11 @@ class Engine:
         get_logger().setLevel("ERROR")
         submitit_slurm.SlurmJob.watcher = Queue(delay_s=30)
         self._gpus = settings.gpus
-        # So that what is interrupted between the asking and the answer can be cancelled too.
-        self._name = f"headstart-{uuid.uuid4().hex[:8]}"
-        self._executor = submitit.SlurmExecutor(Path(settings.shared_folder).resolve() / "jobs",
-                                                max_num_timeout=settings.attempts)  # fmt: skip
+        self._name = own_name()
+        self._folder = Path(settings.shared_folder).resolve() / "jobs" / self._name
+        self._end_earlier()
+        # A job begins `attempts` times, this many of them after its time was over.
+        self._executor = submitit.SlurmExecutor(self._folder, max_num_timeout=settings.attempts - 1)
         slurm = settings.slurm
         options = {"chdir": str(ROOT), "requeue": True, **slurm.options}
         self._executor.update_parameters(
@@ -109,11 +147,41 @@ class Engine:
             **{key: value for key in ("partition", "account") if (value := getattr(slurm, key))},
         )  # fmt: skip
 
-    def submit(self, units: Sequence[Unit], *, computes: bool) -> list[SlurmJob]:
-        self._executor.update_parameters(gpus_per_node=self._gpus if computes and self._gpus else None)
+    def _end_earlier(self) -> None:
+        """Cancel the jobs of a driver that was killed here, and wait until none runs any more.
+
+        One that SLURM is given only now, by a process that has survived its driver, does not find its files and ends.
+        """
+        shutil.rmtree(self._folder, ignore_errors=True)
+        said = False
+        while left := self._queued():
+            if not said:
+                print(f"cancelling {len(left)} jobs of a `make cluster` that was killed here")
+                said = True
+            self._cancel()
+            time.sleep(1)
+
+    def _queued(self) -> list[str]:
+        """Return what SLURM has of this folder's jobs, those that are ending included."""
+        command = ["squeue", "--me", "--noheader", f"--name={self._name}", "--format=%i"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"SLURM does not take the stages: {last_line(done.stderr)}")
+        return done.stdout.split()
+
+    def _cancel(self) -> None:
+        command = ["scancel", f"--user={getpass.getuser()}", f"--name={self._name}"]
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+
+    def submit(self, units: Sequence[Unit], *, computes: bool, avoid: Collection[str] = ()) -> list[SlurmJob]:
+        self._executor.update_parameters(gpus_per_node=self._gpus if computes and self._gpus else None,
+                                         exclude=",".join(avoid) or None)  # fmt: skip
         try:
-            given = self._executor.map_array(Attempt(), units)
+            with contextlib.redirect_stderr(io.StringIO()):  # where submitit prints what is in the error too
+                given = self._executor.map_array(Attempt(), units)
         except submitit.core.utils.FailedJobError as error:
+            if avoid:  # there may be no other node
+                return self.submit(units, computes=computes)
             raise UserError(f"SLURM does not take the stages: {last_line(str(error))}") from None
         return [SlurmJob(unit, job) for unit, job in zip(units, given, strict=True)]
 
@@ -121,5 +189,5 @@ class Engine:
         """The queue is asked by the jobs, and no more often than `Queue` allows."""
 
     def close(self) -> None:
-        command = ["scancel", f"--user={getpass.getuser()}", f"--name={self._name}"]
-        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+        self._cancel()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -4,7 +4,8 @@
 
 What the stage needs comes out of DVC's run-cache, from the default remote or the cache that `.dvc/config.local` of the
 origin names; what is not there yet is run as well. What it makes goes back there. It may be run twice and killed at any
-moment; with `--checkpoints`, a folder that all machines see, a training goes on where another unit was killed.
+moment; with `--checkpoints`, a folder that all machines see, a training goes on where another unit was killed, and no
+two units run the same stage at once.
 `python -m cluster` does this for all stages on an engine.
 """
 
@@ -28,8 +29,10 @@ from typing import Any
 
 import psutil
 import yaml
+from filelock import SoftFileLease
 
-from headstart.console import UserError, run
+from headstart import files
+from headstart.console import USER_STATUS, MachineError, UserError, run
 from stages.paths import PICTURES
 from stages.pipeline import stages
 
@@ -39,11 +42,14 @@ LOCK = "dvc.lock"
 LONGEST_OUTPUT = 100_000  # characters of what a command that failed has said
 LONGEST_LINE = 300
 PAUSES = (1, 5, None)  # seconds after a push that failed
-# What the stage complains of, and what another machine or another hour may not have.
-PASSING = re.compile(r"\[Errno|memory is full|cannot be downloaded")
+STATUS = re.compile(r"exited with (-?\d+)$", re.MULTILINE)  # what DVC says of a stage that failed
 OWN_ERROR = r"^ERROR: (?:failed to transfer '[^']*' - |unexpected error - )?(.*)"
 # Two DVC that end the same stage at once write the same note into a shared cache: the second finds it moved away.
 OWN_NOTE = re.compile(r"cache/runs/\S+\.tmp'\s*$")
+# Runs "$@", and kills it and all that it has started when the pipe that is its standard input is closed.
+GUARDED = 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) >/dev/null 2>&1 & exec 3<&-; exec "$@"'
+LEASE = 60  # seconds without a sign of life after which another machine's unit counts as dead
+BEAT = 5  # seconds between two signs of life
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Outcome:
     seconds: float = 0
     ran: bool = False  # or it had been done before
     lock: Mapping[str, Any] = field(default_factory=dict)  # what dvc.lock says of the stages that are done
+    runs: Mapping[str, Any] = field(default_factory=dict)  # the files in runs/, which DVC need not transport
     problem: str = ""  # why it failed, one line
     output: str = ""  # of what failed
     lasting: bool = False  # would fail again anywhere: a mistake in the settings, or a remote that takes nothing
@@ -109,11 +116,15 @@ def attempt(unit: Unit) -> Outcome:
     """Perform ``unit``; whatever goes wrong is in the outcome, and nothing is raised but an interruption."""
     try:
         return perform(unit)
-    except UserError as error:
-        output, lasting = getattr(error, "output", ""), getattr(error, "lasting", False)
-        return Outcome(host(), problem=str(error), output=output, lasting=lasting)
     except Exception as error:
-        return Outcome(host(), problem=f"{type(error).__name__}: {error}")
+        return failed(error)
+
+
+def failed(error: Exception) -> Outcome:
+    """Return the outcome of a unit that ``error`` ended."""
+    problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    output, lasting = getattr(error, "output", ""), getattr(error, "lasting", False)
+    return Outcome(host(), problem=problem, output=output, lasting=lasting)
 
 
 def perform(unit: Unit) -> Outcome:
@@ -125,19 +136,38 @@ def perform(unit: Unit) -> Outcome:
     started = time.perf_counter()
     with clone_at(unit.origin, unit.commit, unit.scratch) as clone:
         _require_stage(unit.stage, clone)
-        if unit.checkpoints:
-            Path(unit.checkpoints).mkdir(parents=True, exist_ok=True)
-            (clone / "checkpoints").symlink_to(Path(unit.checkpoints).resolve())
-        remember(unit.upstream, clone)
-        if "prepare" not in unit.upstream:
-            _pull_pictures(clone, unit.environment)
-        # What dvc.lock has of other stages is no matter then, and their outputs are not fetched.
-        alone = ["--single-item"] if unit.upstream else []
-        said = dvc(clone, "repro", "--pull", *alone, unit.stage, environment=unit.environment)
-        _push(clone, *([] if unit.upstream else ["--with-deps"]), unit.stage)
+        with _checkpoints(unit, clone):
+            remember(unit.upstream, clone)
+            if "prepare" not in unit.upstream:
+                _pull_pictures(clone, unit.environment)
+            # What dvc.lock has of other stages is no matter then, and their outputs are not fetched.
+            alone = ["--single-item"] if unit.upstream else []
+            said = dvc(clone, "repro", "--pull", *alone, unit.stage, environment=unit.environment)
+            _push(clone, *([] if unit.upstream else ["--with-deps"]), unit.stage)
         lock = yaml.safe_load((clone / LOCK).read_text(encoding="utf-8"))["stages"]
+        runs = {path.relative_to(clone).as_posix(): files.read_json(path) for path in clone.glob("runs/*/*.json")}
     ran = f"Running stage '{unit.stage}'" in said
-    return Outcome(host(), time.perf_counter() - started, ran, lock)
+    return Outcome(host(), time.perf_counter() - started, ran, lock, runs)
+
+
+@contextlib.contextmanager
+def _checkpoints(unit: Unit, clone: Path) -> Iterator[None]:
+    """Give ``clone`` the shared folder of checkpoints, and keep all other units from running this stage of this study.
+
+    The lock is a file that any shared file system can have, and it is renewed every few seconds. A unit that finds it
+    waits until it is gone, until its process has ended on this machine, or until it has not been renewed for a minute:
+    then its machine is dead. A unit that was only halted for so long ends at once when it wakes up.
+    """
+    if not unit.checkpoints:
+        yield
+        return
+    shared = Path(unit.checkpoints).resolve()
+    lock = shared / str(settings_of(clone)["study"]) / f"{unit.stage}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    (clone / "checkpoints").symlink_to(shared)
+    with SoftFileLease(lock, lease_duration=LEASE, heartbeat_interval=BEAT, poll_interval=1, thread_local=False,
+                       on_compromise=lambda loss: os.kill(os.getpid(), signal.SIGKILL)):  # fmt: skip
+        yield
 
 
 @contextlib.contextmanager
@@ -155,8 +185,11 @@ def clone_at(origin: str, commit: str, scratch: str = "") -> Iterator[Path]:
         done = _run(["git", "clone", "--quiet", "--no-checkout", origin, str(clone)], Path(own))
         if done.returncode:
             raise UserError(f"{origin} cannot be cloned: {last_line(done.stderr)}")
-        if _run(["git", "checkout", "--quiet", "--detach", commit], clone).returncode:
+        if _run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], clone).returncode:
             raise UserError(f"{origin} has no commit {commit}: push it there, or name another one")
+        done = _run(["git", "checkout", "--quiet", "--detach", commit], clone)
+        if done.returncode:
+            raise MachineError(f"{origin} cannot be cloned to {own}: {last_line(done.stderr)}")
         local = Path(origin, ".dvc/config.local")
         if local.is_file():
             shutil.copy(local, clone / ".dvc/config.local")
@@ -248,12 +281,13 @@ def dvc(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
         if not OWN_NOTE.search(done.stderr):
             break
     ours = re.findall(r"^headstart: (.*)", done.stderr, re.MULTILINE)
+    statuses = STATUS.findall(done.stderr)
     theirs = re.findall(OWN_ERROR, done.stderr, re.MULTILINE)
     ended = f"it ended with status {done.returncode}"
     said = ours[-1] if ours else theirs[0] if theirs else last_line(done.stderr) or last_line(done.stdout) or ended
     raise CommandError(f"`dvc {' '.join(arguments)}` failed: {textwrap.shorten(said, LONGEST_LINE)}",
                        (done.stdout + done.stderr)[-LONGEST_OUTPUT:],
-                       lasting=bool(ours) and not PASSING.search(said))  # fmt: skip
+                       lasting=bool(ours) and statuses == [str(USER_STATUS)])  # fmt: skip
 
 
 def _run(
@@ -266,19 +300,26 @@ def _run(
                         "there what `make setup` does")  # fmt: skip
     full = {**os.environ, **(environment or {}), "PATH": path,
             "PYTHONPATH": str(folder / "src")}  # fmt: skip  # an installed Headstart may be of another commit
-    process = subprocess.Popen(command, cwd=folder, env=full, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               start_new_session=True)  # fmt: skip
+    guarded, life = os.pipe()  # which this process alone holds: its death, however sudden, closes it
     try:
-        while True:
-            try:
-                out, error = process.communicate(timeout=1)  # or Ray could not interrupt it: it sends no signal
-                return subprocess.CompletedProcess(command, process.returncode, out, error)
-            except subprocess.TimeoutExpired:
-                pass
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+        process = subprocess.Popen(["sh", "-c", GUARDED, "sh", *command], cwd=folder, env=full, text=True,
+                                   stdin=guarded, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   start_new_session=True)  # fmt: skip
+        try:
+            while True:
+                try:
+                    out, error = process.communicate(timeout=1)  # or Ray could not interrupt it: it sends no signal
+                    return subprocess.CompletedProcess(command, process.returncode, out, error)
+                except subprocess.TimeoutExpired:
+                    pass
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    finally:
+        os.close(guarded)
+        os.close(life)
 
 
 def last_line(text: str) -> str:

@@ -4,7 +4,8 @@
 
 It works in temporary copies of the repository at a scale of seconds, with three nodes on this machine. Every other kill
 is a node, with all that runs there, and it comes back seconds later; the rest are processes: the unit, DVC or the
-stage. All by SIGKILL, at random moments. Prints where they fell.
+stage. All by SIGKILL, at random moments. Before that the driver is interrupted once and killed once. Prints where they
+fell.
 """
 
 import os
@@ -14,10 +15,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ def _clone(folder: Path, *, every: bool) -> Path:
 def study(
     folder: Path, engine: str, expected: dict[str, str], kills: int, seed: int, *, every: bool
 ) -> tuple[list[str], Counter[str]]:
-    """Run the study on ``engine``, interrupt it, and run it again while things die.
+    """Run the study on ``engine``, interrupt it, kill its driver, and run it again while things die.
 
     Returns:
         What is other than ``expected`` or otherwise wrong, and what was killed.
@@ -136,9 +138,12 @@ def study(
         while list(scratch.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.1)
         wrong += [f"{path} is left of what was interrupted" for path in scratch.iterdir()]
-        process = command(clone, engine, nodes, folder / "log")
-        fell = chaos(process, nodes, scratch, kills, random.Random(seed))
-        process.wait()
+        with watched(scratch) as shared:
+            before |= killed(clone, engine, nodes, scratch, folder / "log1")
+            process = command(clone, engine, nodes, folder / "log")
+            fell = chaos(process, nodes, scratch, kills, random.Random(seed))
+            process.wait()
+        wrong += [f"two units ran {stage} at once" for stage in shared]
     said = (folder / "log").read_text(encoding="utf-8")
     if process.returncode:
         return [*wrong, said], fell
@@ -166,6 +171,45 @@ def interrupted(clone: Path, engine: str, nodes: Any, log: Path) -> tuple[set[st
     said = log.read_text(encoding="utf-8")
     right = process.returncode == 1 and said.splitlines()[-1].startswith("headstart: interrupted; ")
     return done(said), [] if right else [said]
+
+
+def killed(clone: Path, engine: str, nodes: Any, scratch: Path, log: Path) -> set[str]:
+    """Go on with the study, and kill what does so when a training runs; return what it had seen done."""
+    process = command(clone, engine, nodes, log)
+    while not trainings(scratch):
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    return done(log.read_text(encoding="utf-8"))
+
+
+def trainings(scratch: Path) -> list[tuple[str, Path]]:
+    """What runs of the stage `train`: its command, and the clone that it runs in."""
+    running = [(process.info["cmdline"] or [], Path(process.info["cwd"] or "/"))
+               for process in psutil.process_iter(["cmdline", "cwd"])]  # fmt: skip
+    return [(" ".join(command), clone) for command, clone in running
+            if "stages.train" in command and clone.is_relative_to(scratch)]  # fmt: skip
+
+
+@contextmanager
+def watched(scratch: Path) -> Iterator[set[str]]:
+    """Watch what runs in ``scratch``; yields the trainings that more than one clone was seen to run at a time."""
+    shared: set[str] = set()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.2):
+            seen = Counter(line for line, _ in set(trainings(scratch)))
+            shared.update(line for line, count in seen.items() if count > 1)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield shared
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def done(said: str) -> set[str]:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -74,8 +74,9 @@ class Nodes:
     names = NODES
     settings: ClassVar = {"slurm": {"partition": None, "account": None, "minutes": 240, "memory_gb": 1, "options": {}}}
 
-    def __init__(self, folder: Path, cpus: int) -> None:
+    def __init__(self, folder: Path, cpus: int, prepared: Mapping[str, str]) -> None:
         self.folder = folder
+        self._prepared = prepared
         (folder / "state").mkdir(parents=True)
         controller, *ports = free_ports(1 + len(NODES))
         nodes = [f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000\n"
@@ -92,7 +93,11 @@ class Nodes:
                                 start_new_session=True)  # fmt: skip
 
     def start(self, node: str) -> subprocess.Popen[bytes]:
-        return self._start("slurmd", "-D", "-N", node)
+        """Start ``node``, with file systems of its own where something is prepared there."""
+        command = ["slurmd", "-D", "-N", node]
+        if node in self._prepared:
+            command = ["unshare", "--mount", "sh", "-c", f'{self._prepared[node]} && exec "$@"', "sh", *command]
+        return self._start(*command)
 
     def call(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout
@@ -133,9 +138,14 @@ class Nodes:
 
 
 @contextmanager
-def slurm(folder: Path, cpus: int = 1) -> Iterator[Nodes]:
-    """``cpus``: of each node."""
-    running = Nodes(folder, cpus)
+def slurm(folder: Path, cpus: int = 1, prepared: Mapping[str, str] = {}) -> Iterator[Nodes]:
+    """Start a controller and its nodes.
+
+    Args:
+        cpus: of each node.
+        prepared: a shell's command by node, which can mount what only that node sees.
+    """
+    running = Nodes(folder, cpus, prepared)
     try:
         running.wait()
         yield running

@@ -23,7 +23,7 @@ import stages.prepare
 import stages.start
 import stages.train
 from headstart import files, params
-from headstart.console import UserError, run
+from headstart.console import MACHINE_STATUS, UserError, run
 from headstart.data import fashion_mnist
 from headstart.network import starts
 from headstart.training.compute import choose
@@ -55,9 +55,11 @@ def complaint(stage, *arguments: str) -> str:
     with pytest.raises(SystemExit) as stopped:
         run(stage.main, *arguments)
     assert {path for path in Path().rglob("*") if path.is_file()} == before
-    assert isinstance(stopped.value.code, str)  # Python then exits with status 1 and prints it on stderr
-    assert "\n" not in stopped.value.code
-    return stopped.value.code
+    message = str(stopped.value)
+    # Python exits with status 1 and prints a code that is a text on stderr.
+    assert stopped.value.code in (message, MACHINE_STATUS)
+    assert "\n" not in message
+    return message
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +229,9 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
     needs = "needs 4,718,592 bytes, and the disk has 4,718,591"
     remedy = "free some space (DVC's cache may want as much again), or set store_activations to false in params.yaml"
-    assert complaint(stages.features, "true") == f"headstart: data/features/quick/pretrained-true {needs}: {remedy}"
+    assert complaint(stages.features, "true") == (
+        f"headstart: {workspace}/data/features/quick/pretrained-true {needs}: {remedy}"
+    )
 
 
 def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
@@ -294,16 +298,20 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk(small_disk):
+def test_a_full_disk(small_disk, monkeypatch, capsys):
     path = small_disk / "x.safetensors"
     files.write_tensors(path, {"a": torch.zeros(10)})
     before = path.read_bytes()
     with pytest.raises(SystemExit) as stopped:
         run(lambda: files.write_tensors(path, {"a": torch.zeros(1_000_000)}))
-    assert str(stopped.value.code).startswith(f"headstart: {path} cannot be written (")
-    assert "No space left on device" in str(stopped.value.code)
-    with pytest.raises(SystemExit, match=r"No space left on device.*: free some space"):
-        run(lambda: files.write_csv(small_disk / "x.csv", ["a"], [["x" * 1_000]] * 2_000))
+    assert stopped.value.code == MACHINE_STATUS
+    assert str(stopped.value).startswith(f"headstart: {path} cannot be written (")
+    assert "No space left on device" in str(stopped.value)
+    monkeypatch.chdir(small_disk)
+    with pytest.raises(SystemExit, match=f"No space left on device: '{small_disk}/x.csv': free some space") as stopped:
+        run(lambda: files.write_csv("x.csv", ["a"], [["x" * 1_000]] * 2_000))
+    assert stopped.value.code == MACHINE_STATUS
+    assert capsys.readouterr().err.count("headstart: ") == 2
     assert path.read_bytes() == before
     assert [file.name for file in small_disk.iterdir()] == ["x.safetensors"]
 
@@ -330,7 +338,7 @@ def test_limits_of_the_machine(error, message):
 
     with pytest.raises(SystemExit) as stopped:
         run(main)
-    assert stopped.value.code == f"headstart: {message}"
+    assert str(stopped.value) == f"headstart: {message}"
 
 
 @pytest.mark.parametrize("take", [lambda: torch.empty(1 << 50), lambda: bytearray(1 << 60)], ids=["PyTorch", "Python"])
@@ -338,7 +346,8 @@ def test_more_memory_than_there_is(take):
     with pytest.raises(SystemExit) as stopped:
         run(take)
     remedy = "lower training_images or image_size in params.yaml, or free some"
-    assert stopped.value.code == f"headstart: the memory is full: {remedy}"
+    assert str(stopped.value) == f"headstart: the memory is full: {remedy}"
+    assert stopped.value.code == MACHINE_STATUS
 
 
 @pytest.mark.parametrize(

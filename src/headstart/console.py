@@ -5,8 +5,13 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+USER_STATUS = 1  # of a process that a UserError has ended
+MACHINE_STATUS = 75  # that a MachineError has ended: the EX_TEMPFAIL of sysexits.h
 
 
 class UserError(Exception):
@@ -20,9 +25,14 @@ class UserError(Exception):
         self.details = details
 
 
+class MachineError(UserError):
+    """Something that this machine lacks now, such as room on its disk: the same may work elsewhere or later."""
+
+
 def run(main: Callable[..., object], *arguments: str) -> None:
     """Run a stage; turn a mistake of the user's into one line on stderr and exit status 1.
 
+    What the machine lacks, such as memory or room on its disk, ends with status 75.
     ``HEADSTART_TRACEBACK=1`` in the environment shows the traceback instead.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -41,7 +51,13 @@ def run(main: Callable[..., object], *arguments: str) -> None:
         if line is None or os.environ.get("HEADSTART_TRACEBACK") == "1":
             raise
         lines = [line, *getattr(error, "details", ())]
-        sys.exit("headstart: " + "\n  ".join(" ".join(each.split()) for each in lines))
+        message = "headstart: " + "\n  ".join(" ".join(each.split()) for each in lines)
+        if isinstance(error, UserError) and not isinstance(error, MachineError):
+            sys.exit(message)
+        print(message, file=sys.stderr)
+        ended = SystemExit(message)
+        ended.code = MACHINE_STATUS
+        raise ended from None
 
 
 def _explain(error: Exception) -> str | None:
@@ -58,8 +74,11 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return "the memory is full: lower training_images or image_size in params.yaml, or free some"
     if isinstance(error, OSError):
+        if error.errno in FULL and isinstance(error.filename, str):
+            error.filename = str(Path(error.filename).resolve())  # or nobody knew which disk
         remedy = {
             errno.ENOSPC: "free some space",
+            errno.EDQUOT: "free some space, or ask for a larger quota",
             errno.EROFS: "make the folder writable",
             errno.EACCES: "make it readable, and its folder writable",
         }.get(error.errno or 0)

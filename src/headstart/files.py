@@ -23,7 +23,7 @@ import psutil
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from headstart.console import UserError
+from headstart.console import MachineError, UserError
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and who reads and writes arrays does without it
     import torch
@@ -56,6 +56,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         beside.replace(path)
         _synchronise(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file does not fit
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):  # not empty: the block has succeeded, or others write there too
@@ -105,11 +108,11 @@ def sources(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def require_room(path: str | Path, size: int, remedy: str) -> None:
-    """Raise UserError where ``size`` bytes more do not fit on the disk that ``path`` will be on."""
+    """Raise MachineError where ``size`` bytes more do not fit on the disk that ``path`` will be on."""
     folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise UserError(f"{path} needs {size:,} bytes, and the disk has {free:,}: {remedy}")
+        raise MachineError(f"{Path(path).resolve()} needs {size:,} bytes, and the disk has {free:,}: {remedy}")
 
 
 def write_text(path: str | Path, content: str) -> None:
@@ -184,7 +187,8 @@ def _write_safetensors(
         try:
             save(plain, beside, metadata)
         except SafetensorError as error:
-            raise UserError(f"{path} cannot be written ({error}): make room, or make the folder writable") from None
+            where = Path(path).resolve()
+            raise MachineError(f"{where} cannot be written ({error}): make room, or make the folder writable") from None
 
 
 def read_arrays(path: str | Path, *names: str) -> Arrays:

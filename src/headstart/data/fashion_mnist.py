@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.console import UserError
+from headstart.console import MachineError, UserError
 from headstart.data.splits import Dataset, Part
 
 TITLE = "Fashion-MNIST"
@@ -70,7 +70,7 @@ def _download(filename: str, folder: Path, missing_from: str | Path) -> Path:
             return folder / filename
         except (OSError, RuntimeError) as problem:  # no network, or a checksum that does not fit
             error = problem
-    raise UserError(
+    raise MachineError(
         f"{filename} is not in {missing_from} and cannot be downloaded ({error}): install Debian's "
         "dataset-fashion-mnist, or put the four files there"
     )

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from headstart import files
-from headstart.console import UserError, progress
+from headstart.console import MachineError, UserError, progress
 from headstart.data.decoding import to_array
 from headstart.data.splits import Dataset, Part
 
@@ -84,7 +84,7 @@ def fetch(name: str, folder: Path, *, downloads: Path, into: Path) -> None:
             _open(entry, into, options, download=True)
     except Exception as error:  # no network, a checksum that does not fit, and whatever a damaged archive makes of it
         problem = f"{entry.title} is not whole in {folder} and cannot be downloaded ({type(error).__name__}: {error})"
-        raise UserError(f"{problem}: put {', '.join(entry.archives)} there") from None
+        raise MachineError(f"{problem}: put {', '.join(entry.archives)} there") from None
     for archive in entry.archives:
         place = into / entry.place / archive
         if not any(_same(place, source / archive) for source in (downloads, folder)):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from headstart import files
-from headstart.console import UserError
+from headstart.console import MachineError, UserError
 from headstart.data.images import Preprocess
 from headstart.network import models
 from headstart.network.snapshot import Snapshot
@@ -312,7 +312,7 @@ def _read_timm(full_name: str, image_size: int | None) -> tuple[State, Path]:
         path = Path(hf_hub_download(hub_id, "model.safetensors"))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         remedy = "name the path of a state dict as weights in params.yaml"
-        raise UserError(f"{hub_id} cannot be downloaded ({error}): {remedy}") from None
+        raise MachineError(f"{hub_id} cannot be downloaded ({error}): {remedy}") from None
     # The builder, not the bare file: it renames what old files call otherwise, and fits positions to the image size.
     options = models.timm_options(full_name, image_size)
     return timm.create_model(full_name, pretrained=True, **options).state_dict(), path
@@ -329,7 +329,7 @@ def _read_torchvision(entry) -> tuple[State, Path]:
         try:
             torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=prefix, progress=False)
         except (OSError, RuntimeError) as error:
-            raise UserError(
+            raise MachineError(
                 f"{entry.url} cannot be downloaded ({error}): name the path of a state dict as weights in params.yaml"
             ) from None
     if not files.sha256(path).startswith(prefix):
