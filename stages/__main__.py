@@ -39,7 +39,10 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     try:
         with FileLock(folder / "stages.lock", timeout=0):
-            _run(folder / settings.study / "stages.json")
+            try:
+                _run(folder / settings.study / "stages.json")
+            finally:
+                gc.unfreeze()  # else libraries complain at the end of objects that were never freed
     except Timeout:
         raise UserError("another `python -m stages` runs here: wait for it, or stop it") from None
 
