@@ -176,9 +176,9 @@ def interrupted(clone: Path, engine: str, nodes: Any, log: Path) -> tuple[set[st
 def killed(clone: Path, engine: str, nodes: Any, scratch: Path, log: Path) -> set[str]:
     """Go on with the study, and kill what does so when a training runs; return what it had seen done."""
     process = command(clone, engine, nodes, log)
-    while not trainings(scratch):
-        assert process.poll() is None, log.read_text(encoding="utf-8")
+    while process.poll() is None and not trainings(scratch):  # all may be done already
         time.sleep(0.1)
+    assert process.returncode in (None, 0), log.read_text(encoding="utf-8")
     process.kill()
     process.wait()
     return done(log.read_text(encoding="utf-8"))

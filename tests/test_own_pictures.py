@@ -57,7 +57,7 @@ def test_fashion_mnist_as_pictures_has_the_same_metrics(clone, training_set, tes
         assert (ours.labels == theirs.labels).all()
     found = results(clone)
     compared = [name for name in found if re.match(r"(metrics|predictions)/png/|plots/png/(acc|learn).*csv", name)]
-    assert len(compared) == len(KEPT) + 2 + len(KEPT) + 2
+    assert len(compared) == len(KEPT) + 4 + len(KEPT) + 2
     assert {name: found[name] for name in compared} == {
         name: found[name.replace("/png/", "/quick/")] for name in compared
     }
@@ -86,7 +86,10 @@ def test_a_folder_becomes_a_study(clone, stamps):
     refused = pictures(clone, stamps, check=False)
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[0].startswith(f"headstart: {stamps} has ")
-    assert "naturalforces" not in refused.stderr
+    # Of the transparent drawings only this one is white, and blank on white.
+    assert [line.split()[0] for line in refused.stderr.splitlines() if "transparent" in line] == [
+        "naturalforces/lightningbolt.png"
+    ]
     assert not (clone / "data/pictures/stamps-more").exists()
     assert (clone / "params.yaml").read_text(encoding="utf-8") == before
 

@@ -52,7 +52,7 @@ def run(main: Callable[..., object], *arguments: str) -> None:
             raise
         lines = [line, *getattr(error, "details", ())]
         message = "headstart: " + "\n  ".join(" ".join(each.split()) for each in lines)
-        if isinstance(error, UserError) and not isinstance(error, MachineError):
+        if not isinstance(error, (MachineError, MemoryError, OSError)) and not _is_out_of_memory(error):
             sys.exit(message)
         print(message, file=sys.stderr)
         ended = SystemExit(message)
@@ -60,18 +60,23 @@ def run(main: Callable[..., object], *arguments: str) -> None:
         raise ended from None
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether PyTorch, which is not imported for this, found no memory on a GPU or in RAM."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def _explain(error: Exception) -> str | None:
     """What to tell the user of a mistake or of a machine's limit; None of a defect of the program's."""
     if isinstance(error, UserError):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported for this
+    if type(error).__name__ == "OutOfMemoryError":
         return ("the GPU's memory is full: free memory that other processes hold, lower batch_size or image_size in "
                 "params.yaml, or set HEADSTART_MEMORY_GB lower, so that activations are kept in RAM")  # fmt: skip
     if "does not have a deterministic implementation" in str(error):
         operation = str(error).split()[0]
         return (f"{operation} has no deterministic implementation on this device: set finetune_from in params.yaml to "
                 "a layer behind it, or HEADSTART_DEVICE=cpu in the environment")  # fmt: skip
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "the memory is full: lower training_images or image_size in params.yaml, or free some"
     if isinstance(error, OSError):
         if error.errno in FULL and isinstance(error.filename, str):
