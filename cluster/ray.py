@@ -165,7 +165,7 @@ class Engine:
         for reference in left:
             ray.cancel(reference)
         if left:
-            ray.wait(left, num_returns=len(left), timeout=10)  # they clean up
+            ray.wait(left, num_returns=len(left), timeout=30)  # they clean up, which takes its time on a busy machine
         ray.shutdown()
 
 
