@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.speed import line
 from headstart import files, params
-from headstart.results import comparison, report
+from headstart.results import by_labels, comparison, labels_saved, report
+from headstart.results.labels_saved import Curve
 from scripts import record, results
 
 from .conftest import ROOT
@@ -113,6 +114,35 @@ def test_the_docs_show_the_committed_results(study):
     for effect, value in found.summary.items():
         if effect.startswith("effect_"):
             assert f"{100 * value:+.1f}" in part, effect
+
+
+def test_the_docs_show_the_committed_errors_over_labels():
+    docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in files.read_csv(ROOT / "plots/labels/labels.csv"):
+        found.setdefault(row["configuration"], {}).setdefault(int(row["labels"]), []).append(float(row["error"]))
+    assert len(found) == 10
+    for name, by_count in found.items():
+        errors = [f"{np.mean(errors) + 1e-6:.1f}" for errors in by_count.values()]  # a mean of 85.95 is shown as 86.0
+        assert f"| {name} | {' | '.join(errors)} |" in docs
+
+
+@pytest.mark.parametrize(
+    "study", [study for study in STUDIES if (ROOT / f"metrics/{study}/correct_by_budget.csv").is_file()]
+)  # older records do not have the file
+def test_the_committed_correctness_gives_the_committed_errors_and_labels_needed(study):
+    setting = STUDIES[study]
+    rows, right = (files.read_csv(ROOT / f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "right"))
+    curves: dict[str, Curve] = by_labels.read_curves(rows, right, labels=setting.labels)
+    found = by_labels.ByLabels(curves=curves, stopped_early={}, saved=None, worth=None, power_laws={})
+    [_, *errors] = by_labels.curves_table(found, setting.seeds)
+    assert [[str(cell) for cell in row] for row in errors] == files.read_rows(ROOT / f"plots/{study}/labels.csv")[1:]
+    needed = files.read_csv(ROOT / f"plots/{study}/labels_saved.csv")
+    assert needed
+    for row in needed:
+        curve = curves[row["configuration"]]
+        again = labels_saved.needed(curves[row["reference"]], {"": curve})[""]
+        assert f"{again[list(curve.labels).index(int(row['labels']))].value:.1f}" == row["needed"]
 
 
 def test_the_docs_show_the_committed_benchmark():

@@ -132,9 +132,11 @@ def rounded(needed: Needed, n: int) -> Needed:
     What differs from ``n`` by less than the rounding is ``n``. Labels saved and the factor are computed from the
     result, so that the three agree.
     """
-    unit = 10 ** (math.floor(math.log10(n)) - 1)
 
     def round_one(value: float) -> float:
+        if value in (0, math.inf):
+            return value
+        unit = 10 ** (math.floor(math.log10(value)) - 1)
         return n if abs(value - n) <= unit / 2 else two_digits(value)
 
     interval = needed.interval and (round_one(needed.interval[0]), round_one(needed.interval[1]))
