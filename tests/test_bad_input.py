@@ -388,6 +388,14 @@ def test_a_defect_of_the_program_shows_where_it_is():
         run(main)
 
 
+def test_a_path_that_does_not_exist_is_a_mistake_and_no_lack_of_the_machine(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "gone", tmp_path / "file/gone", tmp_path):
+        with pytest.raises(SystemExit) as stopped:
+            run(path.read_text)
+        assert str(stopped.value.code).startswith("headstart: [Errno ")  # Python prints it, and exits with status 1
+
+
 def test_an_operation_without_a_deterministic_implementation():
     """PyTorch's own complaint: most of those are a GPU's; this one is of both devices."""
     choose("cpu")

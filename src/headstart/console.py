@@ -52,12 +52,19 @@ def run(main: Callable[..., object], *arguments: str) -> None:
             raise
         lines = [line, *getattr(error, "details", ())]
         message = "headstart: " + "\n  ".join(" ".join(each.split()) for each in lines)
-        if not isinstance(error, (MachineError, MemoryError, OSError)) and not _is_out_of_memory(error):
+        if not _is_the_machines(error):
             sys.exit(message)
         print(message, file=sys.stderr)
         ended = SystemExit(message)
         ended.code = MACHINE_STATUS
         raise ended from None
+
+
+def _is_the_machines(error: Exception) -> bool:
+    """Return whether ``error`` is a lack of the machine. A path that does not exist is a mistake of the user's."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return False
+    return isinstance(error, (MachineError, MemoryError, OSError)) or _is_out_of_memory(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
