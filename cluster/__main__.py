@@ -4,7 +4,7 @@
 
 It is run as the last commit has it: each stage in a clone of its own, as soon as those that it needs are done;
 `cluster.yaml` says how. At the end `dvc repro --pull` restores all of it here and runs
-what is left, which takes seconds. After an interruption, or where something failed, the same command goes on.
+what is left, which takes seconds. After an interruption or a failure, run the same command to continue.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ def _run(name: str, settings: Settings, commit: str) -> None:
             _clean_up_when_told_to_end()  # Ray has put a handler of its own there
             dvc(ROOT, "push", "--run-cache")  # what has been done here is not done again
             for name in lock:
-                board.end(name, "done", "had been done before")
+                board.end(name, "done", home.CACHED)
             left = [stage for stage in plan if stage.name not in lock]
             home.perform(engine, left, unit, collect, attempts=settings.attempts, at_once=settings.at_once, board=board,
                          logs=OWN / "logs")  # fmt: skip

@@ -17,10 +17,11 @@ from stages.pipeline import Stage, inside
 
 POLL = 0.5  # seconds
 LISTED = 20  # failures that are named at the end
+CACHED = "had been done before"
 
 
 def planned(stages: Iterable[Stage]) -> list[Stage]:
-    """What units do, in order. Stages whose results are in git are left: DVC remembers no run of them."""
+    """Return the stages to run on machines, in order: not those whose outputs are in git, which DVC does not cache."""
     return [stage for stage in stages if stage.in_cache]
 
 
@@ -46,6 +47,32 @@ def environment(gpus: int, cpus: int, computes: bool, ours: Mapping[str, str] = 
     return told | {key: ours[key] for key in ("HEADSTART_GRAPHS", "HEADSTART_MEMORY_GB") if key in ours}
 
 
+class _Work:
+    """The stages that are not done yet: which can be submitted, and how often each has been."""
+
+    def __init__(self, stages: Sequence[Stage], attempts: int) -> None:
+        self.missing = {stage.name: stage for stage in stages}
+        self.failed_on: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)  # hosts, by stage
+        self._waiting = list(self.missing)
+        self._submitted = Counter[str]()
+        self._attempts = attempts
+
+    def begin(self, limit: int) -> list[str]:
+        """Return the names of at most ``limit`` stages whose inputs are there, and count them as submitted."""
+        ready = [name for name in self._waiting if not _waits(self.missing[name], self.missing)][:limit]
+        self._waiting = [name for name in self._waiting if name not in ready]
+        self._submitted.update(ready)
+        return ready
+
+    def retry(self, name: str, failure: Outcome) -> bool:
+        """Have the stage ``name`` wait for another attempt; return False if none is left, or if it fails anywhere."""
+        if self._submitted[name] >= self._attempts or failure.lasting:
+            return False
+        self.failed_on[name] = tuple(sorted({*self.failed_on[name], failure.host}))
+        self._waiting.append(name)
+        return True
+
+
 def perform(
     engine: Engine,
     stages: Sequence[Stage],
@@ -57,64 +84,60 @@ def perform(
     board: Board,
     logs: Path,
 ) -> None:
-    """Have ``engine`` do ``stages``, each as soon as what it needs is there, and as often as ``attempts`` allows.
+    """Run ``stages`` on ``engine``, each as soon as its inputs are there, with at most ``attempts`` attempts.
 
     Args:
-        unit: makes the unit of a stage when those before it have been collected.
-        collect: is given what came of each that succeeded.
-        at_once: so many units wait or run at most.
-        logs: the folder for what the last attempt of each that failed has said.
+        unit: makes the unit of a stage. The stages that it needs have been collected.
+        collect: is called with the outcome of each stage that succeeds.
+        at_once: the largest number of units that the engine has at a time.
+        logs: the folder for the output of a failed stage's last attempt.
 
     Raises:
-        UserError: some have failed for good; all that need none of them have been done.
+        UserError: some stages failed in all attempts. All stages that need none of them are done.
     """
-    missing = {stage.name: stage for stage in stages}
-    waiting, begun, failed_on = list(missing), Counter[str](), defaultdict[str, tuple[str, ...]](tuple)
+    work = _Work(stages, attempts)
     jobs: list[Job] = []
     failed: list[str] = []
     while True:
-        ready = [name for name in waiting if not _waits(missing[name], missing)][: at_once - len(jobs)]
-        waiting = [name for name in waiting if name not in ready]
-        begun.update(ready)
-        for (wants, avoid), names in _together(ready, lambda name: (computes(missing[name]), failed_on[name])):
-            jobs += engine.submit([unit(missing[name]) for name in names], computes=wants, avoid=avoid)
+        ready = work.begin(at_once - len(jobs))
+        for (wants, avoid), names in _together(
+            ready, lambda name: (computes(work.missing[name]), work.failed_on[name])
+        ):
+            jobs += engine.submit([unit(work.missing[name]) for name in names], computes=wants, avoid=avoid)
         if not jobs:
             break
         engine.look()
         for job in list(jobs):
-            state, stage = job.state(), job.unit.stage
+            state, name = job.state(), job.unit.stage
             outcome = state.outcome
             if outcome is None:
-                board.show(stage, state.kind, state.where)
+                board.show(name, state.kind, state.where)
                 continue
             jobs.remove(job)
-            log = logs / f"{stage}.txt"
+            log = logs / f"{name}.txt"
             if not outcome.problem:
                 log.unlink(missing_ok=True)
-                del missing[stage]
+                del work.missing[name]
                 collect(outcome)
-                said = f"{outcome.seconds:.0f} s" if outcome.ran else "had been done before"
-                board.end(stage, "done", f"{outcome.host}, {said}")
+                board.end(name, "done", f"{outcome.host}, {outcome.seconds:.0f} s" if outcome.ran else CACHED)
                 continue
             files.write_text(log, outcome.output or outcome.problem)
             problem = f"on {outcome.host}: {outcome.problem}"
-            if begun[stage] < attempts and not outcome.lasting:
-                failed_on[stage] = tuple(sorted({*failed_on[stage], outcome.host}))
-                waiting.append(stage)
-                board.end(stage, "again", problem)
+            if work.retry(name, outcome):
+                board.end(name, "again", problem)
                 continue
-            board.end(stage, "failed", problem)
-            failed.append(f"{stage} {problem} ({log})")
+            board.end(name, "failed", problem)
+            failed.append(f"{name} {problem} ({log})")
         board.draw()
         time.sleep(POLL)
     if failed:
         more = [f"and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
-        raise UserError(f"{len(failed)} of {len(stages)} stages failed; what is complete stays, and the same command "
-                        "goes on:", [*failed[:LISTED], *more])  # fmt: skip
+        raise UserError(f"{len(failed)} of {len(stages)} stages failed; what is complete stays: fix the cause, and run "
+                        "the same command to continue", [*failed[:LISTED], *more])  # fmt: skip
 
 
 def _waits(stage: Stage, missing: Mapping[str, Stage]) -> bool:
-    """Whether one of ``missing`` makes what ``stage`` needs."""
+    """Return whether one of ``missing`` makes what ``stage`` needs."""
     return any(inside(out, stage.deps) for other in missing.values() for out in other.outs)
 
 

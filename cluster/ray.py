@@ -144,8 +144,8 @@ class Engine:
 
     def _gone(self, why: str) -> UserError:
         self._is_gone = True
-        return UserError(f"Ray's head does not answer any more: {why}; what is complete stays, and the same command "
-                         "goes on")  # fmt: skip
+        return UserError(f"Ray's head does not answer any more: {why}; what is complete stays: run the same "
+                         "command to continue")  # fmt: skip
 
     def _gpus(self, computes: bool) -> int:
         return self._settings.gpus if computes else 0

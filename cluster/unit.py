@@ -4,7 +4,7 @@
 
 What the stage needs comes out of DVC's run-cache, from the default remote or the cache that `.dvc/config.local` of the
 origin names; what is not there yet is run as well. What it makes goes back there. It may be run twice and killed at any
-moment; with `--checkpoints`, a folder that all machines see, a training goes on where another unit was killed, and no
+moment; with `--checkpoints`, a folder that all machines see, a training resumes where another unit was killed, and no
 two units run the same stage at once.
 `python -m cluster` does this for all stages on an engine.
 """

@@ -19,6 +19,7 @@ from headstart import files, params
 from headstart.console import UserError, run
 from headstart.network import starts
 from headstart.params import Params
+from stages.paths import RAW
 from stages.pipeline import Stage, lookup, stages
 from stages.provenance import run_file
 
@@ -133,7 +134,7 @@ def _run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, Any]:
         if was != now:
             raise UserError(f"{stage.name} was run with another {key} than params.yaml has ({was}, now {now}): "
                             "set it back, or run `dvc repro`")  # fmt: skip
-    for path in files.sources(out for out in stage.outs if study in out):  # data/raw is any study's
+    for path in files.sources(out for out in stage.outs if Path(out) != RAW):  # which any study may replace
         if run["sha256"].get(path.as_posix()) != files.sha256(path):
             raise UserError(f"{file} does not describe {path}, which comes from another run: {again}")
     return run

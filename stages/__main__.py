@@ -4,7 +4,7 @@
 
 For machines that have PyTorch and no DVC, and to time a study without process starts. It makes the same bytes as
 `dvc repro`. A stage is skipped if its outputs are as it left them and its settings, code, inputs, precision and weights
-are the same; after an interruption the same command goes on. How long each stage took is printed.
+are the same; after an interruption, run the same command to continue. How long each stage took is printed.
 """
 
 import gc

@@ -38,7 +38,7 @@ def read(settings: params.Params) -> report.Content:
     logits = {name: found["logits"] for name, found in predictions.items()}
     right = {name: found.argmax(2) == labels for name, found in logits.items()}
     findings = comparison.study(experiments, right)
-    training = files.read_arrays(prepared_file(settings), "training_labels").arrays["training_labels"]
+    training, _ = splits.read_labels(prepared_file(settings), "training")
     majority, majority_accuracy = evaluation.majority_baseline(training_labels=training, labels=labels)
     compared = report.is_published_size(settings.current)
     published = report.published_results(files.read_csv(PUBLISHED)) if compared else {}

@@ -33,13 +33,13 @@ LARGEST = 60e6  # parameters of a network of timm's that stands for its family
 PAGE = """# Networks
 
 Set `model_name` to one of these, and `finetune_from` to `auto`, at least the later half of the parameters; to `all`,
-the whole network; or to a layer. A wrong name is answered with the layers there are; in those, every module that one
-tensor enters will do. `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision {torchvision}
-and timm {timm}. It cuts each network before a layer three quarters of the way in and before its classifier, and finds
-the parts to compute what the whole does, in evaluation and in training mode, to the last bit, and with convolutions as
-matrix products the same within rounding; then a step of training moves the head, and of the trunk nothing, and a
-training goes on from its checkpoint with the step that it would have taken. The image size is the smallest of {sizes}
-that the network takes.
+the whole network; or to a layer. A wrong name raises an error that lists the layers. Any module in them with a single
+input tensor can be used too. `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision
+{torchvision} and timm {timm}. It cuts each network before a layer three quarters of the way in and before its classifier. It checks
+that the parts together compute exactly what the network computes, in evaluation and training mode, and the same within
+rounding with convolutions as matrix products; that a training step changes the head and not the backbone; and that a
+training that resumes from a checkpoint takes the same next step. The image size is the smallest of {sizes} that the
+network takes.
 
 ## {works} networks work
 
@@ -153,7 +153,7 @@ def _train_a_step(name: str, trunk: nn.Module, head: nn.Module, images: torch.Te
 
 
 def _go_on(name: str, layer: str, images: torch.Tensor) -> None:
-    """A training that goes on from its checkpoint takes the step that it would have taken."""
+    """Check that a training that resumes from its checkpoint takes the step that it would have taken."""
     ends = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder, "checkpoint.safetensors"), "")
@@ -171,7 +171,7 @@ def _go_on(name: str, layer: str, images: torch.Tensor) -> None:
             _step(head, optimizer, inputs)
             ends.append(head.state_dict())
     for tensor in ends[0]:
-        assert torch.equal(ends[0][tensor], ends[1][tensor]), f"{name} does not go on from a checkpoint: {tensor}"
+        assert torch.equal(ends[0][tensor], ends[1][tensor]), f"{name} does not resume from a checkpoint: {tensor}"
 
 
 def _step(head: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor) -> None:

@@ -328,7 +328,7 @@ def test_a_read_only_disk(small_disk):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
          "the GPU's memory is full: free memory that other processes hold, lower batch_size or image_size in "
          "params.yaml, or set HEADSTART_MEMORY_GB lower, so that activations are kept in RAM"),
-        (KeyboardInterrupt(), "interrupted; nothing half-written was left, the same command goes on"),
+        (KeyboardInterrupt(), "interrupted; no partial output was left: run the same command to continue"),
     ],
     ids=["GPU", "Ctrl-C"],
 )  # fmt: skip
@@ -345,8 +345,8 @@ def test_limits_of_the_machine(error, message):
 def test_more_memory_than_there_is(take):
     with pytest.raises(SystemExit) as stopped:
         run(take)
-    remedy = "lower training_images or image_size in params.yaml, or free some"
-    assert str(stopped.value) == f"headstart: the memory is full: {remedy}"
+    remedy = "lower training_images or image_size in params.yaml, or close other programs"
+    assert str(stopped.value) == f"headstart: out of memory: {remedy}"
     assert stopped.value.code == MACHINE_STATUS
 
 

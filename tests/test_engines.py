@@ -175,7 +175,7 @@ def test_a_stage_is_begun_again_on_another_machine(perform):
 def test_what_is_lost_is_begun_again_and_what_would_fail_again_is_not(perform, tmp_path, capsys):
     mistake = Outcome("here", problem="`dvc repro` failed: lr is 0", output="all it said", lasting=True)
     engine = Engine(good=[DONE], unlucky=[LOST, LOST, DONE], wrong=[mistake])
-    with pytest.raises(UserError, match=r"1 of 3 stages failed; .* the same command goes on") as refused:
+    with pytest.raises(UserError, match=r"1 of 3 stages failed; .* run the same command to continue") as refused:
         perform(engine, "good", "unlucky", "wrong")
     assert refused.value.details == [f"wrong on here: `dvc repro` failed: lr is 0 ({tmp_path}/wrong.txt)"]
     assert (tmp_path / "wrong.txt").read_text() == "all it said"

@@ -85,7 +85,7 @@ def test_a_head_that_asks_for_a_token(head, tmp_path):
 
 
 def test_a_client_and_a_head_that_dies(head):
-    """Both say soon that the same command goes on."""
+    """Both say soon how to continue."""
     port, clients = head(RAY_AUTH_MODE="disabled")
     drivers = [drive(f"127.0.0.1:{port}"), drive(f"ray://127.0.0.1:{clients}")]
     assert [driver.stdout.readline() for driver in drivers] == ["there\n"] * 2
@@ -98,6 +98,6 @@ def test_a_client_and_a_head_that_dies(head):
         # Ray's client adds lines of its own.
         [line] = [line for line in driver.communicate()[1].splitlines() if line.startswith("headstart: ")]
         assert line.startswith("headstart: Ray's head does not answer any more: ")
-        assert line.endswith("; what is complete stays, and the same command goes on")
+        assert line.endswith("; what is complete stays: run the same command to continue")
         assert driver.returncode == 1
     assert time.monotonic() - began < 30

@@ -179,6 +179,25 @@ def test_weights_from_a_file_stand_in_for_those_of_params_yaml(settings, tmp_pat
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["raw", "data", "quick"])
+def test_the_raw_data_of_another_study_do_not_matter(tmp_path, monkeypatch, name):
+    """All studies share data/raw, whatever they are called; the other outputs are the study's own."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("study: quick", f"study: {name}", 1).replace("\n  quick:\n", f"\n  {name}:\n", 1)
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    settings = params.read()
+    for file in [Path("data/raw/images"), Path(f"data/prepared/{name}.safetensors"), *record.results(settings)]:
+        files.write_text(file, f"the content of {file}")
+    write_runs(name)
+    files.write_text("data/raw/images", "of another study")
+    record.record(settings)
+    files.write_text(f"data/prepared/{name}.safetensors", "of another run")
+    with pytest.raises(UserError, match=f"does not describe data/prepared/{name}.safetensors, which comes"):
+        record.record(settings)
+
+
 def test_the_stages_of_dvc_yaml_in_order():
     found = list(stages(params.load(ROOT / "params.yaml"), str(ROOT / "dvc.yaml")))
     assert len(found) == 1 + 1 + 2 + 2 + 2 + 8 + 8 + 1

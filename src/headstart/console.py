@@ -45,7 +45,7 @@ def run(main: Callable[..., object], *arguments: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes as it exits
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("headstart: interrupted; nothing half-written was left, the same command goes on")
+        sys.exit("headstart: interrupted; no partial output was left: run the same command to continue")
     except Exception as error:
         line = _explain(error)
         if line is None or os.environ.get("HEADSTART_TRACEBACK") == "1":
@@ -84,7 +84,7 @@ def _explain(error: Exception) -> str | None:
         return (f"{operation} has no deterministic implementation on this device: set finetune_from in params.yaml to "
                 "a layer behind it, or HEADSTART_DEVICE=cpu in the environment")  # fmt: skip
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return "the memory is full: lower training_images or image_size in params.yaml, or free some"
+        return "out of memory: lower training_images or image_size in params.yaml, or close other programs"
     if isinstance(error, OSError):
         if error.errno in FULL and isinstance(error.filename, str):
             error.filename = str(Path(error.filename).resolve())  # or nobody knew which disk
