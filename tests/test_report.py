@@ -47,7 +47,7 @@ def test_the_page_says_what_was_found(made, drawn):
     page = report.page(made, drawn)
     said = text(page)
     assert "+19.3 to +41.2 percentage points of test accuracy" in said
-    assert "In 11 of 12 pairs of configurations that differ in one factor, the two trained networks differ" in said
+    assert "11 of the 12 differences between configurations that differ in one factor are expected to hold on" in said
     assert "Not so: random-finetuned-sgd against random-frozen-sgd." in said
     assert said.index("Simple effects") < said.index("Main effects and interactions")
     assert "Pretrained weights: +30.1 points (95 % interval" in said
