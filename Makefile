@@ -18,7 +18,7 @@ help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
 setup: $(READY)  ## The environment in .venv, and the data where Debian has it as a package
-	@sh scripts/data.sh
+	@sh scripts/install_data.sh
 
 $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_page.py pyproject.toml
 	@sh scripts/environment.sh
@@ -65,8 +65,8 @@ lint: setup  ## ruff and mypy
 	mypy
 
 test: lint  ## Every check: ruff, mypy, pytest
-	@sh scripts/browser.sh
-	@sh scripts/stamps.sh
+	@sh scripts/install_browser.sh
+	@sh scripts/install_test_images.sh
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 table: setup  ## The study in the terminal, with what is different from main
@@ -93,15 +93,15 @@ lock-gate: setup  ## Fail where dvc repro would run anything, or a record has ot
 	@python -m scripts.lock_gate
 
 reliability: setup  ## Kill a small study twenty times, run two at once, and compare what they end with
-	python -m tests.kills 20
-	python -m tests.together
+	python -m tests.kill_resume 20
+	python -m tests.shared_cache
 
 KILLS := 20
 
 machines: engines  ## Kill nodes and processes while a small study runs on SLURM and on Ray: make machines KILLS=20
-	sh scripts/machines.sh
-	python -m tests.machines slurm $(KILLS)
-	python -m tests.machines ray $(KILLS)
+	sh scripts/install_cluster.sh
+	python -m tests.kill_nodes slurm $(KILLS)
+	python -m tests.kill_nodes ray $(KILLS)
 
 benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark STUDY=full OPTIONS='--plain-epochs 1'
 	dvc repro --quiet download
@@ -116,7 +116,7 @@ lock: $(READY)  ## requirements.txt and cluster/requirements.txt anew from pypro
 	  --output-file cluster/requirements.txt
 
 clean:  ## Remove the environment, the outputs, and DVC's cache unless a branch versions images of yours with `dvc add`
-	rm -rf .venv .cluster checkpoints data/downloads data/raw data/prepared data/start data/features models predictions probes \
+	rm -rf .venv .cluster checkpoints data/downloads data/raw data/prepared data/initial data/features models predictions probes \
 	  report runs scores dvc_plots .dvc/tmp
 	ls data/pictures/*.dvc >/dev/null 2>&1 || git log --all --format=%h -1 -- 'data/pictures/*.dvc' | grep -q '' || \
 	  rm -rf .dvc/cache

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from headstart import files, params
-from headstart.console import UserError, progress, run
+from headstart.console import UserError, progress, run_cli
 from headstart.network import models
-from headstart.network.snapshot import Snapshot
+from headstart.network.saved_model import SavedModel
 from headstart.training import compute
-from headstart.training.forward import outputs
+from headstart.training.inference import extract_features
 from headstart.training.loop import image_order
-from stages.paths import prepared_file, start_file
+from stages.paths import initial_file, prepared_file
 
 IMAGES = 3_000  # of the training images, so that it takes minutes
 VARIANTS = {
@@ -33,49 +33,51 @@ VARIANTS = {
 }
 
 
-def main(configuration: str = "pretrained-finetuned-adam", epochs: str = "2") -> None:
+def main(configuration_name: str = "pretrained-finetuned-adam", epochs: str = "2") -> None:
     if not epochs.isdecimal() or int(epochs) < 1:
         raise UserError(f"the number of epochs must be 1 or more, not {epochs!r}")
-    settings, device = params.read(), compute.choose()
-    experiment = settings.experiment(configuration)
+    settings, device = params.read(), compute.configure()
+    configuration = settings.configuration(configuration_name)
     data = files.read_tensors(prepared_file(settings)).tensors
-    start = Snapshot.read(start_file(settings, experiment.pretrained, settings.current.seeds[0]))
-    layer = settings.current.finetune_from if experiment.finetuning else start.classifier
+    start = SavedModel.read(initial_file(settings, configuration.pretrained, settings.selected_study.seeds[0]))
+    layer = settings.selected_study.finetune_from if configuration.finetuning else start.classifier
     print("| fault | test accuracy % | weights moved in the fine-tuned layers % | frozen statistics moved % |")
     print("|---|---:|---:|---:|")
     for name, variant in VARIANTS.items():
-        network = start.network()
+        network = start.build()
         before = copy.deepcopy(network.state_dict())
-        trunk, *head = models.split(network, [layer, start.classifier])
-        _train(network, trunk, nn.Sequential(*head), start, data, settings.current, experiment, variant, int(epochs),
+        backbone, *head = models.split_model(network, [layer, start.classifier])
+        _train(network, backbone, nn.Sequential(*head), start, data, settings.selected_study, configuration, variant, int(epochs),
                device, name)  # fmt: skip
-        [logits] = outputs(data["test_images"], (network,), compute=device, prepare=start.preprocess, label="testing")
+        [logits] = extract_features(
+            data["test_images"], (network,), compute=device, prepare=start.preprocess, label="testing"
+        )
         accuracy = 100 * (logits.argmax(1) == data["test_labels"]).float().mean().item()
         tuned = head[0].state_dict(keep_vars=True)
         moved = _moved(tuned, network, before, parameters=True) if tuned else 0.0
-        drifted = _moved(trunk.state_dict(keep_vars=True), network, before, parameters=False)
+        drifted = _moved(backbone.state_dict(keep_vars=True), network, before, parameters=False)
         print(f"| {name} | {accuracy:.2f} | {100 * moved:.0f} | {100 * drifted:.0f} |", flush=True)
 
 
 def _train(
-    network: nn.Module, trunk: nn.Module, head: nn.Sequential, start: Snapshot, data: dict[str, torch.Tensor],
-    study: params.Study, experiment: params.Experiment, variant: tuple[bool, bool, bool], epochs: int,
+    network: nn.Module, backbone: nn.Module, head: nn.Sequential, start: SavedModel, data: dict[str, torch.Tensor],
+    study: params.Study, configuration: params.Configuration, variant: tuple[bool, bool, bool], epochs: int,
     device: compute.Compute, name: str,
 ) -> None:  # fmt: skip
     classifier_only, renewed, training_mode = variant
     parameters = list((head[-1] if classifier_only else head).parameters())
     network.to(device.device)
-    optimizer = _optimizer(experiment, parameters)
+    optimizer = _optimizer(configuration, parameters)
     head.train()
-    trunk.train(training_mode)
+    backbone.train(training_mode)
     images, labels = data["training_images"][:IMAGES], data["training_labels"][:IMAGES]
     with progress(epochs * len(labels), name) as bar:
         for epoch in range(1, epochs + 1):
             for batch in image_order(study.seeds[0], epoch, len(labels)).split(study.batch_size):
                 if renewed:
-                    optimizer = _optimizer(experiment, parameters)
+                    optimizer = _optimizer(configuration, parameters)
                 with torch.set_grad_enabled(False):
-                    activations = trunk(start.preprocess(images[batch].to(device.device)))
+                    activations = backbone(start.preprocess(images[batch].to(device.device)))
                 loss = F.cross_entropy(head(activations), labels[batch].to(device.device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -83,11 +85,11 @@ def _train(
                 bar.update(len(batch))
 
 
-def _optimizer(experiment: params.Experiment, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if experiment.optimizer == "Adam":
-        return torch.optim.Adam(parameters, lr=experiment.lr)
-    return torch.optim.SGD(parameters, lr=experiment.lr, momentum=experiment.momentum or 0,
-                           weight_decay=experiment.weight_decay or 0)  # fmt: skip
+def _optimizer(configuration: params.Configuration, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if configuration.optimizer == "Adam":
+        return torch.optim.Adam(parameters, lr=configuration.lr)
+    return torch.optim.SGD(parameters, lr=configuration.lr, momentum=configuration.momentum or 0,
+                           weight_decay=configuration.weight_decay or 0)  # fmt: skip
 
 
 def _moved(part: dict, network: nn.Module, before: dict[str, torch.Tensor], *, parameters: bool) -> float:
@@ -102,4 +104,4 @@ def _moved(part: dict, network: nn.Module, before: dict[str, torch.Tensor], *, p
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import settings as common
 from headstart import files
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from headstart.training import compute
 
 RUNS = 5
@@ -31,21 +31,21 @@ def main(*arguments: str) -> None:
     settings = common.read(options)
     nothing = _median("dvc", "repro", module=True)
     frozen, finetuned = (
-        next(name for name, experiment in settings.experiments.items() if experiment.finetuning == wanted)
+        next(name for name, configuration in settings.configurations.items() if configuration.finetuning == wanted)
         for wanted in (False, True)
     )
     with common.workspace(settings):
         seconds = {"prepare": _median("stages.prepare", module=True)}
         _keep_few_test_images(f"data/prepared/{settings.study}.safetensors")
         for start in ("true", "false"):
-            seconds[f"start {start}"] = _median("stages.start", start, module=True)
+            seconds[f"initialize {start}"] = _median("stages.initialize", start, module=True)
             seconds[f"features {start}"] = _median("stages.features", start, module=True)
         for name in (frozen, finetuned):
             seconds[f"train {name}"] = _median("stages.train", name, module=True)
             seconds[f"evaluate {name}"] = _median("stages.evaluate", name, module=True)
         seconds |= {f"import {modules}": _median(f"import {modules}", module=False) for modules in IMPORTS}
         seconds["dvc repro, nothing to do"] = nothing
-        common.write("fixed-costs-", settings, compute.choose(), {"seconds": seconds})
+        common.write("fixed-costs-", settings, compute.configure(), {"seconds": seconds})
     print(f"| process | seconds, median of {RUNS} |\n|---|---:|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.1f} |")
@@ -74,4 +74,4 @@ def _keep_few_test_images(prepared: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

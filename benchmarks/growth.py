@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import settings as common
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from headstart.training import compute
 
 IMAGES = (1, 2, 4)
@@ -26,9 +26,9 @@ ROOT = Path.cwd()
 
 def main(*arguments: str) -> None:
     settings = common.read(common.parser(__doc__).parse_args(arguments))
-    name = next(name for name, experiment in settings.experiments.items() if experiment.finetuning)
-    pretrained = str(settings.experiments[name].pretrained).lower()
-    base = settings.current
+    name = next(name for name, configuration in settings.configurations.items() if configuration.finetuning)
+    pretrained = str(settings.configurations[name].pretrained).lower()
+    base = settings.selected_study
     changes: list[dict[str, Any]] = [{"training_images": factor * base.training_images} for factor in IMAGES]
     changes += [{"image_size": int(factor * base.image_size)} for factor in SIZES]
     rows = []
@@ -36,14 +36,14 @@ def main(*arguments: str) -> None:
     for change in changes:
         study = dataclasses.replace(base, **change)
         with common.workspace(dataclasses.replace(settings, studies={settings.study: study})):
-            for stage in (["prepare"], ["start", pretrained], ["features", pretrained], ["train", name],
+            for stage in (["prepare"], ["initialize", pretrained], ["features", pretrained], ["train", name],
                           ["evaluate", name]):  # fmt: skip
                 seconds, memory = _measured(*stage)
                 rows.append({"training_images": study.training_images, "image_size": study.image_size,
                              "stage": " ".join(stage), "seconds": seconds, "peak_ram_mb": memory})  # fmt: skip
                 print(f"| {study.training_images:,} | {study.image_size} | {' '.join(stage)} | {seconds:.1f} | "
                       f"{memory:,.0f} |", flush=True)  # fmt: skip
-            common.write("growth-", settings, compute.choose(), {"stages": rows})
+            common.write("growth-", settings, compute.configure(), {"stages": rows})
 
 
 def _measured(stage: str, *arguments: str) -> tuple[float, float]:
@@ -59,4 +59,4 @@ def _measured(stage: str, *arguments: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

@@ -1,10 +1,10 @@
-"""What a unit of `make cluster` costs besides its stage, and what a thousand of them on 64 machines would.
+"""What a spec of `make cluster` costs besides its stage, and what a thousand of them on 64 machines would.
 
     python -m benchmarks.machines
 
 Units run one by one in a temporary copy of the repository at a scale of seconds. Their parts are timed with as many
 notes in DVC's run-cache as stages would have left there; the remote is a folder; without and with a cache that is
-shared. From these times 1,000 units on 64 machines are simulated. Prints both and writes
+shared. From these times 1,000 specs on 64 machines are simulated. Prints both and writes
 benchmarks/results/machines-<device>.json.
 """
 
@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 
 from benchmarks import settings as common
-from cluster.home import planned, upstream
-from cluster.unit import LOCK, Unit, clone_at, dvc, remember
+from cluster.driver import planned, upstream
+from cluster.job import LOCK, JobSpec, dvc, temporary_clone, write_partial_lock
 from headstart import params
-from headstart.console import run
+from headstart.console import run_cli
 from headstart.training import compute
 from stages.pipeline import Stage, stages
 from tests.clones import tiny_clone
@@ -54,7 +54,7 @@ def main() -> None:
         for seconds in TRAINING
     ]
     settings = params.read()
-    common.write("machines-", settings, compute.choose(), {"parts": parts, "plan": planned, "simulated": simulated})
+    common.write("machines-", settings, compute.configure(), {"parts": parts, "plan": planned, "simulated": simulated})
     for table in (parts, simulated):
         print("| " + " | ".join(table[0]) + " |\n|" + "---:|" * len(table[0]))
         for row in table:
@@ -80,7 +80,7 @@ def _stages(home: Path) -> list[Stage]:
 
 
 def _unit(home: Path, stage: Stage, lock: dict[str, Any], shared: bool, notes: int) -> dict[str, float]:
-    """Seconds of the parts of one unit, as `cluster.unit` does them; of a stage that nobody has done."""
+    """Seconds of the parts of one spec, as `cluster.job` does them; of a stage that nobody has done."""
     remote = home.parent / "remote"
     shutil.rmtree(remote, ignore_errors=True)
     local = home / ".dvc/config.local"
@@ -91,14 +91,14 @@ def _unit(home: Path, stage: Stage, lock: dict[str, Any], shared: bool, notes: i
     _add_notes(runs, notes)
     dvc(home, "push", "--run-cache")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True).stdout
-    unit = Unit(stage.name, commit.strip(), str(home), upstream=upstream(stage, lock))
+    spec = JobSpec(stage.name, commit.strip(), str(home), upstream=upstream(stage, lock))
     started = time.perf_counter()
-    with clone_at(unit.origin, unit.commit) as clone:
-        remember(unit.upstream, clone)
+    with temporary_clone(spec.origin, spec.commit) as clone:
+        write_partial_lock(spec.upstream, clone)
         cloned = time.perf_counter()
-        dvc(clone, "repro", "--pull", "--single-item", unit.stage)
+        dvc(clone, "repro", "--pull", "--single-item", spec.stage)
         done = time.perf_counter()
-        dvc(clone, "push", "--run-cache", unit.stage)
+        dvc(clone, "push", "--run-cache", spec.stage)
         pushed = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": str(clone / "src")}
         subprocess.run([sys.executable, "-m", stage.module, *stage.arguments], cwd=clone, env=environment, check=True)
@@ -120,22 +120,22 @@ def _add_notes(runs: Path, count: int) -> None:
 def _plan(home: Path, configurations: int) -> float:
     """Seconds to read what dvc.yaml says of so many."""
     document = yaml.safe_load((home / "params.yaml").read_text(encoding="utf-8"))
-    [one, *_] = document["experiments"].values()
-    document["experiments"] = {f"configuration{number}": copy.deepcopy(one) for number in range(configurations)}
+    [one, *_] = document["configurations"].values()
+    document["configurations"] = {f"configuration{number}": copy.deepcopy(one) for number in range(configurations)}
     started = time.perf_counter()
     planned(stages(document, str(home / "dvc.yaml")))
     return time.perf_counter() - started
 
 
 def _costs(parts: list[dict[str, Any]], shared: bool) -> tuple[float, float]:
-    """Seconds that a unit costs with no note in the run-cache, and what each note adds."""
+    """Seconds that a spec costs with no note in the run-cache, and what each note adds."""
     few, *_, many = (row for row in parts if row["shared cache"] == shared)
     fixed = few["all but the stage"]
     return fixed, max(0.0, many["all but the stage"] - fixed) / many["notes"]
 
 
 def simulate(costs: tuple[float, float], stage: float) -> dict[str, float]:
-    """1,000 units on 64 machines, of which the server with notes and results has time for a few at once."""
+    """1,000 specs on 64 machines, of which the server with notes and results has time for a few at once."""
     fixed, each = costs
     machines = [0.0] * MACHINES  # when each is free again
     server = [0.0] * SERVER
@@ -157,4 +157,4 @@ def simulate(costs: tuple[float, float], stage: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks import settings as common
 from headstart import params
-from headstart.console import UserError, progress, run
+from headstart.console import UserError, progress, run_cli
 from headstart.training import compute
 
 NUMBERS = (1_000, 10_000)
@@ -41,7 +41,7 @@ def main() -> None:
             _make(range(made, n))
             made = n
             for size in SIZES:
-                document = params.load(root / "params.yaml")
+                document = params.read_yaml(root / "params.yaml")
                 study = document["studies"][settings.study]
                 study |= {"dataset": "noise", "image_size": size}
                 study |= {"training_images": n * 6 // 10, "validation_images": n // 10}
@@ -54,7 +54,7 @@ def main() -> None:
                 speed = n / row["seconds"]
                 print(f"| {n:,} | {size} | {seconds:.1f} | {speed:,.0f} | {memory:,.0f} | {row['images_mb']:,} |",
                       flush=True)  # fmt: skip
-    common.write("pictures-", settings, compute.choose(), {"stages": rows})
+    common.write("pictures-", settings, compute.configure(), {"stages": rows})
 
 
 def _make(numbers: range) -> None:
@@ -85,4 +85,4 @@ def _measured(root: Path) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

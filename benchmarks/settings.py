@@ -55,9 +55,9 @@ def workspace(settings: params.Params) -> Iterator[None]:
     if not raw.is_dir():
         raise UserError("data/raw is missing: run `dvc repro download`")
     content = dataclasses.asdict(settings)
-    for experiment in content["experiments"].values():
-        for key in [key for key, value in experiment.items() if value is None]:
-            del experiment[key]
+    for configuration in content["configurations"].values():
+        for key in [key for key, value in configuration.items() if value is None]:
+            del configuration[key]
     for study in content["studies"].values():  # a path among the weights stays right from anywhere
         if Path(study["weights"]).exists():
             study["weights"] = str(Path(study["weights"]).resolve())
@@ -81,6 +81,6 @@ def write(name: str, settings: params.Params, compute: Compute, found: dict[str,
         "cuda": torch.version.cuda if compute.device.type == "cuda" else None,
         "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "study": settings.study,
-        "settings": {**dataclasses.asdict(settings.current), "weights": Path(settings.current.weights).name},
+        "settings": {**dataclasses.asdict(settings.selected_study), "weights": Path(settings.selected_study.weights).name},
         **found,
     })  # fmt: skip

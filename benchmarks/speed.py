@@ -24,19 +24,19 @@ import torch
 from torch import nn
 
 import stages.features
+import stages.initialize
 import stages.prepare
-import stages.start
 from benchmarks import settings as common
-from benchmarks import ways
-from benchmarks.ways import Task
+from benchmarks import loops
+from benchmarks.loops import Task
 from headstart import files
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from headstart.network import models
-from headstart.network.snapshot import Snapshot
+from headstart.network.saved_model import SavedModel
 from headstart.params import Params
 from headstart.training import compute
 from headstart.training.compute import Compute
-from stages.paths import start_file
+from stages.paths import initial_file
 
 ROOT = str(Path(__file__).parent.parent)
 WAYS = ("plain", "tuned", "headstart")
@@ -49,11 +49,11 @@ def main(*arguments: str) -> None:
         parser.add_argument(f"--{way}-epochs", type=int, metavar="N", help=f"time the {way} loop on N epochs")
     parser.add_argument("--only", action="append", metavar="CONFIGURATION", help="not all of them, but this one")
     options = parser.parse_args(arguments)
-    settings, device = common.read(options), compute.choose()
+    settings, device = common.read(options), compute.configure()
     if options.only:
-        chosen = {name: settings.experiment(name) for name in options.only}
-        settings = dataclasses.replace(settings, experiments=chosen)
-    n_epochs = settings.current.n_epochs
+        chosen = {name: settings.configuration(name) for name in options.only}
+        settings = dataclasses.replace(settings, configurations=chosen)
+    n_epochs = settings.selected_study.n_epochs
     epochs = {"plain": options.plain_epochs or n_epochs, "tuned": options.tuned_epochs or n_epochs,
               "headstart": n_epochs}  # fmt: skip
     if not all(1 <= n <= n_epochs for n in epochs.values()):
@@ -63,8 +63,8 @@ def main(*arguments: str) -> None:
         shared, starts = _starts(settings, device)
         images = files.read_tensors(f"data/prepared/{settings.study}.safetensors").tensors
         rows = []
-        for name, experiment in settings.experiments.items():
-            task = Task(name, settings, device, images, starts[experiment.pretrained])
+        for name, configuration in settings.configurations.items():
+            task = Task(name, settings, device, images, starts[configuration.pretrained])
             rows.append({"configuration": name} | {way: _timed(task, way, epochs[way]) for way in WAYS})
             print(line(rows[-1]), file=sys.stderr, flush=True)
         start = starts[max(starts)]  # the pretrained one, if it is among them
@@ -79,14 +79,16 @@ def main(*arguments: str) -> None:
     _print(rows, found, n_epochs)
 
 
-def _starts(settings: Params, device: Compute) -> tuple[dict[str, float], dict[bool, Snapshot]]:
+def _starts(settings: Params, device: Compute) -> tuple[dict[str, float], dict[bool, SavedModel]]:
     """Make starts and features: how many seconds each stage took, and the starts."""
     shared, starts = {}, {}
-    for pretrained in sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()}):
-        shared[f"start {pretrained}"] = _seconds(partial(stages.start.main, pretrained), device)
+    for pretrained in sorted(
+        {str(configuration.pretrained).lower() for configuration in settings.configurations.values()}
+    ):
+        shared[f"initialize {pretrained}"] = _seconds(partial(stages.initialize.main, pretrained), device)
         shared[f"features {pretrained}"] = _seconds(partial(stages.features.main, pretrained), device)
-        starts[pretrained == "true"] = Snapshot.read(
-            start_file(settings, pretrained == "true", settings.current.seeds[0])
+        starts[pretrained == "true"] = SavedModel.read(
+            initial_file(settings, pretrained == "true", settings.selected_study.seeds[0])
         )
     return shared, starts
 
@@ -101,9 +103,9 @@ def _seconds(work: Callable[[], object], device: Compute) -> float:
 
 def _in_processes(settings: Params) -> float:
     """Seconds of the same stages, each in a process of its own, as `dvc repro` runs them."""
-    starts = sorted({str(experiment.pretrained).lower() for experiment in settings.experiments.values()})
-    commands = [(stage, start) for start in starts for stage in ("start", "features")]
-    commands += [(stage, name) for name in settings.experiments for stage in ("train", "evaluate")]
+    starts = sorted({str(configuration.pretrained).lower() for configuration in settings.configurations.values()})
+    commands = [(stage, start) for start in starts for stage in ("initialize", "features")]
+    commands += [(stage, name) for name in settings.configurations for stage in ("train", "evaluate")]
     paths = [ROOT, str(Path(ROOT, "src")), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     started = time.perf_counter()
@@ -113,27 +115,27 @@ def _in_processes(settings: Params) -> float:
 
 
 def _timed(task: Task, way: str, epochs: int) -> dict[str, float]:
-    results: list[ways.Result] = []
-    seconds = _seconds(lambda: results.append(getattr(ways, way)(task, epochs)), task.compute)
+    results: list[loops.Result] = []
+    seconds = _seconds(lambda: results.append(getattr(loops, way)(task, epochs)), task.compute)
     [result] = results
     scaled = seconds + result.epoch_seconds * (task.study.n_epochs - epochs)
     return {"seconds": scaled, "train_loss": result.train_loss, "test_accuracy": result.test_accuracy}
 
 
-def _floor(settings: Params, device: Compute, start: Snapshot, training: int, test: int) -> dict[str, float]:
+def _floor(settings: Params, device: Compute, start: SavedModel, training: int, test: int) -> dict[str, float]:
     """Operations that cannot be saved, the rate of a large matrix product, and the seconds that follow.
 
     Every image passes once through the network of each start; the head of each fine-tuned configuration runs forward
     and backward for every training image in every epoch, and forward for every test image.
     """
-    trunk, head = models.cut(start.network(), settings.current.finetune_from)
-    activations, frozen, _ = _operations(trunk, torch.zeros(1, 3, *(settings.current.image_size,) * 2))
+    backbone, head = models.split_backbone_head(start.build(), settings.selected_study.finetune_from)
+    activations, frozen, _ = _operations(backbone, torch.zeros(1, 3, *(settings.selected_study.image_size,) * 2))
     _, inference, step = _operations(head, activations)
     forward = frozen + inference
-    starts = {experiment.pretrained for experiment in settings.experiments.values()}
-    finetuned = sum(experiment.finetuning for experiment in settings.experiments.values())
+    starts = {configuration.pretrained for configuration in settings.configurations.values()}
+    finetuned = sum(configuration.finetuning for configuration in settings.configurations.values())
     operations = len(starts) * (training + test) * forward
-    operations += finetuned * (settings.current.n_epochs * training * step + test * inference)
+    operations += finetuned * (settings.selected_study.n_epochs * training * step + test * inference)
     rate = _matmul_rate(device)
     return {"operations": operations, "operations_per_second": rate, "seconds": operations / rate}
 
@@ -233,4 +235,4 @@ def _print(rows: list[dict[str, Any]], found: dict[str, Any], n_epochs: int) -> 
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

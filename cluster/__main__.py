@@ -23,32 +23,43 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from cluster import home
+from cluster import driver
 from cluster import settings as cluster_settings
-from cluster.board import Board
-from cluster.engine import Engine
+from cluster.backend import Backend
+from cluster.job import (
+    LOCK,
+    ROOT,
+    JobResult,
+    JobSpec,
+    cleanup_orphans,
+    dvc,
+    handle_sigterm,
+    load_raw_params,
+    temporary_clone,
+    write_partial_lock,
+)
+from cluster.progress import ProgressDisplay
 from cluster.settings import Settings
-from cluster.unit import LOCK, ROOT, Outcome, Unit, clone_at, dvc, remember, remove_dead, settings_of, terminated
 from headstart import files, params
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from stages.paths import PICTURES
 from stages.pipeline import Stage, stages
 
-ENGINES = ("ray", "slurm")
-OWN = Path(".cluster")  # logs of what failed; in git's ignored files
+BACKENDS = ("ray", "slurm")
+STATE_DIR = Path(".cluster")  # logs of what failed; in git's ignored files
 # What the pipeline itself makes, and what no stage reads: neither makes the commit another study.
-NOT_ASKED = ("metrics", "plots", LOCK, cluster_settings.PATH)
+IGNORED_PATHS = ("metrics", "plots", LOCK, cluster_settings.PATH)
 
 
 def main(*arguments: str) -> None:
     name = arguments[0] if len(arguments) == 1 else ""
-    if name not in ENGINES:
-        raise UserError(f"on which engine? Known are {', '.join(ENGINES)}: make cluster ENGINE=ray")
+    if name not in BACKENDS:
+        raise UserError(f"on which backend? Known are {', '.join(BACKENDS)}: make cluster BACKEND=ray")
     settings = cluster_settings.read()
     commit = _commit()
-    OWN.mkdir(exist_ok=True)
+    STATE_DIR.mkdir(exist_ok=True)
     try:
-        with FileLock(OWN / "lock", timeout=0):
+        with FileLock(STATE_DIR / "lock", timeout=0):
             _run(name, settings, commit)
     except Timeout:
         raise UserError("another `make cluster` runs here: wait for it, or stop it") from None
@@ -58,33 +69,33 @@ def _run(name: str, settings: Settings, commit: str) -> None:
     _clean_up_when_told_to_end()
     _require_pictures()
     origin, scratch = settings.origin or str(ROOT), settings.scratch or ""
-    with clone_at(origin, commit, scratch) as clone:  # as the machines will
-        plan = home.planned(stages(settings_of(clone), str(clone / "dvc.yaml")))
-        told = {wants: home.environment(settings.gpus, settings.cpus, wants) for wants in (False, True)}
-        memory = Memory(OWN / "done.json", [commit, origin, [told[False], told[True]]])
+    with temporary_clone(origin, commit, scratch) as clone:  # as the machines will
+        plan = driver.planned(stages(load_raw_params(clone), str(clone / "dvc.yaml")))
+        told = {wants: driver.environment(settings.gpus, settings.cpus, wants) for wants in (False, True)}
+        memory = Memory(STATE_DIR / "done.json", [commit, origin, [told[False], told[True]]])
         lock = _still_there(memory.read(), clone)
 
-    def unit(stage: Stage) -> Unit:
-        return Unit(stage.name, commit, origin, scratch, _checkpoints(settings), home.upstream(stage, lock),
-                    told[home.computes(stage)])  # fmt: skip
+    def spec(stage: Stage) -> JobSpec:
+        return JobSpec(stage.name, commit, origin, scratch, _checkpoints(settings), driver.upstream(stage, lock),
+                    told[driver.needs_gpu(stage)])  # fmt: skip
 
-    def collect(outcome: Outcome) -> None:
+    def collect(outcome: JobResult) -> None:
         for path, content in outcome.runs.items():
             files.write_json(path, content)
         lock.update(outcome.lock)
         memory.write(lock)
 
     try:
-        with _engine(name, settings) as engine, Board() as board:
+        with _engine(name, settings) as backend, ProgressDisplay() as board:
             _clean_up_when_told_to_end()  # Ray has put a handler of its own there
             dvc(ROOT, "push", "--run-cache")  # what has been done here is not done again
             for name in lock:
-                board.end(name, "done", home.CACHED)
+                board.end(name, "done", driver.CACHED)
             left = [stage for stage in plan if stage.name not in lock]
-            home.perform(engine, left, unit, collect, attempts=settings.attempts, at_once=settings.at_once, board=board,
-                         logs=OWN / "logs")  # fmt: skip
+            driver.perform(backend, left, spec, collect, max_attempts=settings.max_attempts, max_jobs=settings.max_jobs, board=board,
+                         logs=STATE_DIR / "logs")  # fmt: skip
     finally:
-        remove_dead(Path(scratch or tempfile.gettempdir()))  # what was interrupted here while it cleaned up
+        cleanup_orphans(Path(scratch or tempfile.gettempdir()))  # what was interrupted here while it cleaned up
     _bring(lock)
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--pull"]).returncode:
         raise UserError("`dvc repro --pull` failed here: all that the machines did is in DVC's remote")
@@ -111,7 +122,7 @@ class Memory:
 
 def _still_there(lock: dict[str, Any], clone: Path) -> dict[str, Any]:
     """Return ``lock`` if DVC's remote has all outputs of its stages, else nothing."""
-    remember(lock, clone)
+    write_partial_lock(lock, clone)
     return {} if lock and "missing" in json.loads(dvc(clone, "status", "--cloud", "--json")).values() else lock
 
 
@@ -120,7 +131,7 @@ def _clean_up_when_told_to_end() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, terminated)
+            signal.signal(number, handle_sigterm)
 
 
 def _commit() -> str:
@@ -130,7 +141,7 @@ def _commit() -> str:
         UserError: this is no repository, or something is changed that a stage could read.
     """
     try:
-        changed = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in NOT_ASKED))
+        changed = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in IGNORED_PATHS))
         if changed:
             raise UserError("machines clone the last commit, and these are not in it; commit them first:",
                             changed.splitlines())  # fmt: skip
@@ -145,18 +156,18 @@ def _git(*arguments: str) -> str:
 
 def _require_pictures() -> None:
     """Raise UserError where the study is of pictures that only this machine has."""
-    pictures = PICTURES / params.read().current.dataset
+    pictures = PICTURES / params.read().selected_study.dataset
     if pictures.is_dir() and not pictures.with_suffix(".dvc").is_file():
         raise UserError(f"no other machine has {pictures}: `dvc add {pictures}`, commit the file that it writes, and "
                         "`dvc push`")  # fmt: skip
 
 
-def _engine(name: str, settings: Settings) -> AbstractContextManager[Engine]:
+def _engine(name: str, settings: Settings) -> AbstractContextManager[Backend]:
     try:
         module = importlib.import_module(f"cluster.{name}")
     except ModuleNotFoundError as error:
-        raise UserError(f"{name} needs the package {error.name}: `make engines` installs it") from None
-    return contextlib.closing(module.Engine(settings))
+        raise UserError(f"{name} needs the package {error.name}: `make backends` installs it") from None
+    return contextlib.closing(module.Backend(settings))
 
 
 def _checkpoints(settings: Settings) -> str:
@@ -171,4 +182,4 @@ def _bring(lock: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

@@ -13,9 +13,9 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from cluster.engine import State
+from cluster.backend import State
+from cluster.job import ROOT, JobResult, JobSpec, attempt, host
 from cluster.settings import Settings
-from cluster.unit import ROOT, Outcome, Unit, attempt, host
 from headstart.console import UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray wil
 import ray
 from ray.exceptions import RayError
 
-# What a machine needs of Headstart to begin a unit; the unit itself uses the code of its clone.
+# What a machine needs of Headstart to begin a spec; the spec itself uses the code of its clone.
 PACKAGES = ("cluster", "stages", "src/headstart")
 HEAD = {"node:__internal_head__": 0.001}  # where that ends, all ends
 TIMEOUT = 60  # seconds for the head to answer
@@ -46,25 +46,25 @@ class Whereabouts:
 
 
 @ray.remote
-def _attempt(unit: Unit, number: int, whereabouts: Any) -> Outcome:
+def _attempt(spec: JobSpec, number: int, whereabouts: Any) -> JobResult:
     whereabouts.begun.remote(number, host())
-    return attempt(unit)
+    return attempt(spec)
 
 
 class RayJob:
-    """A unit that Ray has."""
+    """A spec that Ray has."""
 
-    def __init__(self, unit: Unit, number: int, computes: bool) -> None:
-        self.unit = unit
+    def __init__(self, spec: JobSpec, number: int, needs_gpu: bool) -> None:
+        self.unit = spec
         self.number = number
-        self.computes = computes
+        self.needs_gpu = needs_gpu
         self.now = State("waiting")
 
     def state(self) -> State:
         return self.now
 
 
-class Engine:
+class Backend:
     """Ray as `cluster.yaml` asks for it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -92,10 +92,10 @@ class Engine:
             why = NO_TOKEN if any("InvalidAuthToken" in line for line in said) else _first_line(error)
             raise UserError(f"Ray at {where} cannot be used: {why}") from None
 
-    def submit(self, units: Sequence[Unit], *, computes: bool, avoid: Collection[str] = ()) -> list[RayJob]:
+    def submit(self, specs: Sequence[JobSpec], *, needs_gpu: bool, avoid: Collection[str] = ()) -> list[RayJob]:
         # Home begins again what is lost, and counts: Ray's own retries would multiply that.
-        options = {"num_cpus": self._settings.cpus, "num_gpus": self._gpus(computes), "max_retries": 0}
-        jobs = [RayJob(unit, next(self._numbers), computes) for unit in units]
+        options = {"num_cpus": self._settings.cpus, "num_gpus": self._gpus(needs_gpu), "max_retries": 0}
+        jobs = [RayJob(spec, next(self._numbers), needs_gpu) for spec in specs]
         for job in jobs:
             self._given[_attempt.options(**options).remote(job.unit, job.number, self._whereabouts)] = job
         return jobs
@@ -115,14 +115,14 @@ class Engine:
                 job.now = State("ended", outcome=_outcome(reference))
         try:
             hosts = ray.get(self._whereabouts.hosts.remote(), timeout=TIMEOUT)
-            lacks = {computes: self._lacks(computes) for computes in {job.computes for job in self._given.values()}}
+            lacks = {needs_gpu: self._lacks(needs_gpu) for needs_gpu in {job.needs_gpu for job in self._given.values()}}
         except (ConnectionError, RuntimeError, RayError) as error:
             raise self._gone(_first_line(error)) from None
         if self._settings.ray.address is None and any(lacks.values()):
             raise UserError(f"{next(filter(None, lacks.values()))} here: change gpus and cpus in cluster.yaml")
         for job in self._given.values():
             host = hosts.get(job.number)
-            job.now = State("running", host) if host else State("waiting", lacks[job.computes])
+            job.now = State("running", host) if host else State("waiting", lacks[job.needs_gpu])
 
     def _head_answers(self) -> bool:
         """Whether the head's port is open.
@@ -147,12 +147,12 @@ class Engine:
         return UserError(f"Ray's head does not answer any more: {why}; what is complete stays: run the same "
                          "command to continue")  # fmt: skip
 
-    def _gpus(self, computes: bool) -> int:
-        return self._settings.gpus if computes else 0
+    def _gpus(self, needs_gpu: bool) -> int:
+        return self._settings.gpus if needs_gpu else 0
 
-    def _lacks(self, computes: bool) -> str:
+    def _lacks(self, needs_gpu: bool) -> str:
         """What no machine of the cluster has as much of as a stage asks for; nothing if one has."""
-        needs = {"CPU": self._settings.cpus, "GPU": self._gpus(computes)}
+        needs = {"CPU": self._settings.cpus, "GPU": self._gpus(needs_gpu)}
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if any(all(has.get(kind, 0) >= count for kind, count in needs.items()) for has in alive):
             return ""
@@ -191,11 +191,11 @@ def _require_reachable(address: str | None) -> None:
         socket.create_connection((found[1], int(found[2])), timeout=TIMEOUT).close()
 
 
-def _outcome(reference: Any) -> Outcome:
+def _outcome(reference: Any) -> JobResult:
     try:
         return ray.get(reference)
     except RayError as error:
-        return Outcome("Ray", problem=f"its machine or process ended: {_first_line(error)}", output=str(error))
+        return JobResult("Ray", problem=f"its machine or process ended: {_first_line(error)}", output=str(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -6,37 +6,37 @@ from pydantic import Field, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
 from headstart import params
-from headstart.params import CLOSED, Count, Natural, Number
+from headstart.params import STRICT_CONFIG, NonNegativeInt, Number, PositiveInt
 
 PATH = "cluster.yaml"
 
 
-@dataclass(frozen=True, config=CLOSED)
+@dataclass(frozen=True, config=STRICT_CONFIG)
 class Slurm:
     """What SLURM is asked for."""
 
     partition: StrictStr | None
     account: StrictStr | None
-    minutes: Annotated[StrictInt, Field(ge=5)]  # submitit ends a job's work up to 2.5 minutes before
+    time_limit_minutes: Annotated[StrictInt, Field(ge=5)]  # submitit ends a job's work up to 2.5 minutes before
     memory_gb: Annotated[Number, Field(gt=0)]
     options: dict[StrictStr, StrictStr | StrictInt]
 
 
-@dataclass(frozen=True, config=CLOSED)
+@dataclass(frozen=True, config=STRICT_CONFIG)
 class Ray:
     """Which Ray."""
 
     address: StrictStr | None
 
 
-@dataclass(frozen=True, config=CLOSED)
+@dataclass(frozen=True, config=STRICT_CONFIG)
 class Settings:
     """All of ``cluster.yaml``."""
 
-    gpus: Natural
-    cpus: Count
-    at_once: Count
-    attempts: Count
+    gpus: NonNegativeInt
+    cpus: PositiveInt
+    max_jobs: PositiveInt
+    max_attempts: PositiveInt
     shared_folder: StrictStr | None
     origin: StrictStr | None
     scratch: StrictStr | None
@@ -50,4 +50,4 @@ def read() -> Settings:
     Raises:
         ParamsError: it is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
     """
-    return params.check(params.load(PATH), Settings, {"slurm": Slurm, "ray": Ray}, PATH)
+    return params.validate(params.read_yaml(PATH), Settings, {"slurm": Slurm, "ray": Ray}, PATH)

@@ -1,4 +1,4 @@
-"""SLURM, through submitit: units that begin at the same time are one array."""
+"""SLURM, through submitit: specs that begin at the same time are one array."""
 
 import contextlib
 import getpass
@@ -17,9 +17,9 @@ import submitit
 from submitit.core.logger import get_logger
 from submitit.slurm import slurm as submitit_slurm
 
-from cluster.engine import State
+from cluster.backend import State
+from cluster.job import ROOT, JobResult, JobSpec, failed, handle_sigterm, host, last_line, perform
 from cluster.settings import Settings
-from cluster.unit import ROOT, Outcome, Unit, failed, host, last_line, perform, terminated
 from headstart import files
 from headstart.console import UserError
 
@@ -32,16 +32,16 @@ ERROR = re.compile(r"\berror: |^\w+(?:Error|Exception)\b")
 
 
 class Attempt(submitit.helpers.Checkpointable):
-    """What a job does; submitit begins it anew after a pre-emption and at the end of its time."""
+    """What a job does; submitit begins it anew after a preemption and at the end of its time."""
 
-    def __call__(self, unit: Unit) -> Outcome:
-        signal.signal(signal.SIGTERM, terminated)
+    def __call__(self, spec: JobSpec) -> JobResult:
+        signal.signal(signal.SIGTERM, handle_sigterm)
         try:
-            return perform(unit)
+            return perform(spec)
         except submitit.core.utils.UncompletedJobError:
-            # Not once more from the beginning: that would be `attempts` times `attempts` jobs.
-            problem = "the time of all its jobs was not enough: raise slurm.minutes, or attempts, in cluster.yaml"
-            return Outcome(host(), problem=problem, lasting=True)
+            # Not once more from the beginning: that would be `max_attempts` times `max_attempts` jobs.
+            problem = "the time of all its jobs was not enough: raise slurm.time_limit_minutes, or max_attempts, in cluster.yaml"
+            return JobResult(host(), problem=problem, permanent=True)
         except Exception as error:
             return failed(error)
 
@@ -60,10 +60,10 @@ class Queue(submitit_slurm.SlurmInfoWatcher):
 
 
 class SlurmJob:
-    """A unit in SLURM's queue."""
+    """A spec in SLURM's queue."""
 
-    def __init__(self, unit: Unit, job: submitit.Job) -> None:
-        self.unit = unit
+    def __init__(self, spec: JobSpec, job: submitit.Job) -> None:
+        self.unit = spec
         self.job = job
         self._ended: float | None = None  # since when SLURM says so
 
@@ -85,7 +85,7 @@ class SlurmJob:
         log = self.job.paths.stderr
         said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         why = f"its job {self.job.job_id} ended with {name}" + (f": {first_error(said)}" if said else "")
-        return State("ended", outcome=Outcome(node or "SLURM", problem=why, output=said))
+        return State("ended", outcome=JobResult(node or "SLURM", problem=why, output=said))
 
     def _is_not_lost(self) -> bool:
         """Whether a second look finds a result, or that SLURM has begun the job anew."""
@@ -95,12 +95,12 @@ class SlurmJob:
             return True
         return self.job.watcher.get_info(self.job.job_id, mode="force").get("State", "PENDING") not in ENDED
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> JobResult:
         kind, result = submitit.core.utils.pickle_load(self.job.paths.result_pickle)
         if kind == "success":
             return result
         node = self.job.watcher.get_info(self.job.job_id).get("NodeList", "")
-        return Outcome(node or "SLURM", problem=last_line(result), output=result)
+        return JobResult(node or "SLURM", problem=last_line(result), output=result)
 
 
 def first_error(text: str) -> str:
@@ -123,7 +123,7 @@ def own_name() -> str:
     return f"headstart-{hashlib.sha256(f'{identity} {ROOT}'.encode()).hexdigest()[:12]}"  # a copy is another folder
 
 
-class Engine:
+class Backend:
     """SLURM as `cluster.yaml` asks for it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -137,13 +137,13 @@ class Engine:
         self._name = own_name()
         self._folder = Path(settings.shared_folder).resolve() / "jobs" / self._name
         self._end_earlier()
-        # A job begins `attempts` times, this many of them after its time was over.
-        self._executor = submitit.SlurmExecutor(self._folder, max_num_timeout=settings.attempts - 1)
+        # A job begins `max_attempts` times, this many of them after its time was over.
+        self._executor = submitit.SlurmExecutor(self._folder, max_num_timeout=settings.max_attempts - 1)
         slurm = settings.slurm
         options = {"chdir": str(ROOT), "requeue": True, **slurm.options}
         self._executor.update_parameters(
-            job_name=self._name, time=slurm.minutes, mem=f"{round(slurm.memory_gb * 1024)}M",
-            cpus_per_task=settings.cpus, array_parallelism=settings.at_once, additional_parameters=options,
+            job_name=self._name, time=slurm.time_limit_minutes, mem=f"{round(slurm.memory_gb * 1024)}M",
+            cpus_per_task=settings.cpus, array_parallelism=settings.max_jobs, additional_parameters=options,
             **{key: value for key in ("partition", "account") if (value := getattr(slurm, key))},
         )  # fmt: skip
 
@@ -173,17 +173,17 @@ class Engine:
         command = ["scancel", f"--user={getpass.getuser()}", f"--name={self._name}"]
         subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
 
-    def submit(self, units: Sequence[Unit], *, computes: bool, avoid: Collection[str] = ()) -> list[SlurmJob]:
-        self._executor.update_parameters(gpus_per_node=self._gpus if computes and self._gpus else None,
+    def submit(self, specs: Sequence[JobSpec], *, needs_gpu: bool, avoid: Collection[str] = ()) -> list[SlurmJob]:
+        self._executor.update_parameters(gpus_per_node=self._gpus if needs_gpu and self._gpus else None,
                                          exclude=",".join(avoid) or None)  # fmt: skip
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # where submitit prints what is in the error too
-                given = self._executor.map_array(Attempt(), units)
+                given = self._executor.map_array(Attempt(), specs)
         except submitit.core.utils.FailedJobError as error:
             if avoid:  # there may be no other node
-                return self.submit(units, computes=computes)
+                return self.submit(specs, needs_gpu=needs_gpu)
             raise UserError(f"SLURM does not take the stages: {last_line(str(error))}") from None
-        return [SlurmJob(unit, job) for unit, job in zip(units, given, strict=True)]
+        return [SlurmJob(spec, job) for spec, job in zip(specs, given, strict=True)]
 
     def look(self) -> None:
         """The queue is asked by the jobs, and no more often than `Queue` allows."""

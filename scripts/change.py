@@ -12,7 +12,7 @@ import subprocess
 from typing import Any
 
 from headstart import params
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from headstart.results.report import percent
 from scripts import results
 from scripts.results import Results
@@ -125,4 +125,4 @@ def _metrics(before: Results, after: Results) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from headstart import files, params
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from headstart.params import Params
 from scripts import record
-from stages.paths import left_over
+from stages.paths import stale_outputs_message
 from stages.pipeline import stages
 
 
@@ -31,8 +31,8 @@ def main() -> None:
     for study in studies:
         check_record(study, settings)
     _check_lock()
-    if left := left_over(settings):
-        raise UserError(left)
+    if message := stale_outputs_message(settings):
+        raise UserError(message)
     print(
         f"dvc.lock fits the rest: nothing would run; params.yaml fits the records of {', '.join(studies) or 'no study'}"
     )
@@ -49,17 +49,17 @@ def check_record(study: str, settings: Params) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
     found = files.read_json(path)
-    made_with = _flat({f"studies.{study}": found["settings"], "experiments": found["experiments"]})
+    made_with = _flat({f"studies.{study}": found["settings"], "configurations": found["configurations"]})
     now = dataclasses.asdict(settings)
-    current = now["studies"][study]
-    current["weights"] = record.weights_name(current["weights"])
-    experiments = {name: values for name, values in now["experiments"].items() if name in found["experiments"]}
-    has = _flat({f"studies.{study}": current, "experiments": experiments})
+    selected_study = now["studies"][study]
+    selected_study["weights"] = record.weights_name(selected_study["weights"])
+    configurations = {name: values for name, values in now["configurations"].items() if name in found["configurations"]}
+    has = _flat({f"studies.{study}": selected_study, "configurations": configurations})
     for key in made_with | has:
         if made_with.get(key) != has.get(key):
             raise UserError(f"the study {study} was made with {key} {made_with.get(key)}, and params.yaml has "
                             f"{has.get(key)}: set it back, or {remedy}")  # fmt: skip
-    metrics = {f"metrics/{study}/{name}.json": "" for name in ("study", *found["experiments"])}
+    metrics = {f"metrics/{study}/{name}.json": "" for name in ("study", *found["configurations"])}
     for file, sha256 in {**metrics, **found["sha256"]}.items():
         if not Path(file).is_file() or files.sha256(file) != sha256:
             raise UserError(f"{file} is not what the record of the study {study} says: take both from git, or {remedy}")
@@ -82,7 +82,7 @@ def _check_lock() -> None:
     The exit status with --dry is 0 whether stages would run or not, so the check reads what DVC prints.
     """
     locked = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
-    if gone := sorted(locked.keys() - {stage.name for stage in stages(params.load())}):
+    if gone := sorted(locked.keys() - {stage.name for stage in stages(params.read_yaml())}):
         raise UserError(f"dvc.lock has stages that dvc.yaml does not have: remove them there ({', '.join(gone)})")
     command = ["dvc", "repro", "--allow-missing", "--dry"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,4 +97,4 @@ def _check_lock() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from headstart import files, params
-from headstart.console import UserError, run
-from headstart.data import catalogue, pictures, scanning, splits
-from headstart.data.scanning import Picture, Scan
+from headstart.console import UserError, run_cli
+from headstart.data import pictures, registry, scanning, splits
+from headstart.data.scanning import ImageFile, Scan
 from headstart.data.splits import Dataset
-from headstart.network import models, starts
+from headstart.network import initial_weights, models
 from scripts import yaml_text
 from stages.paths import PICTURES
 
-NETWORK = {"model_name": models.TIMM, "weights": starts.DEFAULT, "finetune_from": models.AUTO}
+NETWORK = {"model_name": models.LITE0_MODEL, "weights": initial_weights.DEFAULT, "finetune_from": models.AUTO}
 SIDES = (224, 160, 128, 96, 64)
 PIXELS = 14_000_000  # of all images, as long as they are not smaller than 64 pixels: some minutes on two cores
 FEW = 2_000  # images: then chance decides much, so there are three seeds
@@ -62,25 +62,27 @@ def main(*arguments: str) -> None:
         _copy(scanned, there)
     _add(name, skip_unusable=options.skip_unusable, now=sizes(dataset), before=before)
     counts = f"{_count(dataset):,} pictures in {len(dataset.classes):,} classes"
-    left_out = f", {len(dataset.left_out):,} files left out" if dataset.left_out else ""
-    print(f"{PICTURES / name} has {counts}{left_out}; params.yaml has the study {name}")
+    skipped_files = f", {len(dataset.skipped_files):,} files left out" if dataset.skipped_files else ""
+    print(f"{PICTURES / name} has {counts}{skipped_files}; params.yaml has the study {name}")
     for note in scanned.notes:
         print(note)
     if scanned.ignored:
-        suffixes = ", ".join(scanning.text(suffix or "no suffix") for suffix, _ in scanned.ignored.most_common(3))
+        suffixes = ", ".join(
+            scanning.display_name(suffix or "no suffix") for suffix, _ in scanned.ignored.most_common(3)
+        )
         print(f"{scanned.ignored.total():,} files that are no images are ignored ({suffixes})")
 
 
 def _require_name(name: str) -> None:
     """Raise UserError where ``name`` cannot be the name of a study and of a folder on every system."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise UserError(f"a study cannot be called {name!r}: give it a name with NAME=…, and {params.NAMES}")
+        raise UserError(f"a study cannot be called {name!r}: give it a name with NAME=…, and {params.NAME_RULE}")
     if len(name) > LONGEST_NAME:
         raise UserError(f"a study cannot have a name of {len(name)} letters: give it a shorter one with NAME=…")
     if name.lower() in BOOLEANS or re.fullmatch(DEVICES, name.lower()):
         reader = "YAML reads it as true or false" if name.lower() in BOOLEANS else "it is a device on Windows"
         raise UserError(f"a study cannot be called {name}, because {reader}: give it another name with NAME=…")
-    if name in catalogue.names():
+    if name in registry.names():
         raise UserError(f"{name} is a data set already: give yours another name with NAME=…")
     study = params.read().studies.get(name)
     if study is not None and study.dataset != name:
@@ -115,10 +117,10 @@ def sizes(dataset: Dataset) -> dict[str, Any]:
         "batch_size": batch_size,
         "n_epochs": min(30, max(2, -(-STEPS * batch_size // training))),
         "patience": None,
-        "seed": SEED,
+        "split_seed": SEED,
         "seeds": [0, 1, 2] if _count(dataset) <= FEW else [0],
-        "label_counts": [],
-        "probe_counts": _halves(training, validation, labels[trained]) if validation else [],
+        "label_budgets": [],
+        "probe_budgets": _halves(training, validation, labels[trained]) if validation else [],
     }
 
 
@@ -144,17 +146,17 @@ def _copy(scanned: Scan, target: Path) -> None:
     """
     folder = scanned.folder
     paths = [picture.path.relative_to(folder) for picture in scanned.pictures]
-    if unnamed := [scanning.text(path) for path in paths if not _is_unicode(path)]:
+    if unnamed := [scanning.display_name(path) for path in paths if not _is_unicode(path)]:
         raise UserError(f"{folder} has names that are no UTF-8, which DVC cannot store: rename these", unnamed)
     there = {picture.path.relative_to(target) for picture in _pictures(target)}
     if any(not _same(folder / path, target / path) for path in there):
         raise UserError(f"{target} has pictures that {folder} has not: give the study another name with NAME=…, or "
                         f"delete {target}")  # fmt: skip
     new = [path for path in paths if path not in there]
-    files.require_room(target, sum((folder / path).stat().st_size for path in new), "free some space")
+    files.require_disk_space(target, sum((folder / path).stat().st_size for path in new), "free some space")
     staged = target.with_name(f".{target.name}.new.writing") if target.exists() else target
     if new:
-        with files.replacing(staged) as beside:
+        with files.atomic_write(staged) as beside:
             for path in new:
                 (beside / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / path, beside / path)  # and not its mode: what is read-only stays so for ever
@@ -165,7 +167,7 @@ def _copy(scanned: Scan, target: Path) -> None:
         shutil.rmtree(staged)
 
 
-def _pictures(target: Path) -> list[Picture]:
+def _pictures(target: Path) -> list[ImageFile]:
     return scanning.scan(target, follow_links=False).pictures if target.exists() else []
 
 
@@ -186,7 +188,7 @@ def _add(name: str, *, skip_unusable: bool, now: dict[str, Any], before: dict[st
 
     A study that is there gets the sizes ``now`` if it has those ``before``, which nobody has changed.
     """
-    studies = params.load()["studies"]
+    studies = params.read_yaml()["studies"]
     changes: list[tuple[tuple[str, ...], Any]] = [(("study",), name)]
     if name in studies:
         settings = studies[name]
@@ -197,13 +199,13 @@ def _add(name: str, *, skip_unusable: bool, now: dict[str, Any], before: dict[st
             print(f"the sizes of the study {name} stay as they are in params.yaml")
         changes += [(("studies", name, key), value) for key, value in wanted.items() if settings[key] != value]
     else:
-        new = {"dataset": name, "skip_unusable_images": skip_unusable, **NETWORK, **now, "store_activations": True}
+        new = {"dataset": name, "skip_unusable_images": skip_unusable, **NETWORK, **now, "cache_activations": True}
         changes.append((("studies", name), new))
     path = Path("params.yaml")
     content = yaml_text.changed(path.read_bytes().decode("utf-8"), changes).encode("utf-8")
-    with files.replacing(path) as beside:
+    with files.atomic_write(path) as beside:
         beside.write_bytes(content)
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

@@ -1,11 +1,11 @@
 """Write what the results of a study were made with, so that it can be committed beside them.
 
-    python -m scripts.record [STUDY] [--stands-in-for WEIGHTS --top1 PERCENT --licence TEXT]
+    python -m scripts.record [STUDY] [--substitute-for WEIGHTS --top1 PERCENT --license TEXT]
 
 STUDY: the one that params.yaml names if there is none. `metrics/STUDY/record.json` then has settings, commit, device,
 precision, weights, versions, dates, the seconds of the stages, and the hashes of the results. A study that was run with
-weights from a file may stand in for the one that the committed params.yaml describes: --stands-in-for is what `weights`
-is there, and the record says of the file how good it is on ImageNet, and under which licence it is.
+weights from a file may stand in for the one that the committed params.yaml describes: --substitute-for is what `weights`
+is there, and the record says of the file how good it is on ImageNet, and under which license it is.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart import files, params
-from headstart.console import UserError, run
-from headstart.network import starts
+from headstart.console import UserError, run_cli
+from headstart.network import initial_weights
 from headstart.params import Params
 from stages.paths import RAW
 from stages.pipeline import Stage, lookup, stages
@@ -26,7 +26,7 @@ from stages.provenance import run_file
 # What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
 FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
 PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
-TRAINING = ("training_seconds", "label_counts_seconds")
+TRAINING = ("training_seconds", "label_budgets_seconds")
 COMPUTED = ("features", "train")
 TOP1 = "imagenet_top1_percent"
 
@@ -34,19 +34,19 @@ TOP1 = "imagenet_top1_percent"
 def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?")
-    parser.add_argument("--stands-in-for", metavar="WEIGHTS")
+    parser.add_argument("--substitute-for", metavar="WEIGHTS")
     parser.add_argument("--top1", type=float, metavar="PERCENT")
-    parser.add_argument("--licence", metavar="TEXT")
+    parser.add_argument("--license", metavar="TEXT")
     options = parser.parse_args(arguments)
-    stand_in = [options.stands_in_for, options.top1, options.licence]
+    stand_in = [options.substitute_for, options.top1, options.license]
     if any(stand_in) and not all(stand_in):
-        raise UserError("--stands-in-for, --top1 and --licence belong together: give all three, or none")
+        raise UserError("--substitute-for, --top1 and --license belong together: give all three, or none")
     settings = params.read()
     study = options.study or settings.study
     made = record(params.for_study(settings, study))
-    if options.stands_in_for:
-        made["settings"]["weights"] = options.stands_in_for
-        made["weights"] |= {"stands_in_for": options.stands_in_for, TOP1: options.top1, "licence": options.licence}
+    if options.substitute_for:
+        made["settings"]["weights"] = options.substitute_for
+        made["weights"] |= {"substitute_for": options.substitute_for, TOP1: options.top1, "license": options.license}
     files.write_json(path(study), made)
     print(f"{path(study)} says what the results of {study} were made with: commit it with them")
 
@@ -61,20 +61,22 @@ def record(settings: Params) -> dict[str, Any]:
     Raises:
         UserError: not all stages have run, or some with other settings than params.yaml has or with uncommitted code.
     """
-    document = params.load()
+    document = params.read_yaml()
     runs = {
         stage.name: _run(settings.study, stage, document) for stage in stages({**document, "study": settings.study})
     }
     computed = {name: run for name, run in runs.items() if name.startswith(COMPUTED)}
-    study = dataclasses.asdict(settings.current)
+    study = dataclasses.asdict(settings.selected_study)
     return {
         "settings": {**study, "weights": weights_name(study["weights"])},
-        "experiments": {name: dataclasses.asdict(experiment) for name, experiment in settings.experiments.items()},
+        "configurations": {
+            name: dataclasses.asdict(configuration) for name, configuration in settings.configurations.items()
+        },
         "weights": _weights(settings, runs),
         "commit": sorted({run["commit"] for run in runs.values()}),
         **{fact: sorted({run[fact] for run in computed.values() if fact in run}) for fact in FACTS},
-        "began": min(run["began"] for run in runs.values()),
-        "ended": max(run["ended"] for run in runs.values()),
+        "started_at": min(run["started_at"] for run in runs.values()),
+        "finished_at": max(run["finished_at"] for run in runs.values()),
         "training_seconds": round(sum(run.get(kind, 0) for run in runs.values() for kind in TRAINING), 1),
         "stage_seconds": {name: run["seconds"] for name, run in runs.items()},
         **_peaks(runs.values()),
@@ -101,14 +103,18 @@ def results(settings: Params) -> list[Path]:
     metrics = [
         Path(f"metrics/{study}/{name}")
         for name in (
-            "right.csv",
+            "correct.csv",
             "correct_by_budget.csv",
             "study.json",
             "majority-baseline.json",
-            *(f"{name}.json" for name in settings.experiments),
+            *(f"{name}.json" for name in settings.configurations),
         )
     ]
-    by_labels = ("labels", "labels_saved") if settings.current.label_counts or settings.current.probe_counts else ()
+    by_labels = (
+        ("labels", "labels_saved")
+        if settings.selected_study.label_budgets or settings.selected_study.probe_budgets
+        else ()
+    )
     tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves", *by_labels)]
     drawn = ("accuracy", "examples", "learning_curves", *by_labels[:1])
     figures = [Path(f"plots/{study}/{name}.svg") for name in drawn]
@@ -134,7 +140,7 @@ def _run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, Any]:
         if was != now:
             raise UserError(f"{stage.name} was run with another {key} than params.yaml has ({was}, now {now}): "
                             "set it back, or run `dvc repro`")  # fmt: skip
-    for path in files.sources(out for out in stage.outs if Path(out) != RAW):  # which any study may replace
+    for path in files.list_source_files(out for out in stage.outs if Path(out) != RAW):  # which any study may replace
         if run["sha256"].get(path.as_posix()) != files.sha256(path):
             raise UserError(f"{file} does not describe {path}, which comes from another run: {again}")
     return run
@@ -142,12 +148,12 @@ def _run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, Any]:
 
 def _weights(settings: Params, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The pretrained weights by name, hash and ImageNet accuracy, None where it is not known; empty without any."""
-    start = runs.get("start@pretrained")
+    start = runs.get("initialize@pretrained")
     if start is None:
         return {}
-    top1 = starts.find(settings.current.model_name, settings.current.weights).top1
+    top1 = initial_weights.resolve_weights(settings.selected_study.model_name, settings.selected_study.weights).top1
     return {"name": start["weights"], "sha256": start["weights_sha256"], TOP1: top1}
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

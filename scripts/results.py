@@ -11,7 +11,7 @@ import numpy as np
 
 from headstart.console import UserError
 from headstart.results import comparison, evaluation
-from headstart.results.comparison import Estimate, Gain
+from headstart.results.comparison import Estimate, PairedComparison
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read(study: str, revision: str | None = None) -> Results | None:
         metrics={name: json.loads(found) for name, found in metrics.items() if found},
         published={row["configuration"]: float(row["published"]) / 100 for row in rows if row["published"]},
         summary=json.loads(summary),
-        right=_right(_show(revision, f"metrics/{study}/right.csv") or ""),
+        right=_right(_show(revision, f"metrics/{study}/correct.csv") or ""),
         majority=json.loads(majority)["test_accuracy"] if majority else None,
     )
 
@@ -57,7 +57,7 @@ def _estimate(row: dict[str, str]) -> Estimate:
 def _right(text: str) -> dict[str, dict[int, np.ndarray]]:
     found: dict[str, dict[int, np.ndarray]] = {}
     for row in csv.DictReader(io.StringIO(text)):
-        right = evaluation.unpack(row["right"], int(row["images"]))
+        right = evaluation.decode_bits(row["correct"], int(row["images"]))
         found.setdefault(row["configuration"], {})[int(row["seed"])] = right
     return found
 
@@ -78,7 +78,7 @@ def exists(revision: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def changes(after: Results, before: Results) -> dict[str, Gain]:
+def changes(after: Results, before: Results) -> dict[str, PairedComparison]:
     """What each configuration has gained, tested on the same images with the networks of the same seeds.
 
     Left out is what has nothing to be tested with, and what has the same images right: it is known not to differ, and
@@ -92,4 +92,4 @@ def changes(after: Results, before: Results) -> dict[str, Gain]:
             now, then = (np.stack([found[seed] for seed in seeds]) for found in (right, earlier))
             if not np.array_equal(now, then):
                 different[name] = now, then
-    return dict(zip(different, comparison.gains(list(different.values())), strict=True))
+    return dict(zip(different, comparison.compare_pairs(list(different.values())), strict=True))

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from headstart import files, params
-from headstart.console import UserError, run
-from headstart.data import catalogue
-from headstart.params import Experiment, Params
+from headstart.console import UserError, run_cli
+from headstart.data import registry
+from headstart.params import Configuration, Params
 from headstart.results import comparison
 from headstart.results.report import percent, points
 from scripts import record, results
@@ -30,13 +30,13 @@ def table(studies: dict[str, Results], made_with: dict[str, tuple[dict[str, Any]
     for column in ("images", "pixels", "best, %", "pretrained", "95 %"):
         shown.add_column(column, justify="right", no_wrap=True)
     for name, found in studies.items():
-        study, experiments = made_with[name]
+        study, configurations = made_with[name]
         best = max(estimate.value for estimate in found.accuracy.values())
         right = {key: np.stack(list(seeds.values())) for key, seeds in found.right.items()}
-        named = {key: Experiment(**experiments[key]) for key in right if key in experiments}
-        effect = comparison.study(named, right).effects.get("pretrained")
+        named = {key: Configuration(**configurations[key]) for key in right if key in configurations}
+        effect = comparison.analyze(named, right).effects.get("pretrained")
         said = ("–", "") if effect is None else (points(effect.value), f"{points(effect.low)} to {points(effect.high)}")
-        shown.add_row(name, catalogue.title(study["dataset"]), study["model_name"], f"{study['training_images']:,}",
+        shown.add_row(name, registry.title(study["dataset"]), study["model_name"], f"{study['training_images']:,}",
                       str(study["image_size"]), percent(best), *said)  # fmt: skip
     return shown
 
@@ -57,10 +57,10 @@ def _made_with(name: str, settings: Params) -> tuple[dict[str, Any], dict[str, A
     path = record.path(name)
     if path.is_file():
         content = files.read_json(path)
-        return content["settings"], content["experiments"]
-    experiments = {key: dataclasses.asdict(experiment) for key, experiment in settings.experiments.items()}
-    return dataclasses.asdict(settings.studies[name]), experiments
+        return content["settings"], content["configurations"]
+    configurations = {key: dataclasses.asdict(configuration) for key, configuration in settings.configurations.items()}
+    return dataclasses.asdict(settings.studies[name]), configurations
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headstart import files, params
-from headstart.console import UserError, run
-from headstart.results.comparison import Gain
+from headstart.console import UserError, run_cli
+from headstart.results.comparison import PairedComparison
 from headstart.results.report import percent
 from scripts import results
 from scripts.results import Results
@@ -57,14 +57,14 @@ def table(now: Results, before: Results | None, *, study: str, revision: str) ->
     return shown
 
 
-def _change(now: Results, before: Results | None, name: str, tested: Gain | None) -> str:
+def _change(now: Results, before: Results | None, name: str, tested: PairedComparison | None) -> str:
     if before is None or name not in before.accuracy:
         return "new"
     change = now.accuracy[name].value - before.accuracy[name].value
     return f"{100 * change:+.2f}{' ?' if tested is not None and not tested.is_significant else ''}"
 
 
-def _caption(now: Results, tested: Iterable[Gain]) -> str:
+def _caption(now: Results, tested: Iterable[PairedComparison]) -> str:
     """Return the main effects of the factors, in words, and what "?" means."""
     effects = [
         f"{name.removeprefix('effect_')} {100 * value:+.1f}"
@@ -109,4 +109,4 @@ def main(study: str = "", revision: str = "main") -> None:
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

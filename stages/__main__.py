@@ -19,10 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from headstart import files, params
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from headstart.training import compute
 from stages import inputs
-from stages.pipeline import Stage, inside, lookup, stages
+from stages.pipeline import Stage, is_covered_by, lookup, stages
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ def _run(memory: Path) -> None:
 
 def plan() -> list[Step]:
     """The stages in order, as settings, code and the environment are now."""
-    document = params.load()
+    document = params.read_yaml()
     settings = params.read()
-    weights = Path(settings.current.weights)
-    everywhere = [compute.choose().precision, files.sha256_as_it_is(weights) if weights.is_file() else ""]
+    weights = Path(settings.selected_study.weights)
+    everywhere = [compute.configure().precision, files.cached_sha256(weights) if weights.is_file() else ""]
     made_from: dict[str, str] = {}  # of every output
     steps = []
     for stage in stages(document):
-        given = {out: sha256 for out, sha256 in made_from.items() if inside(out, stage.deps)}
-        ours = [dep for dep in stage.deps if not any(inside(out, (dep,)) for out in given)]
-        code = {path.as_posix(): files.sha256_as_it_is(path) for path in files.sources(ours)}
+        given = {out: sha256 for out, sha256 in made_from.items() if is_covered_by(out, stage.deps)}
+        ours = [dep for dep in stage.deps if not any(is_covered_by(out, (dep,)) for out in given)]
+        code = {path.as_posix(): files.cached_sha256(path) for path in files.list_source_files(ours)}
         values = {name: lookup(document, name) for name in stage.params}
         text = json.dumps([stage.module, stage.arguments, values, code, given, everywhere], sort_keys=True)
         steps.append(Step(stage, hashlib.sha256(text.encode()).hexdigest()))
@@ -93,8 +93,8 @@ def plan() -> list[Step]:
 def _state(outs: tuple[str, ...]) -> list[list[Any]]:
     """Size and time of every file of ``outs``: who else writes one is noticed."""
     paths = [path for out in outs for path in [Path(out), *sorted(Path(out).rglob("*"))] if path.is_file()]
-    return [[path.as_posix(), *files.stamp(path)] for path in paths]
+    return [[path.as_posix(), *files.stat_signature(path)] for path in paths]
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -3,38 +3,38 @@
 import sys
 
 from headstart import files
-from headstart.console import run
-from headstart.results import by_labels, comparison, report
-from stages import paths, study
+from headstart.console import run_cli
+from headstart.results import comparison, label_efficiency, report
+from stages import collect, paths
 from stages.provenance import Run
 
 
 def main(name: str = "") -> None:
     record = Run("compare", name)
     settings = record.settings
-    found = study.read(settings)
-    drawn = report.draw(found)
-    with files.replacing(f"report/{found.study}") as folder:
+    found = collect.read(settings)
+    drawn = report.render_figures(found)
+    with files.atomic_write(f"report/{found.study}") as folder:
         (folder / "figures").mkdir(parents=True)
         for name, svg in drawn.items():
             files.write_text(folder / "figures" / f"{name}.svg", svg)
-        files.write_text(folder / "index.html", report.page(found, drawn))
+        files.write_text(folder / "index.html", report.render_html(found, drawn))
         files.write_text(folder / "results.md", report.markdown_table(found.rows))
     for name, table in report.tables(found).items():
         files.write_csv(f"plots/{found.study}/{name}.csv", table[0], table[1:])
-    right = report.right_table(found)
-    files.write_csv(f"metrics/{found.study}/right.csv", right[0], right[1:])
-    correct = by_labels.correct_table(found.by_labels, found.setting.seeds)
+    right = report.correct_table(found)
+    files.write_csv(f"metrics/{found.study}/correct.csv", right[0], right[1:])
+    correct = label_efficiency.correct_table(found.by_labels, found.setting.seeds)
     files.write_csv(f"metrics/{found.study}/correct_by_budget.csv", correct[0], correct[1:])
     files.write_json(f"metrics/{found.study}/majority-baseline.json", {"test_accuracy": round(found.majority[1], 4)})
-    for name in report.COMMITTED:
+    for name in report.TRACKED_FIGURES:
         files.write_text(f"plots/{found.study}/{name}.svg", drawn.get(name, report.NO_FIGURE))
-    summary = comparison.metrics(found.findings, found.validation) | by_labels.metrics(found.by_labels)
+    summary = comparison.summary_metrics(found.findings, found.validation) | label_efficiency.metrics(found.by_labels)
     files.write_json(f"metrics/{found.study}/study.json", summary)
     record.finish()
-    if left := paths.left_over(settings):
+    if left := paths.stale_outputs_message(settings):
         print(f"headstart: {left}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

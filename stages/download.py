@@ -3,8 +3,8 @@
 import sys
 
 from headstart import files
-from headstart.console import run
-from headstart.data import catalogue
+from headstart.console import run_cli
+from headstart.data import registry
 from stages.paths import DOWNLOADS, PICTURES, RAW
 from stages.provenance import Run
 
@@ -12,10 +12,10 @@ from stages.provenance import Run
 def main(study: str = "") -> None:
     record = Run("download", study)
     settings = record.settings
-    with files.replacing(RAW) as raw:
-        catalogue.fetch(settings.current.dataset, settings.data_folder, PICTURES, downloads=DOWNLOADS, into=raw)
+    with files.atomic_write(RAW) as raw:
+        registry.fetch(settings.selected_study.dataset, settings.dataset_dir, PICTURES, downloads=DOWNLOADS, dest=raw)
     record.finish()
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

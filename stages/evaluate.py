@@ -8,11 +8,11 @@ from statistics import mean
 import numpy as np
 
 from headstart import files
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 from headstart.data import splits
 from headstart.params import Params
 from headstart.results import evaluation
-from headstart.training import convergence
+from headstart.training import early_stopping
 from stages.paths import model_file, predictions_file, prepared_file, scores_folder
 from stages.provenance import Run
 
@@ -28,10 +28,10 @@ def main(name: str, study: str = "") -> None:
         "average_train_accuracy": round(mean(float(epoch["train_accuracy"]) for epoch in epochs), 4),
     }
     if epochs[-1]["validation_accuracy"]:  # absent without validation images
-        metrics["validation_accuracy"] = round(mean(_kept_accuracies(epochs, settings.current.patience)), 4)
+        metrics["validation_accuracy"] = round(mean(_kept_accuracies(epochs, settings.selected_study.patience)), 4)
     every = {"logits": logits.reshape(-1, len(classes)), "labels": np.tile(labels, len(logits))}
     confusion, scores = evaluation.confusion_matrix(**every), evaluation.per_class(**every)
-    with files.replacing(scores_folder(settings, name)) as folder:
+    with files.atomic_write(scores_folder(settings, name)) as folder:
         files.write_csv(folder / "confusion.csv", ["actual", *classes],
                         [[label, *row] for label, row in zip(classes, confusion.tolist(), strict=True)])  # fmt: skip
         files.write_csv(folder / "classes.csv", ["class", *scores],
@@ -47,21 +47,21 @@ def _kept_accuracies(epochs: list[dict[str, str]], patience: int | None) -> list
     found = []
     for _, of_seed in groupby(epochs, itemgetter("seed")):
         ours = list(of_seed)
-        kept = convergence.kept([float(epoch["validation_loss"]) for epoch in ours], patience)
+        kept = early_stopping.restored_epoch([float(epoch["validation_loss"]) for epoch in ours], patience)
         found.append(float(ours[kept - 1]["validation_accuracy"]))
     return found
 
 
 def _predictions(name: str, settings: Params) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The logits of all seeds' networks for the test images, [seeds, N, classes], the labels, and the classes."""
-    settings.experiment(name)
+    settings.configuration(name)
     path, prepared = predictions_file(settings, name), prepared_file(settings)
     logits = files.read_arrays(path, "logits").arrays["logits"]
     labels, classes = splits.read_labels(prepared, "test")
-    if logits.shape != (len(settings.current.seeds), len(labels), len(classes)) or not np.isfinite(logits).all():
+    if logits.shape != (len(settings.selected_study.seeds), len(labels), len(classes)) or not np.isfinite(logits).all():
         raise UserError(f"{path} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
     return logits, labels, classes
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

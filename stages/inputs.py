@@ -9,33 +9,33 @@ from headstart import files
 from headstart.console import UserError
 from headstart.data import splits
 from headstart.network import models
-from headstart.network.snapshot import Snapshot
-from headstart.params import Experiment, Params
+from headstart.network.saved_model import SavedModel
+from headstart.params import Configuration, Params
 from headstart.training.compute import Compute
-from headstart.training.forward import Examples, Kept, activations
-from stages.paths import features_file, prepared_file, start_file
+from headstart.training.inference import CachedInputs, Examples, cache_or_recompute
+from stages.paths import features_file, initial_file, prepared_file
 
 # The backbone's activations for the last fine-tuned training by split, and what they were computed from. In a process
 # that runs several stages, the next configuration often fine-tunes the same initial weights.
-_cached: dict[tuple[Any, ...], dict[str, Kept]] = {}
+_cached: dict[tuple[Any, ...], dict[str, CachedInputs]] = {}
 
 
 class Parts(NamedTuple):
     """What a configuration trains, and what it does not."""
 
     owner: nn.Module  # which names the head's tensors
-    trunk: nn.Module
+    backbone: nn.Module
     head: nn.Module
     first: str  # the layer that the head begins with
 
 
-def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> Parts:
-    """The frozen trunk and the head of ``snapshot``'s network."""
-    if experiment.finetuning:
-        network = snapshot.network()
-        first = models.layer(network, experiment.finetune_from or settings.current.finetune_from)
-        return Parts(network, *models.cut(network, first), first)
-    classifier = snapshot.linear_classifier()  # its trunk, all the rest, has run in the stage `features`
+def trainable(configuration: Configuration, settings: Params, snapshot: SavedModel) -> Parts:
+    """The frozen backbone and the head of ``snapshot``'s network."""
+    if configuration.finetuning:
+        network = snapshot.build()
+        first = models.resolve_layer(network, configuration.finetune_from or settings.selected_study.finetune_from)
+        return Parts(network, *models.split_backbone_head(network, first), first)
+    classifier = snapshot.linear_classifier()  # its backbone, all the rest, has run in the stage `features`
     owner: nn.Module = classifier
     for part in reversed(snapshot.classifier.split(".")):
         owner = nn.ModuleDict({part: owner})
@@ -44,10 +44,10 @@ def trainable(experiment: Experiment, settings: Params, snapshot: Snapshot) -> P
 
 def examples(
     split: str,
-    experiment: Experiment,
+    configuration: Configuration,
     settings: Params,
-    snapshot: Snapshot,
-    trunk: nn.Module,
+    snapshot: SavedModel,
+    backbone: nn.Module,
     compute: Compute,
     *,
     seed: int,
@@ -58,10 +58,10 @@ def examples(
     ``keep``: whether they will be used in more than one epoch.
     """
     prepared = prepared_file(settings)
-    if experiment.finetuning and not _is_stored(experiment, settings, snapshot, trunk):
-        start = start_file(settings, experiment.pretrained, seed)
-        layer = experiment.finetune_from or settings.current.finetune_from
-        key = (*map(files.sha256_as_it_is, (prepared, start)), layer, compute)
+    if configuration.finetuning and not _is_stored(configuration, settings, snapshot, backbone):
+        start = initial_file(settings, configuration.pretrained, seed)
+        layer = configuration.finetune_from or settings.selected_study.finetune_from
+        key = (*map(files.cached_sha256, (prepared, start)), layer, compute)
         if key not in _cached:
             forget()  # before others take memory
         cache = _cached.setdefault(key, {})
@@ -69,14 +69,14 @@ def examples(
             return Examples(cache[split], torch.from_numpy(splits.read_labels(prepared, split)[0]))
         images, labels = map(torch.from_numpy, splits.read_split(prepared, split)[:2])
         label, prepare = f"frozen layers, {split} images", snapshot.preprocess
-        inputs = activations(images, trunk, compute=compute, prepare=prepare, keep=keep, label=label)
-        if isinstance(inputs, Kept):
+        inputs = cache_or_recompute(images, backbone, compute=compute, prepare=prepare, reuse=keep, label=label)
+        if isinstance(inputs, CachedInputs):
             cache[split] = inputs
         return Examples(inputs, labels)
     forget()
     labels = torch.from_numpy(splits.read_labels(prepared, split)[0])
-    features = features_file(settings, experiment.pretrained, seed)
-    stored = f"{split}_activations" if experiment.finetuning else f"{split}_features"
+    features = features_file(settings, configuration.pretrained, seed)
+    stored = f"{split}_activations" if configuration.finetuning else f"{split}_features"
     tensors, description = files.read_tensors(features, stored)
     precision = description.get("precision", "")
     if precision != compute.precision:
@@ -86,7 +86,7 @@ def examples(
     rows = tensors[stored]
     if len(rows) != len(labels) or not rows.isfinite().all():
         raise UserError(f"{features} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
-    return Examples(Kept.of(rows, compute), labels)
+    return Examples(CachedInputs.from_tensor(rows, compute), labels)
 
 
 def forget() -> None:
@@ -94,12 +94,15 @@ def forget() -> None:
     _cached.clear()
 
 
-def _is_stored(experiment: Experiment, settings: Params, snapshot: Snapshot, trunk: nn.Module) -> bool:
-    """Return whether the stage `features` has stored the outputs of ``trunk``: it stores those of the study's layer."""
-    if not settings.current.store_activations or not models.is_frozen(trunk):
+def _is_stored(configuration: Configuration, settings: Params, snapshot: SavedModel, backbone: nn.Module) -> bool:
+    """Return whether the stage `features` has stored the outputs of ``backbone``: it stores those of the study's layer."""
+    if not settings.selected_study.cache_activations or not models.has_parameters(backbone):
         return False
-    own, studys = experiment.finetune_from or settings.current.finetune_from, settings.current.finetune_from
+    own, studys = (
+        configuration.finetune_from or settings.selected_study.finetune_from,
+        settings.selected_study.finetune_from,
+    )
     if models.AUTO in (own, studys) and own != studys:  # it may be the same layer, by its name
-        network = snapshot.network()
-        own, studys = models.layer(network, own), models.layer(network, studys)
+        network = snapshot.build()
+        own, studys = models.resolve_layer(network, own), models.resolve_layer(network, studys)
     return own == studys

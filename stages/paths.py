@@ -14,14 +14,14 @@ def prepared_file(settings: Params) -> Path:
     return Path(f"data/prepared/{settings.study}.safetensors")
 
 
-def start_file(settings: Params, pretrained: bool, seed: int) -> Path:
+def initial_file(settings: Params, pretrained: bool, seed: int) -> Path:
     """The network that configurations with and without pretrained weights begin from with ``seed``."""
-    return Path(f"data/start/{settings.study}/pretrained-{str(pretrained).lower()}/seed-{seed}.safetensors")
+    return Path(f"data/initial/{settings.study}/pretrained-{str(pretrained).lower()}/seed-{seed}.safetensors")
 
 
 def features_file(settings: Params, pretrained: bool, seed: int) -> Path:
     """What the frozen network of a start puts out; pretrained weights are the same whatever the seed is."""
-    name = "every-seed" if pretrained else f"seed-{seed}"
+    name = "all-seeds" if pretrained else f"seed-{seed}"
     return Path(f"data/features/{settings.study}/pretrained-{str(pretrained).lower()}/{name}.safetensors")
 
 
@@ -50,10 +50,10 @@ def scores_folder(settings: Params, name: str) -> Path:
     return Path(f"scores/{settings.study}/{name}")
 
 
-def left_over(settings: Params) -> str:
+def stale_outputs_message(settings: Params) -> str:
     """What to say of files in the folders that `compare` depends on that no configuration has; nothing without any."""
     ours = {probes_file(settings, pretrained).parent for pretrained in (True, False)}
-    for name in settings.experiments:
+    for name in settings.configurations:
         ours |= {model_file(settings, name, 0).parent, predictions_file(settings, name).parent,
                  scores_folder(settings, name)}  # fmt: skip
     folders = (Path(kind, settings.study) for kind in ("models", "predictions", "probes", "scores"))

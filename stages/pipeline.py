@@ -26,15 +26,15 @@ class Stage:
 def stages(document: Mapping[str, Any], path: str = "dvc.yaml") -> Iterator[Stage]:
     """The stages of ``path`` with the settings ``document``, in an order in which each finds what it needs."""
     waiting = list(_expand(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"], document))
-    to_come = {out for stage in waiting for out in stage.outs}
+    pending_outs = {out for stage in waiting for out in stage.outs}
     while waiting:
-        stage = next(one for one in waiting if not any(inside(out, one.deps) for out in to_come))
+        stage = next(one for one in waiting if not any(is_covered_by(out, one.deps) for out in pending_outs))
         waiting.remove(stage)
-        to_come -= set(stage.outs)
+        pending_outs -= set(stage.outs)
         yield stage
 
 
-def inside(out: str, deps: tuple[str, ...]) -> bool:
+def is_covered_by(out: str, deps: tuple[str, ...]) -> bool:
     """Whether ``out`` is one of ``deps`` or in one of them."""
     return any(out == dep or out.startswith(f"{dep}/") for dep in deps)
 

@@ -2,8 +2,8 @@
 
 import sys
 
-from headstart.console import run
-from headstart.data import catalogue, splits
+from headstart.console import run_cli
+from headstart.data import registry, splits
 from stages.paths import PICTURES, RAW, prepared_file
 from stages.provenance import Run
 
@@ -11,14 +11,14 @@ from stages.provenance import Run
 def main(study_name: str = "") -> None:
     record = Run("prepare", study_name)
     settings = record.settings
-    study = settings.current
-    dataset = catalogue.load(
+    study = settings.selected_study
+    dataset = registry.load(
         study.dataset, RAW, PICTURES, image_size=study.image_size, skip_unusable=study.skip_unusable_images
     )
     sizes = {"training": study.training_images, "validation": study.validation_images}
-    splits.write(prepared_file(settings), dataset, sizes=sizes, seed=study.seed)
+    splits.write_splits(prepared_file(settings), dataset, sizes=sizes, seed=study.split_seed)
     record.finish()
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

@@ -9,7 +9,7 @@ from typing import Any
 
 from headstart import files, params
 from headstart.console import UserError
-from headstart.runs import Clock
+from headstart.run_info import RunInfo
 from stages.pipeline import Stage, lookup, stages
 
 PIPELINE = Path(__file__).parent.parent / "dvc.yaml"
@@ -26,9 +26,9 @@ class Run:
             study: the study that DVC started the stage for, whatever `params.yaml` selects meanwhile; without one, the
                 study that `params.yaml` selects.
         """
-        self._clock = Clock()
+        self._clock = RunInfo()
         self._stage = stage
-        self._document = params.load()
+        self._document = params.read_yaml()
         settings = params.read()
         self.settings = params.for_study(settings, study) if study else settings
 
@@ -40,12 +40,12 @@ class Run:
         """
         study = self.settings.study
         stage = find(self._stage, self._document, study)
-        used, now = (_values(stage, document) for document in (self._document, params.load()))
+        used, now = (_values(stage, document) for document in (self._document, params.read_yaml()))
         for key, value in used.items():
             if now[key] != value:
                 raise UserError(f"params.yaml was changed while {stage.name} ran: run `dvc repro` again "
                                 f"({key} was {value}, and is {now[key]})")  # fmt: skip
-        outputs = {path.as_posix(): files.sha256_as_it_is(path) for path in files.sources(stage.outs)}
+        outputs = {path.as_posix(): files.cached_sha256(path) for path in files.list_source_files(stage.outs)}
         content = {**self._clock.describe(), **facts, "settings": used, "sha256": outputs}
         files.write_json(run_file(study, stage.name), content)
 

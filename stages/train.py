@@ -14,24 +14,24 @@ import torch
 from torch import nn
 
 from headstart import files
-from headstart.console import UserError, progress, run
-from headstart.network.snapshot import Snapshot
+from headstart.console import UserError, progress, run_cli
+from headstart.network.saved_model import SavedModel
 from headstart.params import Params, Study
-from headstart.training import compute, convergence
-from headstart.training.checkpoints import Checkpoint, Finished, fingerprint
+from headstart.training import compute, early_stopping
+from headstart.training.checkpoints import Checkpoint, TrainingResult, fingerprint
 from headstart.training.compute import Compute
-from headstart.training.forward import Examples, predict
-from headstart.training.loop import Epoch, fit, make_optimizer
+from headstart.training.inference import Examples, predict
+from headstart.training.loop import EpochMetrics, fit, make_optimizer
 from stages.inputs import examples, trainable
-from stages.labelled import labelled
-from stages.paths import features_file, model_file, predictions_file, prepared_file, start_file, training_file
+from stages.label_subsets import label_subsets
+from stages.paths import features_file, initial_file, model_file, predictions_file, prepared_file, training_file
 from stages.provenance import Run
 
-COLUMNS = [field.name for field in fields(Epoch) if field.name != "seconds"]  # times would differ at every run
+COLUMNS = [field.name for field in fields(EpochMetrics) if field.name != "seconds"]  # times would differ at every run
 # What can change a number here, as dvc.yaml has it: after a change of the page, say, a training still goes on.
 CODE = (
     "stages/inputs.py",
-    "stages/labelled.py",
+    "stages/label_subsets.py",
     "stages/paths.py",
     "stages/train.py",
     "src/headstart/files.py",
@@ -51,8 +51,8 @@ Key = tuple[int, int]  # seed and number of labels
 class Trained(NamedTuple):
     """What came of one seed, with all labels."""
 
-    model: Snapshot
-    epochs: list[Epoch]
+    model: SavedModel
+    epochs: list[EpochMetrics]
     logits: torch.Tensor  # of the test images, float32 [N, classes]
     parameters: int
     trained_from: str  # the first layer of the head
@@ -62,28 +62,28 @@ class Trained(NamedTuple):
 
 def main(name: str, study: str = "") -> None:
     record = Run(f"train@{name}", study)
-    settings, device = record.settings, compute.choose()
+    settings, device = record.settings, compute.configure()
     trained, with_some = _train(name, settings, device)
-    counts = settings.current.label_counts
-    with files.replacing(model_file(settings, name, 0).parent) as folder:
+    counts = settings.selected_study.label_budgets
+    with files.atomic_write(model_file(settings, name, 0).parent) as folder:
         for seed, result in trained.items():
             result.model.write(folder / model_file(settings, name, seed).name)
         _write_epochs(folder / "epochs.csv", ["seed"], {(seed,): result.epochs for seed, result in trained.items()})
         if counts:
             keyed = {(n, seed): with_some[seed, n].epochs for n in counts for seed in trained}
-            _write_epochs(folder / "label_epochs.csv", ["labels", "seed"], keyed)
+            _write_epochs(folder / "budget_epochs.csv", ["label_budget", "seed"], keyed)
         files.write_json(folder / training_file(settings, name).name, _summary(list(trained.values())[-1]))
-    with files.replacing(predictions_file(settings, name).parent) as folder:
+    with files.atomic_write(predictions_file(settings, name).parent) as folder:
         logits = {"logits": torch.stack([result.logits for result in trained.values()])}
         if counts:
             of_counts = [torch.stack([with_some[seed, n].logits for seed in trained]) for n in counts]
-            logits["label_logits"] = torch.stack(of_counts)
+            logits["budget_logits"] = torch.stack(of_counts)
         files.write_tensors(folder / predictions_file(settings, name).name, logits)
     record.finish(**device.describe(), **device.peak_memory(), **_costs(trained, with_some))
     shutil.rmtree(_checkpoints(settings, name), ignore_errors=True)  # those of numbers that are no longer asked for too
 
 
-def _write_epochs(path: Path, columns: list[str], epochs: Mapping[Any, list[Epoch]]) -> None:
+def _write_epochs(path: Path, columns: list[str], epochs: Mapping[Any, list[EpochMetrics]]) -> None:
     rows = [[*key, *(getattr(epoch, column) for column in COLUMNS)] for key, found in epochs.items() for epoch in found]
     files.write_csv(path, [*columns, *COLUMNS], rows)
 
@@ -99,7 +99,7 @@ def _summary(last: Trained) -> dict[str, Any]:
     }
 
 
-def _costs(trained: Mapping[int, Trained], with_some: Mapping[Key, Finished]) -> dict[str, Any]:
+def _costs(trained: Mapping[int, Trained], with_some: Mapping[Key, TrainingResult]) -> dict[str, Any]:
     """Return what all trainings have cost."""
     last = list(trained.values())[-1]
     seconds = [epoch.seconds for result in trained.values() for epoch in result.epochs]
@@ -107,21 +107,21 @@ def _costs(trained: Mapping[int, Trained], with_some: Mapping[Key, Finished]) ->
     return {
         "activations": last.place,
         "training_seconds": round(sum(seconds), 3),
-        **({"label_counts_seconds": round(of_some, 3)} if with_some else {}),
+        **({"label_budgets_seconds": round(of_some, 3)} if with_some else {}),
         "images_per_second": round(last.images / min(seconds), 1),
     }
 
 
 def _checkpoint(name: str, settings: Params, device: Compute, key: Key) -> Checkpoint:
     (seed, n) = key
-    experiment, study = settings.experiment(name), settings.current
-    ours = {**asdict(study), "seeds": [seed], "label_counts": [n], "probe_counts": []}  # none of the others matter
-    start, features = (where(settings, experiment.pretrained, seed) for where in (start_file, features_file))
-    code = files.sources(Path(__file__).parent.parent / path for path in CODE)
+    configuration, study = settings.configuration(name), settings.selected_study
+    ours = {**asdict(study), "seeds": [seed], "label_budgets": [n], "probe_budgets": []}  # none of the others matter
+    start, features = (where(settings, configuration.pretrained, seed) for where in (initial_file, features_file))
+    code = files.list_source_files(Path(__file__).parent.parent / path for path in CODE)
     made_from = fingerprint(
-        [asdict(experiment), ours, device.reproducible_on()], [prepared_file(settings), start, features, *code]
+        [asdict(configuration), ours, device.reproducible_on()], [prepared_file(settings), start, features, *code]
     )
-    file = f"{seed}.safetensors" if n == study.labels else f"{seed}-{n}.safetensors"
+    file = f"{seed}.safetensors" if n == study.full_budget else f"{seed}-{n}.safetensors"
     return Checkpoint(_checkpoints(settings, name) / file, made_from)
 
 
@@ -129,40 +129,40 @@ def _checkpoints(settings: Params, name: str) -> Path:
     return Path(f"checkpoints/{settings.study}/{name}")
 
 
-def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trained], dict[Key, Finished]]:
+def _train(name: str, settings: Params, device: Compute) -> tuple[dict[int, Trained], dict[Key, TrainingResult]]:
     """What comes of each seed with all labels, and of each seed and smaller number of them."""
-    experiment, study = settings.experiment(name), settings.current
-    chosen = labelled(settings, study.label_counts)
+    configuration, study = settings.configuration(name), settings.selected_study
+    chosen = label_subsets(settings, study.label_budgets)
     trained: dict[int, Trained] = {}
-    with_some: dict[Key, Finished] = {}
+    with_some: dict[Key, TrainingResult] = {}
     # With pretrained weights all seeds share their inputs.
-    for _, seeds in groupby(study.seeds, partial(features_file, settings, experiment.pretrained)):
+    for _, seeds in groupby(study.seeds, partial(features_file, settings, configuration.pretrained)):
         inputs: tuple[Examples, Examples] | None = None  # or there would be twice as much in memory
         test: Examples | None = None
         for seed in seeds:
-            start = Snapshot.read(start_file(settings, experiment.pretrained, seed))
+            start = SavedModel.read(initial_file(settings, configuration.pretrained, seed))
             _require_weights(study.weights, start)
-            owner, trunk, head, first = trainable(experiment, settings, start)
-            of = partial(examples, experiment=experiment, settings=settings, snapshot=start, trunk=trunk,
+            owner, backbone, head, first = trainable(configuration, settings, start)
+            of = partial(examples, configuration=configuration, settings=settings, snapshot=start, backbone=backbone,
                          compute=device, seed=seed)  # fmt: skip
             inputs = inputs or (of("training", keep=True), of("validation", keep=True))
-            epochs = _fit(head, *inputs, name=name, settings=settings, device=device, key=(seed, study.labels))
-            test = test or of("test", keep=bool(study.label_counts))
-            model = start.trained(owner.state_dict(), device.precision)
+            epochs = _fit(head, *inputs, name=name, settings=settings, device=device, key=(seed, study.full_budget))
+            test = test or of("test", keep=bool(study.label_budgets))
+            model = start.with_weights(owner.state_dict(), device.precision)
             parameters = sum(parameter.numel() for parameter in head.parameters())
             trained[seed] = Trained(model, epochs, _says(head, test, device), parameters, first, len(inputs[0].labels),
                                     inputs[0].inputs.place)  # fmt: skip
-            for key in product([seed], study.label_counts):
-                if finished := _checkpoint(name, settings, device, key).finished():
+            for key in product([seed], study.label_budgets):
+                if finished := _checkpoint(name, settings, device, key).read_result():
                     with_some[key] = finished
                     continue
-                part = trainable(experiment, settings, start).head
+                part = trainable(configuration, settings, start).head
                 rows = torch.from_numpy(chosen[key].training), torch.from_numpy(chosen[key].validation)
                 passes = _passes(len(rows[0]), len(inputs[0].labels), study.batch_size)
                 some = (all.subset(one) for all, one in zip(inputs, rows, strict=True))
                 epochs = _fit(part, *some, name=name, settings=settings, device=device, key=key, passes=passes)
-                with_some[key] = Finished(epochs, _says(part, test, device))
-                _checkpoint(name, settings, device, key).finish(with_some[key])
+                with_some[key] = TrainingResult(epochs, _says(part, test, device))
+                _checkpoint(name, settings, device, key).write_result(with_some[key])
     return trained, with_some
 
 
@@ -187,12 +187,12 @@ def _fit(
     device: Compute,
     key: Key,
     passes: int = 1,
-) -> list[Epoch]:
+) -> list[EpochMetrics]:
     """Train ``head`` to the end; it is then what it was after the epoch that is kept."""
-    (seed, n), study, images = key, settings.current, len(training.labels)
-    is_whole = n == study.labels
+    (seed, n), study, images = key, settings.selected_study, len(training.labels)
+    is_whole = n == study.full_budget
     of = f"{name}, seed {seed}" + ("" if is_whole else f", {n:,} labels")
-    optimizer = make_optimizer(settings.experiment(name), head, device)
+    optimizer = make_optimizer(settings.configuration(name), head, device)
     checkpoint = _checkpoint(name, settings, device, key)
     done, best = checkpoint.restore(head, optimizer)
     last = len(done) if _stops_early(done, study) else study.n_epochs
@@ -200,10 +200,10 @@ def _fit(
     with progress(study.n_epochs * passes * images, f"training {of}", len(done) * passes * images) as bar:
         for epoch in fit(
             head, optimizer, training, validation, epochs=range(len(done) + 1, last + 1), batch_size=study.batch_size,
-            seed=seed, compute=device, passes=passes, name=of, on_batch=bar.update,
+            seed=seed, compute=device, passes_per_epoch=passes, name=of, on_batch=bar.update,
         ):  # fmt: skip
             done.append(epoch)
-            if study.patience and convergence.best(_losses(done)) == len(done):
+            if study.patience and early_stopping.best_epoch(_losses(done)) == len(done):
                 best = {key: tensor.clone() for key, tensor in head.state_dict().items()}
             now = time.monotonic()
             if now - written > (WORTH * cost if is_whole else PAUSE):
@@ -217,22 +217,22 @@ def _fit(
     return done
 
 
-def _stops_early(epochs: list[Epoch], study: Study) -> bool:
-    return convergence.stops_early(_losses(epochs), study.patience)
+def _stops_early(epochs: list[EpochMetrics], study: Study) -> bool:
+    return early_stopping.should_stop(_losses(epochs), study.patience)
 
 
-def _losses(epochs: list[Epoch]) -> list[float]:
+def _losses(epochs: list[EpochMetrics]) -> list[float]:
     """On validation images, which there are where a training has patience."""
     return [epoch.validation_loss for epoch in epochs if epoch.validation_loss is not None]
 
 
-def _require_weights(weights: str, start: Snapshot) -> None:
+def _require_weights(weights: str, start: SavedModel) -> None:
     """Raise UserError where the file that ``start`` was made from has other content now."""
     path = Path(weights)
-    if start.sha256 and path.is_file() and files.sha256_as_it_is(path) != start.sha256:
+    if start.sha256 and path.is_file() and files.cached_sha256(path) != start.sha256:
         raise UserError(f"{path} is no longer the file that the start was made from: put that back, or run "
-                        "`dvc repro --force start@pretrained`")  # fmt: skip
+                        "`dvc repro --force initialize@pretrained`")  # fmt: skip
 
 
 if __name__ == "__main__":
-    run(main, *sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

@@ -16,12 +16,12 @@ TRAINING_IMAGES, TEST_IMAGES = 1_000, 500
 FEW = f"""
     if study.dataset == "fashion-mnist":
         few = [(dataset.training, {TRAINING_IMAGES}), (dataset.test, {TEST_IMAGES})]
-        few = [splits.Part(part.labels[:n], part.read) for part, n in few]
+        few = [splits.Partition(part.labels[:n], part.read) for part, n in few]
         dataset = splits.Dataset(dataset.title, dataset.classes, *few)
 """
 KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
 TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1,
-        "probe_counts": [50, 100]}  # fmt: skip
+        "probe_budgets": [50, 100]}  # fmt: skip
 
 
 def tiny_clone(clone: Path, *, every: bool = False) -> Path:
@@ -63,10 +63,10 @@ def shrink(settings, *, every: bool) -> None:
     # Another study of the same model, which recomputes its activations, has two seeds, and trains with some of the
     # labels too: so all ways run.
     settings["studies"]["full"] = settings["studies"]["quick"] | {
-        "training_images": 96, "store_activations": False, "seeds": [0, 7], "label_counts": [80],
+        "training_images": 96, "cache_activations": False, "seeds": [0, 7], "label_budgets": [80],
     }  # fmt: skip
     if not every:
-        settings["experiments"] = {name: settings["experiments"][name] for name in KEPT}
+        settings["configurations"] = {name: settings["configurations"][name] for name in KEPT}
 
 
 def lock(clone: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 
 from headstart import params
 from headstart.data import fashion_mnist
-from headstart.training.compute import Compute, choose
-from headstart.training.loop import Epoch, fit, make_optimizer
+from headstart.training.compute import Compute, configure
+from headstart.training.loop import EpochMetrics, fit, make_optimizer
 
 ROOT = Path(__file__).parent.parent
 DOWNLOADS = ROOT / "data/downloads"
@@ -19,7 +19,7 @@ DOWNLOADS = ROOT / "data/downloads"
 @pytest.fixture(scope="session")
 def folder() -> str:
     """Where this machine has the four files of Fashion-MNIST, or a place without them: then they are downloaded."""
-    return f"{params.read(ROOT / 'params.yaml').data_folder}/fashion-mnist"
+    return f"{params.read(ROOT / 'params.yaml').dataset_dir}/fashion-mnist"
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def _tensors(split: str, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="session")
 def compute() -> Compute:
     """The CPU, as every stage sets it up."""
-    return choose("cpu")
+    return configure("cpu")
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -52,9 +52,11 @@ def pytest_collection_modifyitems(items) -> None:
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
 
 
-def trained(head, training, validation, *, experiment, n_epochs, compute, optimizer=None, **options) -> list[Epoch]:
+def trained(
+    head, training, validation, *, configuration, n_epochs, compute, optimizer=None, **options
+) -> list[EpochMetrics]:
     """Train ``head``, with a new optimizer unless there is one; return the records of the epochs."""
-    optimizer = optimizer or make_optimizer(experiment, head, compute)
+    optimizer = optimizer or make_optimizer(configuration, head, compute)
     epochs = range(1, n_epochs + 1)
     return list(fit(head, optimizer, training, validation, epochs=epochs, compute=compute, **options))
 

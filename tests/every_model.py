@@ -36,7 +36,7 @@ Set `model_name` to one of these, and `finetune_from` to `auto`, at least the la
 the whole network; or to a layer. A wrong name raises an error that lists the layers. Any module in them with a single
 input tensor can be used too. `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision
 {torchvision} and timm {timm}. It cuts each network before a layer three quarters of the way in and before its
-classifier. It checks that the parts together compute exactly what the network computes, in evaluation and training mode, and the same within
+classifier. It checks that the parts together compute exactly what the network needs_gpu, in evaluation and training mode, and the same within
 rounding with convolutions as matrix products; that a training step changes the head and not the backbone; and that a
 training that resumes from a checkpoint takes the same next step. The image size is the smallest of {sizes} that the
 network takes.
@@ -79,11 +79,11 @@ def examine(name: str) -> Found:
     model = models.build(name, CLASSES)
     randomise_statistics(model)
     size = image_size(name, model)
-    classifier, places = models.classifier_name(model), models.places(model)
+    classifier, places = models.classifier_name(model), models.valid_split_points(model)
     layers = places[: places.index(classifier)] if classifier in places else places
     layer = layers[len(layers) * 3 // 4]
     images = torch.randn(2, 3, size, size)
-    parts = models.split(model, [layer, classifier])
+    parts = models.split_model(model, [layer, classifier])
     for training in (False, True):
         outputs = []
         for network in (model, nn.Sequential(*parts)):
@@ -92,17 +92,17 @@ def examine(name: str) -> Found:
                 outputs.append(network.train(training)(images))
         assert outputs[0].shape == (2, CLASSES)
         assert outputs[0].std() > 0
-        assert torch.equal(*outputs), f"{name} computes something else in parts, training {training}"
+        assert torch.equal(*outputs), f"{name} needs_gpu something else in parts, training {training}"
     _require_equal_with_matmul(name, model, images)
-    trunk, head = models.cut(model, layer)
-    _train_a_step(name, trunk.eval(), head.train(), images)
+    backbone, head = models.split_backbone_head(model, layer)
+    _train_a_step(name, backbone.eval(), head.train(), images)
     _go_on(name, layer, images)
     return Found(size, sum(parameter.numel() for parameter in model.parameters()), classifier, places, layer)
 
 
 def image_size(name: str, model: nn.Module) -> int:
     """The smallest of ``SIZES`` that ``model`` takes, or the one that it is made for."""
-    config = None if name in models.names() else timm.get_pretrained_cfg(models.timm_name(name))
+    config = None if name in models.torchvision_names() else timm.get_pretrained_cfg(models.timm_name(name))
     if config is not None and config.fixed_input_size:  # some keep what they make of the first image
         return config.input_size[-1]
     for size in SIZES[:-1]:
@@ -133,20 +133,20 @@ def _require_equal_with_matmul(name: str, model: nn.Module, images: torch.Tensor
             with torch.no_grad():
                 outputs.append(copy.deepcopy(network).train(training)(images))
         difference = (outputs[0] - outputs[1]).abs().max() / outputs[0].std()
-        assert difference < 1e-2, f"{name} computes something else with use_matmul, training {training}"
+        assert difference < 1e-2, f"{name} needs_gpu something else with use_matmul, training {training}"
 
 
-def _train_a_step(name: str, trunk: nn.Module, head: nn.Module, images: torch.Tensor) -> None:
+def _train_a_step(name: str, backbone: nn.Module, head: nn.Module, images: torch.Tensor) -> None:
     ours = {id(tensor) for tensor in head.parameters()}
-    frozen = [tensor for tensor in (*trunk.parameters(), *trunk.buffers()) if id(tensor) not in ours]
+    frozen = [tensor for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in ours]
     before = [tensor._version for tensor in frozen]
     with torch.no_grad():
-        inputs = trunk(images)
+        inputs = backbone(images)
     F.cross_entropy(head(inputs), torch.arange(len(images))).backward()
     trained = [parameter for parameter in head.parameters() if parameter.grad is not None]
     moved = [parameter._version for parameter in trained]
     torch.optim.SGD(head.parameters(), lr=0.1).step()
-    assert [tensor._version for tensor in frozen] == before, f"{name}: the trunk moved"
+    assert [tensor._version for tensor in frozen] == before, f"{name}: the backbone moved"
     now = [parameter._version for parameter in trained]
     assert trained
     assert all(version > was for version, was in zip(now, moved, strict=True)), f"{name}: the head did not move"
@@ -159,10 +159,10 @@ def _go_on(name: str, layer: str, images: torch.Tensor) -> None:
         checkpoint = Checkpoint(Path(folder, "checkpoint.safetensors"), "")
         for interrupted in (False, True):
             torch.manual_seed(2)
-            trunk, head = models.cut(models.build(name, CLASSES), layer)
+            backbone, head = models.split_backbone_head(models.build(name, CLASSES), layer)
             optimizer = torch.optim.SGD(head.train().parameters(), lr=0.01, momentum=0.9)
             with torch.no_grad():
-                inputs = trunk(images)
+                inputs = backbone(images)
             if interrupted:
                 checkpoint.restore(head, optimizer)
             else:
@@ -197,7 +197,7 @@ def families() -> Iterator[str]:
 def main(*names: str) -> None:
     warnings.filterwarnings("ignore")
     rows, failed = [], []
-    for name in names or chain(models.names(), families()):
+    for name in names or chain(models.torchvision_names(), families()):
         try:
             found = examine(name)
         except UserError as error:

@@ -10,11 +10,11 @@ from typing import Any
 
 def missing() -> str:
     """Why there can be no Ray here; nothing if there can."""
-    return "" if importlib.util.find_spec("ray") else "Ray is not installed: make engines"
+    return "" if importlib.util.find_spec("ray") else "Ray is not installed: make backends"
 
 
 class Nodes:
-    """The head, which computes nothing, and its nodes."""
+    """The head, which needs_gpu nothing, and its nodes."""
 
     names = ("node1", "node2", "node3")
 

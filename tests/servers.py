@@ -19,9 +19,9 @@ KEY, SECRET = "headstart", "not-a-secret"
 def missing(kind: str) -> str:
     """Why there can be no such server here; nothing if there can."""
     if kind == "ssh" and not (SSHD.exists() and os.geteuid() == 0):
-        return "no sshd here, or not as root: sh scripts/machines.sh"
+        return "no sshd here, or not as root: sh scripts/install_cluster.sh"
     if kind == "s3" and shutil.which("rclone") is None:
-        return "no rclone here: sh scripts/machines.sh"
+        return "no rclone here: sh scripts/install_cluster.sh"
     return ""
 
 

@@ -53,7 +53,7 @@ def missing() -> str:
     if os.geteuid() != 0:
         return "SLURM wants root"
     if importlib.util.find_spec("submitit") is None:
-        return "submitit is not installed: make engines"
+        return "submitit is not installed: make backends"
     lacking = [name for name in ("slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
     return f"there is no {', '.join(lacking)}: install slurmctld, slurmd and slurm-client" if lacking else ""
 

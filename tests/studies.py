@@ -6,7 +6,7 @@ import numpy as np
 
 from headstart import files, params
 from headstart.data.fashion_mnist import CLASSES
-from headstart.results import comparison, gallery, report
+from headstart.results import comparison, examples, report
 
 from .conftest import ROOT
 from .test_comparison import CORRECT, PUBLISHED
@@ -22,14 +22,14 @@ def rows() -> list[report.Row]:
     """Every configuration with what was published for it, as if it had been measured so."""
     published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
     found = []
-    for name, e in SETTINGS.experiments.items():
+    for name, e in SETTINGS.configurations.items():
         metrics = published[e] | {"expected_calibration_error": 0.031}
         accuracy = comparison.accuracy(CORRECT[name])
-        found.append(report.Row(name=name, experiment=e, metrics=metrics, accuracy=accuracy, published=metrics))
+        found.append(report.Row(name=name, configuration=e, metrics=metrics, accuracy=accuracy, published=metrics))
     return found
 
 
-def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.Content:
+def study(classes: Sequence[str] = CLASSES, *, color: bool = False) -> report.ReportData:
     generator = np.random.default_rng(0)
     n = len(classes)
     details = {
@@ -46,22 +46,22 @@ def study(classes: Sequence[str] = CLASSES, *, colour: bool = False) -> report.C
         )
         for name, accuracy in PUBLISHED.items()
     }  # fmt: skip
-    images = generator.integers(0, 256, (20, 96, 96, 3) if colour else (20, 28, 28), dtype=np.uint8)
+    images = generator.integers(0, 256, (20, 96, 96, 3) if color else (20, 28, 28), dtype=np.uint8)
     shown = list(zip(images, images[10:], classes, strict=False))
-    right: list = [gallery.Example(image, label, label, 0.9) for image, _, label in shown]
-    wrong: list = [gallery.Example(image, label, classes[8 % n], 0.8) for _, image, label in shown]
+    right: list = [examples.Example(image, label, label, 0.9) for image, _, label in shown]
+    wrong: list = [examples.Example(image, label, classes[8 % n], 0.8) for _, image, label in shown]
     wrong[8 % n] = None
-    return report.Content(
+    return report.ReportData(
         study="quick",
-        setting=SETTINGS.current,
+        setting=SETTINGS.selected_study,
         dataset="Fashion-MNIST",
         classes=classes,
-        left_out={},
+        skipped_files={},
         rows=rows(),
         details=details,
-        findings=comparison.study(SETTINGS.experiments, CORRECT),
+        findings=comparison.analyze(SETTINGS.configurations, CORRECT),
         right=CORRECT,
-        examples=gallery.Gallery(right, wrong),
+        examples=examples.ExampleSet(right, wrong),
         scratch=[],
         by_labels=None,
         majority=(classes[0], 1 / n),

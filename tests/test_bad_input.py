@@ -19,14 +19,14 @@ import yaml
 import stages.compare
 import stages.evaluate
 import stages.features
+import stages.initialize
 import stages.prepare
-import stages.start
 import stages.train
 from headstart import files, params
-from headstart.console import MACHINE_STATUS, UserError, run
+from headstart.console import MACHINE_STATUS, UserError, run_cli
 from headstart.data import fashion_mnist
-from headstart.network import starts
-from headstart.training.compute import choose
+from headstart.network import initial_weights
+from headstart.training.compute import configure
 from scripts import record
 from stages import paths
 
@@ -35,9 +35,9 @@ from .conftest import DOWNLOADS, ROOT
 ANEW = "delete it, and `dvc repro` makes it anew"
 NAME = "pretrained-frozen-sgd"
 PREPARED = "data/prepared/quick.safetensors"
-DESCRIPTION = {"classes": fashion_mnist.CLASSES, "left_out": {}}
-START = "data/start/quick/pretrained-true/seed-0.safetensors"
-FEATURES = "data/features/quick/pretrained-true/every-seed.safetensors"
+DESCRIPTION = {"classes": fashion_mnist.CLASSES, "skipped_files": {}}
+START = "data/initial/quick/pretrained-true/seed-0.safetensors"
+FEATURES = "data/features/quick/pretrained-true/all-seeds.safetensors"
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def complaint(stage, *arguments: str) -> str:
     """Run a stage; return its only line, and check that no file is new."""
     before = {path for path in Path().rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stopped:
-        run(stage.main, *arguments)
+        run_cli(stage.main, *arguments)
     assert {path for path in Path().rglob("*") if path.is_file()} == before
     message = str(stopped.value)
     # Python exits with status 1 and prints a code that is a text on stderr.
@@ -149,13 +149,15 @@ def test_prepared_data_whose_content_was_replaced(workspace, change):
     change(tensors)
     files.write_tensors(PREPARED, tensors, DESCRIPTION)
     expected = f"headstart: {PREPARED} has other training images or labels than `prepare` writes: {ANEW}"
-    assert complaint(stages.start, "false") == expected
+    assert complaint(stages.initialize, "false") == expected
 
 
 def write_start(sha256: str | None = None) -> None:
     """The pretrained start; with ``sha256`` as if it had been made from the file that has it."""
-    study = params.read(ROOT / "params.yaml").current
-    start = starts.make(study, seed=0, images=None, classes=fashion_mnist.CLASSES, prepared_size=28)
+    study = params.read(ROOT / "params.yaml").selected_study
+    start = initial_weights.build_initial_model(
+        study, seed=0, images=None, classes=fashion_mnist.CLASSES, prepared_size=28
+    )
     dataclasses.replace(start, sha256=sha256 or start.sha256).write(START)
 
 
@@ -217,7 +219,7 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
     assert complaint(stages.train, NAME) == f"headstart: {FEATURES} is missing: `dvc repro` makes it"
     with path.open("ab") as file:
         file.write(b"another byte")
-    remedy = "put that back, or run `dvc repro --force start@pretrained`"
+    remedy = "put that back, or run `dvc repro --force initialize@pretrained`"
     expected = f"headstart: {path} is no longer the file that the start was made from: {remedy}"
     assert complaint(stages.train, NAME) == expected
 
@@ -228,7 +230,7 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
     needs = "needs 4,718,592 bytes, and the disk has 4,718,591"
-    remedy = "free some space (DVC's cache may want as much again), or set store_activations to false in params.yaml"
+    remedy = "free some space (DVC's cache may want as much again), or set cache_activations to false in params.yaml"
     assert complaint(stages.features, "true") == (
         f"headstart: {workspace}/data/features/quick/pretrained-true {needs}: {remedy}"
     )
@@ -237,7 +239,7 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
 def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
     """A fine-tuned training that keeps nothing on disk reads no features that could be refused."""
     settings = params.read()
-    for name in settings.experiments:
+    for name in settings.configurations:
         precision = "bfloat16" if name == "pretrained-finetuned-sgd" else "float32"
         files.write_json(paths.training_file(settings, name), {"precision": precision})
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
@@ -249,12 +251,12 @@ def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
 
 def test_a_study_whose_record_is_incomplete(workspace):
     with pytest.raises(SystemExit) as stopped:
-        run(record.main)
+        run_cli(record.main)
     restored = "download did not run here, or DVC restored its outputs"
     again = "run `dvc repro --force --single-item download`"
     assert stopped.value.code == f"headstart: runs/quick/download.json is missing: {restored}; {again}"
     with pytest.raises(SystemExit) as stopped:
-        run(record.main, "quik")
+        run_cli(record.main, "quik")
     assert str(stopped.value.code).startswith("headstart: params.yaml: study must be one of quick, ")
 
 
@@ -281,7 +283,7 @@ def test_weights_that_unpack_to_more_than_they_are(tmp_path):
         archive.writestr("archive/data.pkl", b"\x00" * 100_000_000)
     assert path.stat().st_size < 1_000_000
     with pytest.raises(UserError) as error:
-        starts.find("resnet18", str(path)).read()
+        initial_weights.resolve_weights("resnet18", str(path)).read()
     problem = "is compressed, as no state dict that PyTorch saves is"
     assert str(error.value) == f"{path} {problem}: save the state dict alone, with torch.save(model.state_dict(), PATH)"
 
@@ -303,13 +305,13 @@ def test_a_full_disk(small_disk, monkeypatch, capsys):
     files.write_tensors(path, {"a": torch.zeros(10)})
     before = path.read_bytes()
     with pytest.raises(SystemExit) as stopped:
-        run(lambda: files.write_tensors(path, {"a": torch.zeros(1_000_000)}))
+        run_cli(lambda: files.write_tensors(path, {"a": torch.zeros(1_000_000)}))
     assert stopped.value.code == MACHINE_STATUS
     assert str(stopped.value).startswith(f"headstart: {path} cannot be written (")
     assert "No space left on device" in str(stopped.value)
     monkeypatch.chdir(small_disk)
     with pytest.raises(SystemExit, match=f"No space left on device: '{small_disk}/x.csv': free some space") as stopped:
-        run(lambda: files.write_csv("x.csv", ["a"], [["x" * 1_000]] * 2_000))
+        run_cli(lambda: files.write_csv("x.csv", ["a"], [["x" * 1_000]] * 2_000))
     assert stopped.value.code == MACHINE_STATUS
     assert capsys.readouterr().err.count("headstart: ") == 2
     assert path.read_bytes() == before
@@ -319,7 +321,7 @@ def test_a_full_disk(small_disk, monkeypatch, capsys):
 def test_a_read_only_disk(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(SystemExit, match=r"Read-only file system.*: make the folder writable"):
-        run(lambda: files.write_json(small_disk / "x.json", {}))
+        run_cli(lambda: files.write_json(small_disk / "x.json", {}))
 
 
 @pytest.mark.parametrize(
@@ -337,14 +339,14 @@ def test_limits_of_the_machine(error, message):
         raise error
 
     with pytest.raises(SystemExit) as stopped:
-        run(main)
+        run_cli(main)
     assert str(stopped.value) == f"headstart: {message}"
 
 
 @pytest.mark.parametrize("take", [lambda: torch.empty(1 << 50), lambda: bytearray(1 << 60)], ids=["PyTorch", "Python"])
 def test_more_memory_than_there_is(take):
     with pytest.raises(SystemExit) as stopped:
-        run(take)
+        run_cli(take)
     remedy = "lower training_images or image_size in params.yaml, or close other programs"
     assert str(stopped.value) == f"headstart: out of memory: {remedy}"
     assert stopped.value.code == MACHINE_STATUS
@@ -361,7 +363,7 @@ def test_more_memory_than_there_is(take):
 def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr, batch_size, message):
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     settings["studies"]["quick"] |= {"batch_size": batch_size, "n_epochs": 3}
-    settings["experiments"][NAME]["lr"] = lr
+    settings["configurations"][NAME]["lr"] = lr
     Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     generator = torch.Generator().manual_seed(0)
     data = prepared()
@@ -372,7 +374,7 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr,
     files.write_tensors(FEATURES, features, {"precision": "float32"})
     write_start()
     with pytest.raises(SystemExit) as stopped:
-        run(stages.train.main, NAME)
+        run_cli(stages.train.main, NAME)
     assert stopped.value.code == f"headstart: {NAME}, seed 0: {message}"
     assert not Path("models").exists()
     tensors, description = files.read_tensors(f"checkpoints/quick/{NAME}/0.safetensors")
@@ -385,26 +387,26 @@ def test_a_defect_of_the_program_shows_where_it_is():
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        run(main)
+        run_cli(main)
 
 
 def test_a_path_that_does_not_exist_is_a_mistake_and_no_lack_of_the_machine(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "gone", tmp_path / "file/gone", tmp_path):
         with pytest.raises(SystemExit) as stopped:
-            run(path.read_text)
+            run_cli(path.read_text)
         assert str(stopped.value.code).startswith("headstart: [Errno ")  # Python prints it, and exits with status 1
 
 
 def test_an_operation_without_a_deterministic_implementation():
     """PyTorch's own complaint: most of those are a GPU's; this one is of both devices."""
-    choose("cpu")
+    configure("cpu")
 
     def main() -> None:
         torch.zeros(5).put_(torch.tensor([1]), torch.tensor([2.0]))
 
     with pytest.raises(SystemExit) as stopped:
-        run(main)
+        run_cli(main)
     assert stopped.value.code == (
         "headstart: put_ has no deterministic implementation on this device: set finetune_from in params.yaml to a "
         "layer behind it, or HEADSTART_DEVICE=cpu in the environment"

@@ -41,19 +41,19 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(report.page(study(), report.draw(study())), encoding="utf-8")
+    path.write_text(report.render_html(study(), report.render_figures(study())), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Path:
-    content = study([f"class {number}" for number in range(100)], colour=True)
-    left_out = {f"class 1/{number}.jpg": "is empty" for number in range(9)}
+    content = study([f"class {number}" for number in range(100)], color=True)
+    skipped_files = {f"class 1/{number}.jpg": "is empty" for number in range(9)}
     rows = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.5, "macro_f1": 0.5})
             for row in content.rows]  # fmt: skip
-    content = dataclasses.replace(content, left_out=left_out, rows=rows)
+    content = dataclasses.replace(content, skipped_files=skipped_files, rows=rows)
     path = tmp_path_factory.mktemp("many") / "index.html"
-    path.write_text(report.page(content, report.draw(content)), encoding="utf-8")
+    path.write_text(report.render_html(content, report.render_figures(content)), encoding="utf-8")
     return path
 
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.data.images import Preprocess
+from headstart.data.preprocessing import Preprocess
 from headstart.network import models
-from headstart.params import Experiment
+from headstart.params import Configuration
 from headstart.training import compute as computing
 from headstart.training.checkpoints import Checkpoint, fingerprint
-from headstart.training.forward import Examples, Kept, activations
-from headstart.training.loop import Epoch, fit, make_optimizer
+from headstart.training.inference import CachedInputs, Examples, cache_or_recompute
+from headstart.training.loop import EpochMetrics, fit, make_optimizer
 
-ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
-SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)
+ADAM = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
+SGD = Configuration(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)
 EPOCHS = 4
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -28,27 +28,27 @@ def network() -> nn.Sequential:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
 def compute(request) -> computing.Compute:
-    return computing.choose(request.param)
+    return computing.configure(request.param)
 
 
 @pytest.fixture
 def examples(compute) -> Examples:
     generator = torch.Generator().manual_seed(1)
     maps = torch.randn(50, 2, 2, 2, generator=generator)
-    return Examples(Kept.of(maps, compute), torch.randint(0, 10, (50,), generator=generator))
+    return Examples(CachedInputs.from_tensor(maps, compute), torch.randint(0, 10, (50,), generator=generator))
 
 
-def run(head, optimizer, examples, compute, done: int) -> list[Epoch]:
+def run(head, optimizer, examples, compute, done: int) -> list[EpochMetrics]:
     epochs = range(done + 1, EPOCHS + 1)
     records = fit(head, optimizer, examples, examples, epochs=epochs, batch_size=16, seed=3, compute=compute)
     return [dataclasses.replace(record, seconds=0.0) for record in records]
 
 
-@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+@pytest.mark.parametrize("configuration", [ADAM, SGD], ids=["adam", "sgd"])
 @pytest.mark.parametrize("killed_after", [1, 3, 4])
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples, compute, experiment, killed_after):
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples, compute, configuration, killed_after):
     head = network()
-    optimizer = make_optimizer(experiment, head, compute)
+    optimizer = make_optimizer(configuration, head, compute)
     checkpoint = Checkpoint(tmp_path / "folder" / "x.safetensors", "fingerprint")
     expected = []
     for epoch in fit(head, optimizer, examples, examples, epochs=range(1, EPOCHS + 1), batch_size=16, seed=3,
@@ -61,7 +61,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples
     torch.manual_seed(99)  # another process begins with other random numbers
     for parameter in other.parameters():
         nn.init.zeros_(parameter)
-    optimizer = make_optimizer(experiment, other, compute)
+    optimizer = make_optimizer(configuration, other, compute)
     done, _ = checkpoint.restore(other, optimizer)
     assert done == expected[:killed_after]
     assert done + run(other, optimizer, examples, compute, len(done)) == expected
@@ -70,22 +70,24 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
-@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
-def test_a_resumed_head_whose_memory_is_channels_last(tmp_path, training_set, experiment, device):
+@pytest.mark.parametrize("configuration", [ADAM, SGD], ids=["adam", "sgd"])
+def test_a_resumed_head_whose_memory_is_channels_last(tmp_path, training_set, configuration, device):
     """Fused optimizers walk through memory: a state in another layout than its parameter gives other weights."""
-    compute = computing.choose(device)
+    compute = computing.configure(device)
     images, labels = (tensor[:32] for tensor in training_set)
     checkpoint = Checkpoint(tmp_path / "x.safetensors", "fingerprint")
     states = []
     for interrupted in (False, True):
         torch.manual_seed(0)
-        trunk, head = models.cut(models.build("resnet18", 10), "layer4")
+        backbone, head = models.split_backbone_head(models.build("resnet18", 10), "layer4")
         head.to(memory_format=torch.channels_last)
-        inputs = activations(images, trunk, compute=compute, prepare=Preprocess(64, (0.5,) * 3, (0.5,) * 3), keep=True)
+        inputs = cache_or_recompute(
+            images, backbone, compute=compute, prepare=Preprocess(64, (0.5,) * 3, (0.5,) * 3), keep=True
+        )
         of = Examples(inputs, labels)
         for epoch in (1, 2):
             if epoch == 1 or interrupted:
-                optimizer = make_optimizer(experiment, head, compute)
+                optimizer = make_optimizer(configuration, head, compute)
             done = checkpoint.restore(head, optimizer)[0] if epoch == 2 and interrupted else []
             assert len(done) == (epoch == 2 and interrupted)
             [record] = fit(head, optimizer, of, of, epochs=range(epoch, epoch + 1), batch_size=16, seed=3,
@@ -105,7 +107,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path, compute, what):
     if what == "damaged":
         path.write_bytes(b"half a checkpoint")
     if what == "of another training":
-        Checkpoint(path, "other").save(head, optimizer, [Epoch(1, 2.0, 0.5, None, None, 1.0)], {})
+        Checkpoint(path, "other").save(head, optimizer, [EpochMetrics(1, 2.0, 0.5, None, None, 1.0)], {})
         nn.init.zeros_(head[0].weight)
     before = copy.deepcopy(head.state_dict())
     assert Checkpoint(path, "fingerprint").restore(head, optimizer) == ([], {})

@@ -30,7 +30,7 @@ def home(tmp_path_factory) -> tuple[Path, str]:
 
 
 def command(stage: str, home: Path, commit: str, *options: object) -> list[str]:
-    return [sys.executable, "-m", "cluster.unit", stage, "--commit", commit, "--origin", str(home),
+    return [sys.executable, "-m", "cluster.job", stage, "--commit", commit, "--origin", str(home),
             *map(str, options)]  # fmt: skip
 
 

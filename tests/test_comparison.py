@@ -11,7 +11,7 @@ from headstart.results.comparison import Estimate
 
 from .conftest import ROOT
 
-EXPERIMENTS = params.read(ROOT / "params.yaml").experiments
+EXPERIMENTS = params.read(ROOT / "params.yaml").configurations
 
 # The published test accuracies, typed in again.
 PUBLISHED = {
@@ -45,7 +45,7 @@ def test_the_pairs_of_a_factor_differ_in_no_other_factor():
 
 
 def test_effects_and_interactions_by_hand():
-    findings = comparison.study(EXPERIMENTS, CORRECT)
+    findings = comparison.analyze(EXPERIMENTS, CORRECT)
     assert {name: effect.value for name, effect in findings.effects.items()} == pytest.approx({
         "pretrained": ((0.8462 - 0.4345) + (0.8437 - 0.4386) + (0.7338 - 0.5402) + (0.7325 - 0.5397)) / 4,
         "finetuning": ((0.8462 - 0.8437) + (0.7338 - 0.7325) + (0.5402 - 0.5397) + (0.4345 - 0.4386)) / 4,
@@ -60,7 +60,7 @@ def test_effects_and_interactions_by_hand():
         ("finetuning", "optimizer"):
             ((0.8462 - 0.8437) - (0.7338 - 0.7325) + (0.4345 - 0.4386) - (0.5402 - 0.5397)) / 2,
     })  # fmt: skip
-    assert comparison.metrics(findings, {}) == {
+    assert comparison.summary_metrics(findings, {}) == {
         "best_test_accuracy": 0.8462,
         "effect_pretrained": 0.3008,
         "effect_finetuning": 0.0001,  # 0.00005
@@ -71,8 +71,8 @@ def test_effects_and_interactions_by_hand():
 def test_a_tuned_lr_drops_no_pair():
     """Else an effect would change because its mean is over other pairs, and not because anything got better."""
     changed = dataclasses.replace(EXPERIMENTS["random-frozen-adam"], lr=0.01)
-    experiments = EXPERIMENTS | {"random-frozen-adam": changed}
-    before, after = (comparison.study(these, CORRECT) for these in (EXPERIMENTS, experiments))
+    configurations = EXPERIMENTS | {"random-frozen-adam": changed}
+    before, after = (comparison.analyze(these, CORRECT) for these in (EXPERIMENTS, configurations))
     assert after.effects == before.effects
     assert after.interactions == before.interactions
     pairs = [[(found.name, found.other, found.p) for found in study.differences] for study in (before, after)]
@@ -87,21 +87,21 @@ def test_a_tuned_lr_drops_no_pair():
 
 def test_a_combination_that_was_tried_twice_counts_once():
     name = "pretrained-frozen-adam"
-    experiments = EXPERIMENTS | {"again": dataclasses.replace(EXPERIMENTS[name], lr=0.01)}
-    before = comparison.study(EXPERIMENTS, CORRECT)
-    same = comparison.study(experiments, CORRECT | {"again": CORRECT[name]})
+    configurations = EXPERIMENTS | {"again": dataclasses.replace(EXPERIMENTS[name], lr=0.01)}
+    before = comparison.analyze(EXPERIMENTS, CORRECT)
+    same = comparison.analyze(configurations, CORRECT | {"again": CORRECT[name]})
     assert {key: effect.value for key, effect in same.effects.items()} == pytest.approx(
         {key: effect.value for key, effect in before.effects.items()}
     )
-    better = comparison.study(experiments, CORRECT | {"again": right(8_837)})  # 4 points more: the two have 2 more
+    better = comparison.analyze(configurations, CORRECT | {"again": right(8_837)})  # 4 points more: the two have 2 more
     assert better.effects["pretrained"].value == pytest.approx(before.effects["pretrained"].value + 0.02 / 4)
 
 
 def test_without_pairs_there_is_no_effect():
     name = "pretrained-frozen-adam"
-    findings = comparison.study({name: EXPERIMENTS[name]}, {name: right(5_000)})
-    assert comparison.metrics(findings, {}) == {"best_test_accuracy": 0.5}
-    assert comparison.metrics(findings, {name: 0.56781}) == {"best_validation_accuracy": 0.5678}
+    findings = comparison.analyze({name: EXPERIMENTS[name]}, {name: right(5_000)})
+    assert comparison.summary_metrics(findings, {}) == {"best_test_accuracy": 0.5}
+    assert comparison.summary_metrics(findings, {name: 0.56781}) == {"best_validation_accuracy": 0.5678}
     assert (findings.effects, findings.interactions, findings.differences) == ({}, {}, [])
 
 
@@ -121,8 +121,8 @@ def test_exact_mcnemar_by_hand():
     one, other = np.ones((2, 1, 100), dtype=bool)
     one[0, 0] = False
     other[0, 1:10] = False
-    experiments = {name: EXPERIMENTS[name] for name in names}
-    [difference] = comparison.study(experiments, dict(zip(names, (one, other), strict=True))).differences
+    configurations = {name: EXPERIMENTS[name] for name in names}
+    [difference] = comparison.analyze(configurations, dict(zip(names, (one, other), strict=True))).differences
     assert difference.p == pytest.approx(22 / 1024)
     assert difference.gain.value == pytest.approx(0.08)
     assert difference.n_seeds == 1
@@ -136,7 +136,7 @@ def test_holm_by_hand():
 
 
 def test_all_pairs_are_corrected_together():
-    findings = comparison.study(EXPERIMENTS, CORRECT)
+    findings = comparison.analyze(EXPERIMENTS, CORRECT)
     assert len(findings.differences) == 12
     by_pair = {(found.name, found.other): found for found in findings.differences}
     close = by_pair["random-finetuned-sgd", "random-frozen-sgd"]  # 5 images, all on one side
@@ -202,10 +202,10 @@ def test_with_several_seeds_no_seed_comes_first():
     one = generator.random((5, 2_000)) < np.array([[0.8], [0.86], [0.8], [0.74], [0.8]])
     other = generator.random((5, 2_000)) < 0.8
     for order in ([0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [3, 4, 0, 1, 2]):
-        [gain] = comparison.gains([(one[order], other[order])])
-        assert gain.p == pytest.approx(comparison.gains([(one, other)])[0].p)
+        [gain] = comparison.compare_pairs([(one[order], other[order])])
+        assert gain.p == pytest.approx(comparison.compare_pairs([(one, other)])[0].p)
         assert not gain.is_significant
-    alone = [comparison.gains([(one[[seed]], other[[seed]])])[0].is_significant for seed in range(5)]
+    alone = [comparison.compare_pairs([(one[[seed]], other[[seed]])])[0].is_significant for seed in range(5)]
     assert alone == [False, True, False, True, False]
 
 
@@ -239,7 +239,7 @@ def test_among_twelve_null_differences_hardly_any_study_has_a_significant_one(n_
             p = [comparison.p_value(*pair) for pair in pairs]
         else:
             p = comparison.p_values(np.stack([one.astype(np.float32) - other for one, other in pairs]))
-        studies += min(p) * len(PAIRS) < comparison.ERROR  # Holm's first step, without which there is no second
+        studies += min(p) * len(PAIRS) < comparison.ALPHA  # Holm's first step, without which there is no second
     assert studies <= 60
     table = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     assert f"| {n_seeds} | {100 * spread:.0f} | {studies / 10:.1f} |" in table.partition("family-wise error")[2]

@@ -12,7 +12,7 @@ import torch
 
 from headstart.console import UserError
 from headstart.training import compute as computing
-from headstart.training.compute import Compute, choose_place
+from headstart.training.compute import Compute, choose_storage
 
 from .conftest import ROOT, run
 
@@ -31,7 +31,7 @@ GB = 10**9
     ],
 )
 def test_activations_go_to_the_first_place_with_room(device, host, place):
-    assert choose_place(25 * GB, device=device, host=host) == place
+    assert choose_storage(25 * GB, device=device, host=host) == place
 
 
 Properties = namedtuple("Properties", "total_memory")
@@ -50,7 +50,7 @@ def test_the_full_study_s_activations_on_gpus_of_several_sizes(monkeypatch, gpu,
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(computing, "free_ram", lambda: ram * GB)
     compute = Compute(torch.device("cuda"), torch.bfloat16, memory=gpu * GB if limited else None)
-    assert compute.place(size) == place
+    assert compute.storage_for(size) == place
 
 
 def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
@@ -60,12 +60,12 @@ def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
     monkeypatch.setattr(computing, "free_ram", lambda: 0)
     compute = Compute(torch.device("cuda"), torch.bfloat16)
     room = 34 * GB - computing.WORKSPACE["cuda"]
-    assert (compute.place(room), compute.place(room + 1)) == ("device", "recompute")
+    assert (compute.storage_for(room), compute.storage_for(room + 1)) == ("device", "recompute")
     compute = dataclasses.replace(compute, memory=20 * GB)  # of which 5 are in use
     room = 15 * GB - computing.WORKSPACE["cuda"]
-    assert (compute.place(room), compute.place(room + 1)) == ("device", "recompute")
+    assert (compute.storage_for(room), compute.storage_for(room + 1)) == ("device", "recompute")
     room = 15 * GB - 6 * GB  # what a computation was seen to take beyond WORKSPACE
-    assert (compute.place(room, 6 * GB), compute.place(room + 1, 6 * GB)) == ("device", "recompute")
+    assert (compute.storage_for(room, 6 * GB), compute.storage_for(room + 1, 6 * GB)) == ("device", "recompute")
 
 
 def test_what_a_computation_takes_is_measured_and_the_peak_of_the_stage_is_kept(monkeypatch):
@@ -95,11 +95,11 @@ def test_on_a_cpu_nothing_is_measured(compute):
 def test_a_cpu_computes_in_float32_whatever_it_is(monkeypatch):
     """Else the precision of a result would depend on which CPU is at hand, and CI compares results of several."""
     monkeypatch.delenv("HEADSTART_DTYPE", raising=False)
-    assert computing.choose("cpu").precision == "float32"
+    assert computing.configure("cpu").precision == "float32"
 
 
 NAMES = {
-    "2": ("memory.max", "memory.current", "inactive_file"),
+    "2": ("memory.max", "memory.selected_study", "inactive_file"),
     "1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 FOLDER = {"2": "sys/fs/cgroup", "1": "sys/fs/cgroup/memory"}
@@ -218,7 +218,7 @@ def test_float32_is_exact_on_a_gpu_whatever_the_environment_says():
 import torch
 from headstart.training import compute
 assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-compute.choose("cpu")
+compute.configure("cpu")
 print(torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
 torch.backends.cuda.matmul.allow_tf32  # raises where the old and the new setting differ
 """
@@ -245,7 +245,7 @@ def test_the_environment_decides(monkeypatch):
     monkeypatch.setenv("HEADSTART_DEVICE", "cpu")
     monkeypatch.setenv("HEADSTART_DTYPE", "bfloat16")
     monkeypatch.setenv("HEADSTART_MEMORY_GB", "1.5")
-    assert computing.choose() == Compute(torch.device("cpu"), torch.bfloat16, memory=1_500_000_000)
+    assert computing.configure() == Compute(torch.device("cpu"), torch.bfloat16, memory=1_500_000_000)
 
 
 @pytest.mark.parametrize(
@@ -263,5 +263,5 @@ def test_an_impossible_wish_is_named(monkeypatch, name, value, message):
     monkeypatch.setenv("HEADSTART_DEVICE", "cpu")
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="HEADSTART") as error:
-        computing.choose()
+        computing.configure()
     assert str(error.value).startswith(message)

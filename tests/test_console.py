@@ -10,12 +10,12 @@ from .conftest import ROOT
 
 PROGRAM = """
 import sys
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 def main():
     print("\\u00c4pfel \\u2192 \\udce4")
     if sys.argv[1:]:
         raise UserError("\\u00c4pfel \\u2192 \\udce4", ["a detail \\u2026"])
-run(main)
+run_cli(main)
 """
 
 
@@ -52,7 +52,7 @@ def test_commands_in_ascii(command):
 
 
 def test_a_reader_that_has_enough_is_no_mistake():
-    endless = "from headstart.console import run; run(lambda: [print('x' * 99) for _ in range(100_000)])"
+    endless = "from headstart.console import run_cli; run_cli(lambda: [print('x' * 99) for _ in range(100_000)])"
     with subprocess.Popen([sys.executable, "-c", endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -20,14 +20,14 @@ import yaml
 from torch import nn
 
 from headstart.console import UserError
-from headstart.console import run as run_stage
-from headstart.data.images import Preprocess
+from headstart.console import run_cli as run_stage
+from headstart.data.preprocessing import Preprocess
 from headstart.network import models
-from headstart.params import Experiment
+from headstart.params import Configuration
 from headstart.training import compute as computing
 from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
-from headstart.training.forward import Examples, Kept, activations, outputs, predict
+from headstart.training.inference import CachedInputs, Examples, cache_or_recompute, extract_features, predict
 from headstart.training.loop import make_optimizer
 from headstart.training.pooling import use_deterministic
 
@@ -35,9 +35,9 @@ from .conftest import ROOT, trained
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
-ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
-SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.001, momentum=0.9, weight_decay=0.1)
-OPTIMIZERS = pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
+ADAM = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
+SGD = Configuration(pretrained=True, finetuning=True, optimizer="SGD", lr=0.001, momentum=0.9, weight_decay=0.1)
+OPTIMIZERS = pytest.mark.parametrize("configuration", [ADAM, SGD], ids=["adam", "sgd"])
 SIZE = 64
 PREPROCESS = Preprocess(SIZE, (0.5,) * 3, (0.5,) * 3)
 BATCH = 32
@@ -46,13 +46,13 @@ GB = 10**9
 
 @pytest.fixture
 def gpu() -> Compute:
-    return computing.choose("cuda")
+    return computing.configure("cuda")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
 def device(request) -> Compute:
     """Each device, as every stage sets it up."""
-    return computing.choose(request.param)
+    return computing.configure(request.param)
 
 
 def skip_all_but_one_on_a_cpu(compute: Compute, network: str) -> None:
@@ -62,23 +62,23 @@ def skip_all_but_one_on_a_cpu(compute: Compute, network: str) -> None:
 
 @pytest.fixture
 def no_waiting() -> Iterator:
-    """A function that makes every wait for the GPU an error, or no longer; undone at the end in any case."""
+    """A function that makes every wait for the GPU an error, or no longer; preserve_training_state at the end in any case."""
     yield lambda forbidden: torch.cuda.set_sync_debug_mode("error" if forbidden else "default")
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def train(images, labels, compute, experiment, *, network="resnet18", layer="layer4", place="device", epochs=2):
+def train(images, labels, compute, configuration, *, network="resnet18", layer="layer4", place="device", epochs=2):
     """Train on ``images`` kept at ``place``; return all that changes, by name, and the records of the epochs."""
     torch.manual_seed(0)
     model = models.build(network, 10, SIZE)
-    trunk, head = models.cut(model, layer)
-    inputs = activations(images, trunk, compute=compute, prepare=PREPROCESS, keep=place != "recompute")
+    backbone, head = models.split_backbone_head(model, layer)
+    inputs = cache_or_recompute(images, backbone, compute=compute, prepare=PREPROCESS, keep=place != "recompute")
     if place == "host":
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())
     assert inputs.place == place
-    examples, optimizer = Examples(inputs, labels), make_optimizer(experiment, head, compute)
-    records = trained(head, examples, examples, experiment=experiment, n_epochs=epochs, batch_size=BATCH, seed=3,
+    examples, optimizer = Examples(inputs, labels), make_optimizer(configuration, head, compute)
+    records = trained(head, examples, examples, configuration=configuration, n_epochs=epochs, batch_size=BATCH, seed=3,
                       compute=compute, optimizer=optimizer)  # fmt: skip
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
@@ -96,12 +96,12 @@ def assert_equal(one, other) -> None:
 
 @OPTIMIZERS
 @pytest.mark.parametrize(("network", "layer"), [("resnet18", "layer4"), ("mobilenet_v3_small", "features.11")])
-def test_replaying_is_training_step_by_step(training_set, device, experiment, network, layer):
+def test_replaying_is_training_step_by_step(training_set, device, configuration, network, layer):
     """To the bit, dropout, the optimizer's state and the random generators included."""
     skip_all_but_one_on_a_cpu(device, network)
     images, labels = (tensor[:104] for tensor in training_set)  # three full batches and one of eight
     graphed, eager = (
-        train(images, labels, dataclasses.replace(device, graphs=graphs), experiment, network=network, layer=layer)
+        train(images, labels, dataclasses.replace(device, graphs=graphs), configuration, network=network, layer=layer)
         for graphs in (True, False)
     )
     assert_equal(graphed, eager)
@@ -128,11 +128,11 @@ def test_two_runs_give_the_same_bytes_for_every_kind_of_layer(training_set, devi
 
 @needs_gpu
 @OPTIMIZERS
-def test_all_places_give_the_same_bytes(training_set, gpu, experiment):
+def test_all_places_give_the_same_bytes(training_set, gpu, configuration):
     images, labels = (tensor[:600] for tensor in training_set)
-    first = train(images, labels, gpu, experiment)
+    first = train(images, labels, gpu, configuration)
     for place in ("device", "host", "recompute"):
-        assert_equal(train(images, labels, gpu, experiment, place=place), first)
+        assert_equal(train(images, labels, gpu, configuration, place=place), first)
 
 
 @needs_gpu
@@ -143,13 +143,13 @@ def test_where_activations_go_when_memory_is_short(training_set, gpu, monkeypatc
     torch.cuda.empty_cache()
     try:
         monkeypatch.setenv("HEADSTART_MEMORY_GB", "2")
-        little = computing.choose("cuda")
+        little = computing.configure("cuda")
         assert_equal(train(images, labels, little, ADAM, place="recompute"), expected)
-        trunk, _ = models.cut(models.build("resnet18", 10), "layer4")
-        kept = activations(images, trunk, compute=little, prepare=PREPROCESS, keep=True)
+        backbone, _ = models.split_backbone_head(models.build("resnet18", 10), "layer4")
+        kept = cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, keep=True)
         assert kept.place == "host"
         monkeypatch.setattr(computing, "free_ram", lambda: 0)
-        assert activations(images, trunk, compute=little, prepare=PREPROCESS, keep=True).place == "recompute"
+        assert cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, keep=True).place == "recompute"
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -157,10 +157,10 @@ def test_where_activations_go_when_memory_is_short(training_set, gpu, monkeypatc
 @needs_gpu
 def test_images_stay_in_host_memory_on_a_real_gpu(training_set, gpu):
     images = training_set[0]
-    trunk, _ = models.cut(models.build("resnet18", 10), "layer4")
-    trunk.to(gpu.device)
+    backbone, _ = models.split_backbone_head(models.build("resnet18", 10), "layer4")
+    backbone.to(gpu.device)
     before = torch.cuda.memory_allocated()
-    recomputed = activations(images, trunk, compute=gpu, prepare=PREPROCESS, keep=False)
+    recomputed = cache_or_recompute(images, backbone, compute=gpu, prepare=PREPROCESS, keep=False)
     assert torch.cuda.memory_allocated() - before < images.nbytes / 10
     [batch] = recomputed.batches(torch.arange(5), 5)
     assert batch.device == gpu.device
@@ -189,7 +189,7 @@ def test_gradients_are_right(device, dtype, tolerance):
     Few images, so that hardly any activation is so close to zero that rounding decides whether it has a gradient.
     """
     torch.manual_seed(0)
-    _, head = models.cut(models.build("resnet18", 10), "layer4")
+    _, head = models.split_backbone_head(models.build("resnet18", 10), "layer4")
     inputs, labels = torch.randn(16, 256, 4, 4).relu(), torch.randint(0, 10, (16,))
     exact = gradients(head, inputs, labels, None)
     found = gradients(head, inputs, labels, dataclasses.replace(device, dtype=dtype))
@@ -202,9 +202,9 @@ def test_gradients_are_right(device, dtype, tolerance):
 def test_float32_agrees_with_the_cpu(training_set, gpu, compute):
     images, labels = (tensor[:200] for tensor in training_set)
     exact = dataclasses.replace(gpu, dtype=torch.float32)
-    for experiment in (ADAM, SGD):
-        _, [record] = train(images, labels, exact, experiment, epochs=1)
-        _, [expected] = train(images, labels, compute, experiment, epochs=1)
+    for configuration in (ADAM, SGD):
+        _, [record] = train(images, labels, exact, configuration, epochs=1)
+        _, [expected] = train(images, labels, compute, configuration, epochs=1)
         assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-3)
 
 
@@ -212,8 +212,8 @@ def test_float32_agrees_with_the_cpu(training_set, gpu, compute):
 def test_bfloat16_is_within_two_percent(test_set, gpu, compute):
     torch.manual_seed(0)
     network = models.build("resnet18", 10)
-    [exact] = outputs(test_set[0][:256], (network,), compute=compute, prepare=PREPROCESS)
-    [coarse] = outputs(test_set[0][:256], (network,), compute=gpu, prepare=PREPROCESS)
+    [exact] = extract_features(test_set[0][:256], (network,), compute=compute, prepare=PREPROCESS)
+    [coarse] = extract_features(test_set[0][:256], (network,), compute=gpu, prepare=PREPROCESS)
     assert (coarse - exact).std() <= 0.02 * exact.std()
 
 
@@ -233,15 +233,17 @@ def test_preprocessing_is_the_cpus(training_set, gpu, interpolation, image_size,
 @pytest.mark.parametrize("layer", ["layer4", "fc"])
 @pytest.mark.parametrize("place", ["device", pytest.param("host", marks=needs_gpu)])
 @pytest.mark.parametrize("batch_size", [32, 512])
-def test_nothing_in_an_epoch_waits_for_the_gpu(training_set, device, experiment, layer, place, batch_size, no_waiting):
+def test_nothing_in_an_epoch_waits_for_the_gpu(
+    training_set, device, configuration, layer, place, batch_size, no_waiting
+):
     """A batch larger than the training set is never full, so no step is recorded."""
     images, labels = (tensor[:256] for tensor in training_set)
     torch.manual_seed(0)
-    trunk, head = models.cut(models.build("resnet18", 10), layer)
-    inputs = activations(images, trunk, compute=device, prepare=PREPROCESS, keep=True)
+    backbone, head = models.split_backbone_head(models.build("resnet18", 10), layer)
+    inputs = cache_or_recompute(images, backbone, compute=device, prepare=PREPROCESS, keep=True)
     if place == "host":
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())
-    nothing = Examples(Kept.of(torch.empty(0, 1), device), labels[:0])
+    nothing = Examples(CachedInputs.from_tensor(torch.empty(0, 1), device), labels[:0])
     seen: list[int] = []
 
     def on_batch(images: int) -> None:  # the first batch records; from the second on a wait is an error
@@ -249,7 +251,7 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(training_set, device, experiment,
         if device.device.type == "cuda":
             no_waiting(sum(seen) < len(labels))
 
-    trained(head, Examples(inputs, labels), nothing, experiment=experiment, n_epochs=1, batch_size=batch_size, seed=0,
+    trained(head, Examples(inputs, labels), nothing, configuration=configuration, n_epochs=1, batch_size=batch_size, seed=0,
             compute=device, on_batch=on_batch)  # fmt: skip
     assert seen == ([32] * 8 if batch_size == 32 else [256])
     assert predict(head, inputs, 5, device).shape == (5, 10)
@@ -260,7 +262,7 @@ def digest(device: str) -> str:
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (104, 28, 28), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 10, (104,), generator=generator)
-    state, records = train(images, labels, computing.choose(device), ADAM)
+    state, records = train(images, labels, computing.configure(device), ADAM)
     made = hashlib.sha256(repr(records).encode())
     for name in sorted(state):
         made.update(state[name].reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -293,7 +295,7 @@ def test_more_than_two_to_the_31_elements(gpu):
     chosen = torch.tensor([0, 1, n // 2, n - 2, n - 1])
     for number, row in enumerate(chosen.tolist()):
         rows[row] = number + 1
-    [batch] = Kept(rows, gpu.device).batches(chosen, len(chosen))
+    [batch] = CachedInputs(rows, gpu.device).batches(chosen, len(chosen))
     for number, maps in enumerate(batch):
         assert (maps == number + 1).all()
 
@@ -305,7 +307,7 @@ def test_the_peak_of_a_stage_is_its_own(gpu):
     assert gpu.peak_memory()["peak_gpu_memory_mb"] >= 1_000
     del large
     gc.collect()
-    small = computing.choose("cuda")
+    small = computing.configure("cuda")
     _, taken = small.measure(lambda: torch.empty(200_000_000, dtype=torch.uint8, device=gpu.device).sum())
     assert 200_000_000 <= taken < 210_000_000
     left = torch.cuda.memory_allocated() / 1e6
@@ -327,9 +329,11 @@ def test_a_loss_that_is_not_finite_names_its_batch(device):
     inputs = torch.ones(16, 1)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))  # seed 0, epoch 1
     inputs[order[9]] = torch.inf
-    examples = Examples(Kept.of(inputs, device), torch.zeros(16, dtype=torch.int64))
+    examples = Examples(CachedInputs.from_tensor(inputs, device), torch.zeros(16, dtype=torch.int64))
     with pytest.raises(UserError) as error:
-        trained(head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=4, seed=0, compute=device, name="x")
+        trained(
+            head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=4, seed=0, compute=device, name="x"
+        )
     assert str(error.value) == "x: the loss is not finite from epoch 1, batch 3 on: lower its lr"
 
 
@@ -346,15 +350,15 @@ def test_a_step_that_cannot_be_recorded_says_how_to_train_without():
     code = """
 import torch
 from torch import nn
-from headstart.console import run
+from headstart.console import run_cli
 from headstart.training import compute
-from headstart.training.forward import Examples, Kept
+from headstart.training.inference import Examples, CachedInputs
 from tests.conftest import trained
 from tests.test_cuda import ADAM, Waiting
-device = compute.choose("cuda")
-examples = Examples(Kept.of(torch.randn(64, 8), device), torch.zeros(64, dtype=torch.int64))
+device = compute.configure("cuda")
+examples = Examples(CachedInputs.from_tensor(torch.randn(64, 8), device), torch.zeros(64, dtype=torch.int64))
 head = nn.Sequential(Waiting(), nn.Linear(8, 2))
-run(lambda: trained(head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=32, seed=0, compute=device))
+run(lambda: trained(head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=32, seed=0, compute=device))
 print("done")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), *sys.path])}
@@ -382,7 +386,7 @@ def pipeline(folder: Path, **changes) -> Path:
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, folder / name)
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["study"] = "full"
-    for key in ("data_folder", "dataset_dir"):
+    for key in ("dataset_dir", "dataset_dir"):
         if key in settings:
             settings[key] = str((ROOT / settings[key]).resolve())
     weights = folder.parent / "weights.pth"
@@ -392,7 +396,7 @@ def pipeline(folder: Path, **changes) -> Path:
     # 272 = 4 × 64 + 16: with a smaller last batch. With some labels and patience, too.
     settings["studies"]["full"] |= {
         "image_size": 32, "training_images": 272, "validation_images": 40, "n_epochs": 3, "patience": 3,
-        "label_counts": [100], "weights": str(weights),
+        "label_budgets": [100], "weights": str(weights),
     } | changes  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return folder

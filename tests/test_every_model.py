@@ -27,13 +27,13 @@ def test_a_network_with_two_classifiers():
     """Trained by distillation, it takes the mean of the two."""
     model = models.build("levit_128s", 10)
     with pytest.raises(UserError, match=r"finetune_from 'head_dist\.linear' is where 2 tensors pass, and one must: "):
-        models.cut(model, models.classifier_name(model))
+        models.split_backbone_head(model, models.classifier_name(model))
 
 
 def test_a_network_that_cannot_be_taken_apart():
     """Its code asks for the size of an image, which the graph does not know."""
     with pytest.raises(UserError, match=r"this model cannot be taken apart \(.* control flow\): name another one"):
-        models.cut(models.build("crossvit_9_240", 10), "blocks.1")
+        models.split_backbone_head(models.build("crossvit_9_240", 10), "blocks.1")
 
 
 def test_a_network_without_a_linear_classifier():
@@ -43,4 +43,4 @@ def test_a_network_without_a_linear_classifier():
 
 def test_the_docs_have_every_model_of_torchvision():
     docs = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    assert all(f"| {name} |" in docs for name in models.names())
+    assert all(f"| {name} |" in docs for name in models.torchvision_names())

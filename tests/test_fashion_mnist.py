@@ -19,7 +19,7 @@ def test_the_files_hold_what_the_authors_published(training_set, test_set):
 
 
 def test_images_and_labels_belong_together(test_set):
-    # The first ten labels of the test set, and the mean grey value of its first image, from another reader.
+    # The first ten labels of the test set, and the mean gray value of its first image, from another reader.
     images, labels = test_set
     assert labels[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
     assert images[0].double().mean().item() == pytest.approx(33_456 / 784, abs=1e-9)

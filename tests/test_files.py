@@ -14,7 +14,7 @@ from headstart.console import UserError
 def test_a_file_appears_complete_or_not_at_all(tmp_path):
     path = tmp_path / "result.json"
     files.write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError, match="killed"), files.replacing(path) as beside:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="killed"), files.atomic_write(path) as beside:  # noqa: PT012
         beside.write_text('{"a": 2')
         raise RuntimeError("killed")
     assert files.read_json(path) == {"a": 1}
@@ -24,11 +24,11 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path):
 def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     path = tmp_path / "models" / "one"
     for content in ("old", "new"):
-        with files.replacing(path) as beside:
+        with files.atomic_write(path) as beside:
             beside.mkdir()
             (beside / content).write_text(content)
     assert [file.name for file in path.iterdir()] == ["new"]
-    with pytest.raises(RuntimeError, match="killed"), files.replacing(path) as beside:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="killed"), files.atomic_write(path) as beside:  # noqa: PT012
         beside.mkdir()
         (beside / "half").write_text("half")
         raise RuntimeError("killed")
@@ -97,7 +97,7 @@ def test_sources_are_all_files_but_bytecode(tmp_path):
         "two.py",
     ):
         files.write_text(tmp_path / name, name)
-    found = files.sources([tmp_path / "one.py", tmp_path / "room"])
+    found = files.list_source_files([tmp_path / "one.py", tmp_path / "room"])
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [
         "one.py", "room/a.html", "room/b.py", "room/inner/c.py",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from dvc.utils.serialize._yaml import parse_yaml_for_update
 import scripts.pictures
 from headstart import params
 from headstart.console import UserError
-from headstart.data import catalogue, decoding, pictures, scanning
+from headstart.data import decoding, pictures, scanning
 from scripts import yaml_text
 
 from .conftest import ROOT
@@ -25,7 +25,7 @@ TARGET = Path("data/pictures/pets")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder of pictures; the current folder is like the repository's, with its params.yaml."""
+    """A folder of pictures; the selected_study folder is like the repository's, with its params.yaml."""
     (tmp_path / "repository/.git").mkdir(parents=True)
     (tmp_path / "repository/data/pictures").mkdir(parents=True)
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "repository/params.yaml")
@@ -59,7 +59,7 @@ def test_one_line_changes_and_a_section_is_added(folder, newline, end):
         (f"study:   'quick'  # the one to run{newline}", f"study:   pets  # the one to run{newline}"),
     ]
     assert all(line.endswith(newline) for line in added)
-    study = params.read().current
+    study = params.read().selected_study
     assert (study.dataset, study.model_name, study.seeds) == ("pets", "tf_efficientnet_lite0", (0, 1, 2))
 
 
@@ -83,7 +83,7 @@ def test_a_second_time_only_what_differs_is_changed(folder):
     changed = yaml.safe_load("".join(lines()))
     settings = changed["studies"].pop("pets")
     assert settings["training_images"] + settings["validation_images"] == 90
-    assert settings["probe_counts"]
+    assert settings["probe_budgets"]
     expected = yaml.safe_load("".join(before))
     del expected["studies"]["pets"]
     assert changed == expected
@@ -97,7 +97,7 @@ def test_sections_in_flow_style_are_written_anew(folder):
     Path("params.yaml").write_text(yaml.safe_dump(document, default_flow_style=True, sort_keys=False))
     scripts.pictures.main(str(folder))
     settings = params.read()
-    assert (settings.study, settings.current.dataset, len(settings.studies)) == ("pets", "pets", 6)
+    assert (settings.study, settings.selected_study.dataset, len(settings.studies)) == ("pets", "pets", 6)
 
 
 @pytest.mark.parametrize("name", ["1e3", "0x10", "012", "1_000", "2024", "2024-05-01", "1-2", "0o17", "true", "null",
@@ -107,7 +107,7 @@ def test_names_that_yaml_reads_as_something_else_are_quoted(folder, name):
     scripts.pictures.main(str(folder), f"--name={name}")
     for text in ("".join(lines()), dumps_yaml(parse_yaml_for_update("".join(lines()), "params.yaml"))):
         Path("params.yaml").write_text(text)
-        assert params.read().study == params.read().current.dataset == name
+        assert params.read().study == params.read().selected_study.dataset == name
         assert parse_yaml_for_update(text, "params.yaml")["studies"][name]["dataset"] == name
 
 
@@ -218,7 +218,7 @@ def test_without_git(folder, capsys):
 
 
 def test_prepare_s_way_of_reading_needs_no_pytorch():
-    modules = ", ".join(module.__name__ for module in (catalogue, decoding, pictures, scanning))
+    modules = ", ".join(module.__name__ for module in (registry, decoding, pictures, scanning))
     program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 

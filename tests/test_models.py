@@ -25,15 +25,15 @@ def test_head_after_trunk_is_the_whole_network_at_every_cut(name, layer):
     model = models.build(name, 10)
     randomise_statistics(model)
     images = torch.randn(2, 3, 64, 64)
-    places = models.places(model)
+    places = models.valid_split_points(model)
     assert layer in places
     with torch.inference_mode():
         whole = model(images)
         assert whole.shape == (2, 10)
         assert whole.std() > 0
         for place in places:
-            trunk, head = models.cut(model, place)
-            assert torch.equal(head(trunk(images)), whole), place
+            backbone, head = models.split_backbone_head(model, place)
+            assert torch.equal(head(backbone(images)), whole), place
 
 
 def randomise_statistics(model: torch.nn.Module) -> None:
@@ -47,8 +47,8 @@ def randomise_statistics(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize(("name", "layer"), FAMILIES.items())
 def test_the_cut_parts_hold_every_parameter_once(name, layer):
     model = models.build(name, 10)
-    trunk, head = models.cut(model, layer)
-    parts = [*trunk.parameters(), *head.parameters()]
+    backbone, head = models.split_backbone_head(model, layer)
+    parts = [*backbone.parameters(), *head.parameters()]
     assert len(parts) == len({id(parameter) for parameter in parts})
     assert {id(parameter) for parameter in parts} == {id(parameter) for parameter in model.parameters()}
 
@@ -56,7 +56,7 @@ def test_the_cut_parts_hold_every_parameter_once(name, layer):
 def test_an_unknown_model_gets_the_list():
     with pytest.raises(UserError) as error:
         models.build("vit_b_17", 10)
-    known = f"it must be one of timm's models, or of torchvision's: {', '.join(models.names())}"
+    known = f"it must be one of timm's models, or of torchvision's: {', '.join(models.torchvision_names())}"
     assert str(error.value) == f"model_name 'vit_b_17' is unknown: {known}"
 
 
@@ -64,36 +64,36 @@ def test_where_several_tensors_pass():
     """Inside a residual block, between its two convolutions, the block's input passes as well."""
     model = models.build("resnet18", 10)
     with pytest.raises(UserError) as error:
-        models.cut(model, "layer4.1.conv2")
+        models.split_backbone_head(model, "layer4.1.conv2")
     assert str(error.value) == (
         "finetune_from 'layer4.1.conv2' is where 2 tensors pass, and one must: layer4.1.conv1 is the nearest where it "
         "does; this model can be cut at bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, "
         "layer4, layer4.1, avgpool, fc"
     )
-    trunk, head = models.cut(model, "layer4.1.conv1")
+    backbone, head = models.split_backbone_head(model, "layer4.1.conv1")
     images = torch.zeros(2, 3, 64, 64)
-    assert torch.equal(head(trunk(images)), model(images))
+    assert torch.equal(head(backbone(images)), model(images))
 
 
 def test_no_place_for_half_of_the_parameters():
     """Its stages pass several tensors on, so only its last norm and its classifier can be trained alone, or all."""
     model = models.build("mvitv2_tiny", 10)
-    assert models.layer(model, models.AUTO) == models.ALL
-    assert list(models.cut(model, models.AUTO)[0].parameters()) == []
+    assert models.resolve_layer(model, models.AUTO) == models.ALL
+    assert list(models.split_backbone_head(model, models.AUTO)[0].parameters()) == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "googlenet", "mvitv2_tiny", "timm/legacy_seresnet18"])
 def test_all_is_the_whole_network(name):
     torch.manual_seed(0)
     model = models.build(name, 10, 64 if name == "vit_b_32" else None)
-    trunk, pooled, classifier = models.split(model, [models.ALL, models.classifier_name(model)])
-    assert not models.is_frozen(trunk)
+    backbone, pooled, classifier = models.split_model(model, [models.ALL, models.classifier_name(model)])
+    assert not models.has_parameters(backbone)
     size = 224 if name == "mvitv2_tiny" else 64
     images = torch.randn(2, 3, size, size)
-    assert torch.equal(trunk(images), images)
+    assert torch.equal(backbone(images), images)
     with torch.inference_mode():
         assert torch.equal(classifier(pooled(images)), model(images))
-    _, head = models.cut(model, models.ALL)
+    _, head = models.split_backbone_head(model, models.ALL)
     trained = {id(parameter) for parameter in head.parameters()}
     used = {id(parameter) for name, parameter in model.named_parameters() if not name.startswith("aux")}
     assert trained == used
@@ -102,7 +102,7 @@ def test_all_is_the_whole_network(name):
 def test_a_network_that_asks_for_its_mode_is_saved_once_and_loaded(tmp_path):
     """Its head has a part for each mode, and both have the same layers."""
     torch.manual_seed(0)
-    heads = [models.cut(models.build("timm/legacy_seresnet18", 10), "layer4")[1] for _ in range(2)]
+    heads = [models.split_backbone_head(models.build("timm/legacy_seresnet18", 10), "layer4")[1] for _ in range(2)]
     assert type(heads[0]).__name__ == "_Modes"
     files.write_tensors(tmp_path / "head.safetensors", heads[0].state_dict())
     heads[1].load_state_dict(files.read_tensors(tmp_path / "head.safetensors").tensors)
@@ -117,7 +117,7 @@ def test_a_network_that_asks_for_its_mode_is_saved_once_and_loaded(tmp_path):
 
 def test_an_unknown_layer_gets_the_list():
     with pytest.raises(UserError) as error:
-        models.cut(models.build("resnet18", 10), "layer5")
+        models.split_backbone_head(models.build("resnet18", 10), "layer5")
     assert str(error.value) == (
         "finetune_from 'layer5' is no layer of this model; it can be cut at "
         "bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, layer4, layer4.1, avgpool, fc; with "
@@ -166,9 +166,9 @@ def test_a_network_that_is_made_for_one_size_is_made_for_the_study_s():
 )
 def test_the_later_half_of_the_parameters(name, layer):
     model = models.build(name, 10)
-    trunk, head = models.cut(model, models.AUTO)
-    same = models.cut(model, layer)
-    assert [(each.code, len(list(each.parameters()))) for each in (trunk, head)] == [
+    backbone, head = models.split_backbone_head(model, models.AUTO)
+    same = models.split_backbone_head(model, layer)
+    assert [(each.code, len(list(each.parameters()))) for each in (backbone, head)] == [
         (each.code, len(list(each.parameters()))) for each in same
     ]
     classifier = models.classifier_name(model)

@@ -94,8 +94,8 @@ def test_a_folder_becomes_a_study(clone, stamps):
     assert (clone / "params.yaml").read_text(encoding="utf-8") == before
 
     said = pictures(clone, stamps, "--skip-unusable").stdout
-    n, classes, left_out = map(int, re.findall(r"(\d+) (?:pictures|classes|files left out)", said))
-    assert n + left_out == sum(path.is_file() for path in stamps.rglob("*"))
+    n, classes, skipped_files = map(int, re.findall(r"(\d+) (?:pictures|classes|files left out)", said))
+    assert n + skipped_files == sum(path.is_file() for path in stamps.rglob("*"))
     assert classes == 16
     settings = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
     assert settings["study"] == settings["studies"]["stamps-more"]["dataset"] == "stamps-more"
@@ -107,7 +107,7 @@ def test_a_folder_becomes_a_study(clone, stamps):
     assert metrics[KEPT[0]]["test_accuracy"] > metrics[KEPT[2]]["test_accuracy"] + 0.2
     assert 0 < metrics[KEPT[0]]["balanced_accuracy"] < metrics[KEPT[0]]["test_accuracy"]
     page = (clone / "report/stamps-more/index.html").read_text(encoding="utf-8")
-    assert f">{left_out} files left out</a>" in page
+    assert f">{skipped_files} files left out</a>" in page
     assert "Balanced<br>accuracy" in page
     images, _, names = splits.read_split(clone / "data/prepared/stamps-more.safetensors", "test")
     assert images.shape[1:] == (3, 48, 48)
@@ -130,15 +130,15 @@ def test_dvc_sees_the_pictures(tmp_path):
     clone = tiny_clone(tmp_path / "clone")
     folder = clone / "data/pictures/two"
     noise(folder, range(40))
-    few = {"dataset": "two", "training_images": 20, "validation_images": 5, "probe_counts": []}
+    few = {"dataset": "two", "training_images": 20, "validation_images": 5, "probe_budgets": []}
     edit(clone, lambda settings: settings["studies"]["quick"].update(few))
-    to_start = ("download", "prepare", "start@random")
+    to_start = ("download", "prepare", "initialize@random")
     assert repro(clone, *to_start) == set(to_start)
     assert repro(clone, *to_start) == set()
     noise(clone / "data/pictures/other", range(4))  # another data set: the folder is looked at as a whole
     assert repro(clone, *to_start) == {"prepare"}
     noise(folder, range(40, 42))
-    assert repro(clone, *to_start) == {"prepare", "start@random"}
+    assert repro(clone, *to_start) == {"prepare", "initialize@random"}
     # Versioned with DVC, the pictures come back as they were.
     run("dvc", "add", "-q", "data/pictures/two", cwd=clone)
     assert run("git", "status", "-s", "-uall", "data", cwd=clone).stdout == "?? data/pictures/two.dvc\n"
@@ -187,8 +187,8 @@ def test_versioned_pictures_are_seen_by_dvc(tmp_path):
     assert names(there) == expected
 
     run("dvc", "exp", "run", "--temp", "prepare", cwd=clone)
-    job = ("cluster.unit", "prepare", "--commit", run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip())
-    run(sys.executable, "-m", "cluster.unit", "download", *job[2:], cwd=clone)
+    job = ("cluster.job", "prepare", "--commit", run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip())
+    run(sys.executable, "-m", "cluster.job", "download", *job[2:], cwd=clone)
     run(sys.executable, "-m", *job, cwd=clone, check=False)
     assert names(there) == expected
     run("make", "clean", cwd=clone)
@@ -234,7 +234,7 @@ def test_pictures_that_come_and_go(clone, tmp_path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_probes_with_few_pictures_still_have_every_class(seed):
-    """Classes of any sizes: in the smallest number of labels that is chosen, whichever images are labelled first."""
+    """Classes of any sizes: in the smallest number of labels that is chosen, whichever images are labeled first."""
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(8), generator.integers(5, 200, 8))
     training, validation = len(labels), len(labels) // 9
@@ -243,7 +243,7 @@ def test_probes_with_few_pictures_still_have_every_class(seed):
     assert len(counts) < 5 or counts[-1] == (training + validation) // 2
     for n in counts:
         of_training = n - round(n * validation / (training + validation))
-        assert set(labels[splits.labelled_first(labels, of_training, seed=seed)]) == set(range(8))
+        assert set(labels[splits.nested_subset(labels, of_training, seed=seed)]) == set(range(8))
 
 
 def sizes(clone: Path, study: str) -> tuple[int, int]:

@@ -20,15 +20,15 @@ def test_full_is_the_published_study():
     full = study.studies["full"]
     assert (full.model_name, full.batch_size, full.n_epochs) == ("ResNet50", 64, 10)
     assert (full.image_size, full.training_images, full.finetune_from) == (224, 60_000, "layer4")
-    combinations = {(e.pretrained, e.finetuning, e.optimizer) for e in study.experiments.values()}
-    assert len(combinations) == len(study.experiments) == 8
-    for name, experiment in study.experiments.items():
-        start = "pretrained" if experiment.pretrained else "random"
-        trained = "finetuned" if experiment.finetuning else "frozen"
-        assert name == f"{start}-{trained}-{experiment.optimizer.lower()}"
-        assert experiment.lr == 0.001
-        expected = (0.9, 0.1) if experiment.optimizer == "SGD" else (None, None)
-        assert (experiment.momentum, experiment.weight_decay) == expected
+    combinations = {(e.pretrained, e.finetuning, e.optimizer) for e in study.configurations.values()}
+    assert len(combinations) == len(study.configurations) == 8
+    for name, configuration in study.configurations.items():
+        start = "pretrained" if configuration.pretrained else "random"
+        trained = "finetuned" if configuration.finetuning else "frozen"
+        assert name == f"{start}-{trained}-{configuration.optimizer.lower()}"
+        assert configuration.lr == 0.001
+        expected = (0.9, 0.1) if configuration.optimizer == "SGD" else (None, None)
+        assert (configuration.momentum, configuration.weight_decay) == expected
 
 
 def changed(old: str, new: str) -> str:
@@ -46,7 +46,7 @@ CASES = [
     (("n_epochs: 2", "n_epochs: 0"), "studies.quick.n_epochs must be at least 1 (it is 0)"),
     (("n_epochs: 2", "n_epochs: 2\n    n_epochs: 4"), "the key 'n_epochs' stands twice in one section, line 5"),
     (("batch_size: 128", "batch_size: -1"), "studies.quick.batch_size must be at least 1 (it is -1)"),
-    (("seed: 0", "seed: -1"), "studies.quick.seed must not be negative (it is -1)"),
+    (("split_seed: 0", "split_seed: -1"), "studies.quick.split_seed must not be negative (it is -1)"),
     (("seeds:\n    - 0", "seeds: 0"), "studies.quick.seeds must be a list such as [0, 1], not 0"),
     (("seeds:\n    - 0", "seeds: []"), "studies.quick.seeds is empty: name at least one, such as [0]"),
     (("seeds:\n    - 0", "seeds: [0, 1, 0]"), "studies.quick.seeds must differ from each other (it is [0, 1, 0])"),
@@ -62,62 +62,62 @@ CASES = [
     ),
     (("study: quick", "study: huge"), "study must be one of quick, resnet50, full, quick-seeds, labels (it is huge)"),
     (("lr: 0.001", "lr: '1e-4'"),
-     "experiments.pretrained-finetuned-adam.lr must be a number, not '1e-4': remove the quotes"),
-    (("lr: 0.001", "lr: 1e"), "experiments.pretrained-finetuned-adam.lr must be a number, not '1e'"),
-    (("lr: 0.001", "lr: -1e-4"), "experiments.pretrained-finetuned-adam.lr must be greater than 0 (it is -0.0001)"),
-    (("lr: 0.001", "lr: 0"), "experiments.pretrained-finetuned-adam.lr must be greater than 0 (it is 0.0)"),
-    (("lr: 0.001", "lr: .nan"), "experiments.pretrained-finetuned-adam.lr must be a finite number, not nan"),
-    (("lr: 0.001", "lr: .inf"), "experiments.pretrained-finetuned-adam.lr must be a finite number, not inf"),
+     "configurations.pretrained-finetuned-adam.lr must be a number, not '1e-4': remove the quotes"),
+    (("lr: 0.001", "lr: 1e"), "configurations.pretrained-finetuned-adam.lr must be a number, not '1e'"),
+    (("lr: 0.001", "lr: -1e-4"), "configurations.pretrained-finetuned-adam.lr must be greater than 0 (it is -0.0001)"),
+    (("lr: 0.001", "lr: 0"), "configurations.pretrained-finetuned-adam.lr must be greater than 0 (it is 0.0)"),
+    (("lr: 0.001", "lr: .nan"), "configurations.pretrained-finetuned-adam.lr must be a finite number, not nan"),
+    (("lr: 0.001", "lr: .inf"), "configurations.pretrained-finetuned-adam.lr must be a finite number, not inf"),
     (("pretrained: true", "pretrained: maybe"),
-     "experiments.pretrained-finetuned-adam.pretrained must be true or false, not 'maybe'"),
+     "configurations.pretrained-finetuned-adam.pretrained must be true or false, not 'maybe'"),
     (("optimizer: Adam", "optimizer: Adamm"),
-     "experiments.pretrained-finetuned-adam.optimizer must be one of Adam, SGD (it is Adamm)"),
+     "configurations.pretrained-finetuned-adam.optimizer must be one of Adam, SGD (it is Adamm)"),
     (("lr: 0.001", "lr: 0.001\n    momentum: 0.9"),
-     "experiments.pretrained-finetuned-adam.momentum is not used by Adam here: remove it (it is 0.9)"),
+     "configurations.pretrained-finetuned-adam.momentum is not used by Adam here: remove it (it is 0.9)"),
     (("    momentum: 0.9\n", ""),
-     "experiments.pretrained-finetuned-sgd.momentum is missing: SGD needs it"),
+     "configurations.pretrained-finetuned-sgd.momentum is missing: SGD needs it"),
     (("momentum: 0.9", "momentum: 1.5"),
-     "experiments.pretrained-finetuned-sgd.momentum must be less than 1 (it is 1.5)"),
+     "configurations.pretrained-finetuned-sgd.momentum must be less than 1 (it is 1.5)"),
     (("weight_decay: 0.1", "weight_decay: -0.1"),
-     "experiments.pretrained-finetuned-sgd.weight_decay must not be negative (it is -0.1)"),
+     "configurations.pretrained-finetuned-sgd.weight_decay must not be negative (it is -0.1)"),
     ((FIRST, FIRST + FIRST.replace("adam:", "again:")),
-     "experiments.pretrained-finetuned-again is the same as pretrained-finetuned-adam: remove one"),
+     "configurations.pretrained-finetuned-again is the same as pretrained-finetuned-adam: remove one"),
     (("\n  quick:", "\n  ../x:"),
      "studies cannot have the name '../x': use letters, digits, - and _, the first a letter or a digit"),
     (("  pretrained-finetuned-adam:", "  x; touch f:"),
-     "experiments cannot have the name 'x; touch f': use letters, digits, - and _, the first a letter or a digit"),
+     "configurations cannot have the name 'x; touch f': use letters, digits, - and _, the first a letter or a digit"),
     (("  pretrained-finetuned-adam:", "  lr-0.01:"),
-     "experiments cannot have the name 'lr-0.01': use letters, digits, - and _, the first a letter or a digit"),
+     "configurations cannot have the name 'lr-0.01': use letters, digits, - and _, the first a letter or a digit"),
     (("  pretrained-finetuned-adam:", "  -x:"),
-     "experiments cannot have the name '-x': use letters, digits, - and _, the first a letter or a digit"),
+     "configurations cannot have the name '-x': use letters, digits, - and _, the first a letter or a digit"),
     (("  pretrained-finetuned-adam:", "  1:"),
-     "experiments cannot have the name 1: put it in quotes"),
+     "configurations cannot have the name 1: put it in quotes"),
     (("patience: null", "patience: 0"), "studies.quick.patience must be at least 1 (it is 0)"),
     (("patience: null", "patience: soon"), "studies.quick.patience must be a whole number, not 'soon'"),
-    (("label_counts: []", "label_counts: 5"), "studies.quick.label_counts must be a list such as [0, 1], not 5"),
-    (("label_counts: []", "label_counts: [200, 100]"),
-     "studies.quick.label_counts must increase from one to the next (it is [200, 100])"),
-    (("label_counts: []", "label_counts: [200, 200]"),
-     "studies.quick.label_counts must increase from one to the next (it is [200, 200])"),
-    (("label_counts: []", "label_counts: [200, 9000]"),
-     "studies.quick.label_counts must be less than training_images and validation_images together, 9,000, with which "
+    (("label_budgets: []", "label_budgets: 5"), "studies.quick.label_budgets must be a list such as [0, 1], not 5"),
+    (("label_budgets: []", "label_budgets: [200, 100]"),
+     "studies.quick.label_budgets must increase from one to the next (it is [200, 100])"),
+    (("label_budgets: []", "label_budgets: [200, 200]"),
+     "studies.quick.label_budgets must increase from one to the next (it is [200, 200])"),
+    (("label_budgets: []", "label_budgets: [200, 9000]"),
+     "studies.quick.label_budgets must be less than training_images and validation_images together, 9,000, with which "
      "all is trained anyway (it is [200, 9000])"),
-    (("label_counts: []", "label_counts: [0]"), "studies.quick.label_counts must be at least 1 (it is 0)"),
-    (("label_counts: []", "label_counts: [4]"),
-     "studies.quick.label_counts leaves none of 4 images to validate with: raise it"),
-    (("label_counts: []", "label_counts: [145]"),
+    (("label_budgets: []", "label_budgets: [0]"), "studies.quick.label_budgets must be at least 1 (it is 0)"),
+    (("label_budgets: []", "label_budgets: [4]"),
+     "studies.quick.label_budgets leaves none of 4 images to validate with: raise it"),
+    (("label_budgets: []", "label_budgets: [145]"),
      "studies.quick.batch_size leaves a last batch of one image, on which batch norm cannot train: change it or the "
-     "145 in label_counts, of which 129 are trained with"),
-    (("probe_counts:\n    - 100", "probe_counts:\n    - 300"),
-     "studies.quick.probe_counts must increase from one to the next (it is [300, 200, 500, 1000, 2000, 5000])"),
+     "145 in label_budgets, of which 129 are trained with"),
+    (("probe_budgets:\n    - 100", "probe_budgets:\n    - 300"),
+     "studies.quick.probe_budgets must increase from one to the next (it is [300, 200, 500, 1000, 2000, 5000])"),
     (("validation_images: 1000", "validation_images: 0"),
-     "studies.quick.probe_counts needs images to validate with: raise validation_images, or set it to []"),
+     "studies.quick.probe_budgets needs images to validate with: raise validation_images, or set it to []"),
     (("validation_images: 0\n    batch_size: 64\n    n_epochs: 10\n    patience: null",
       "validation_images: 0\n    batch_size: 64\n    n_epochs: 10\n    patience: 3"),
      "studies.resnet50.patience needs images to validate with: raise validation_images, or set it to null"),
     (("finetuning: false\n    optimizer: Adam", "finetuning: false\n    finetune_from: conv_stem\n    optimizer: Adam"),
-     "experiments.pretrained-frozen-adam.finetune_from is not used without finetuning: remove it (it is conv_stem)"),
-    (("data_folder: /usr/share/datasets", "data_folder: 1"), "data_folder must be text, not 1"),
+     "configurations.pretrained-frozen-adam.finetune_from is not used without finetuning: remove it (it is conv_stem)"),
+    (("dataset_dir: /usr/share/datasets", "dataset_dir: 1"), "dataset_dir must be text, not 1"),
     (("dataset: fashion-mnist", "dataset: ../x"),
      "studies.quick.dataset cannot be '../x': use letters, digits, - and _, the first a letter or a digit"),
 ]  # fmt: skip
@@ -147,19 +147,19 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
         path.write_text(TEXT, encoding="utf-8")
         name = "random-frozen-sgd"
         apply_overrides(path, [
-            f"experiments.{name}.lr={lr!r}",
-            f"experiments.{name}.weight_decay={weight_decay!r}",
-            f"experiments.{name}.finetuning={str(finetuning).lower()}",
-            f"experiments.{name}.momentum=0.5",
-            f"studies.quick.seed={seed}",
+            f"configurations.{name}.lr={lr!r}",
+            f"configurations.{name}.weight_decay={weight_decay!r}",
+            f"configurations.{name}.finetuning={str(finetuning).lower()}",
+            f"configurations.{name}.momentum=0.5",
+            f"studies.quick.split_seed={seed}",
             f"studies.quick.seeds=[0,{seed + 1}]",
         ])  # fmt: skip
         changed = params.read(path)
-    experiment = changed.experiment(name)
-    assert (experiment.lr, experiment.weight_decay, experiment.finetuning) == (lr, weight_decay, finetuning)
-    assert (changed.current.seed, changed.current.seeds) == (seed, (0, seed + 1))
+    configuration = changed.configuration(name)
+    assert (configuration.lr, configuration.weight_decay, configuration.finetuning) == (lr, weight_decay, finetuning)
+    assert (changed.selected_study.split_seed, changed.selected_study.seeds) == (seed, (0, seed + 1))
     before = params.read(ROOT / "params.yaml")
-    assert changed.experiments["random-frozen-adam"] == before.experiments["random-frozen-adam"]
+    assert changed.configurations["random-frozen-adam"] == before.configurations["random-frozen-adam"]
     assert changed.studies["full"] == before.studies["full"]
 
 
@@ -170,7 +170,7 @@ def test_settings_survive_dvc_exp_run_set_param(lr, weight_decay, seed, finetuni
          "is not YAML: could not determine a constructor for the tag "
          "'tag:yaml.org,2002:python/object/apply:os.system'"),
         (b"study: [&a [1, 1], &b [*a, *a, *a], &c [*b, *b, *b], [*c, *c, *c]]\n"
-         b"data_folder: x\nstudies: {}\nexperiments: {}\n",
+         b"dataset_dir: x\nstudies: {}\nconfigurations: {}\n",
          "study must be text, not [[1, 1], [[...], [...], [...]], [[...], [...], [...]], [[...], [...], [...]]]"),
         (b"[" * 100_000, "is not YAML that can be read: sections are nested too deeply"),
         (b"a" * 1_000_001, "has more than 1,000,000 bytes: it must be another file than you mean"),
@@ -202,10 +202,10 @@ def test_any_bytes_are_settings_or_a_complaint(content):
 
 def test_an_empty_list_of_experiments(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(TEXT[: TEXT.index("experiments:")] + "experiments: {}\n", encoding="utf-8")
+    path.write_text(TEXT[: TEXT.index("configurations:")] + "configurations: {}\n", encoding="utf-8")
     with pytest.raises(ParamsError) as error:
         params.read(path)
-    assert str(error.value) == f"{path}: experiments is empty: name at least one configuration"
+    assert str(error.value) == f"{path}: configurations is empty: name at least one configuration"
 
 
 def test_no_file(tmp_path):
@@ -215,7 +215,7 @@ def test_no_file(tmp_path):
 
 def test_an_unknown_configuration_names_the_closest():
     with pytest.raises(params.UserError) as error:
-        params.read(ROOT / "params.yaml").experiment("pretrained-finetuned-adan")
+        params.read(ROOT / "params.yaml").configuration("pretrained-finetuned-adan")
     assert str(error.value) == (
         "there is no configuration 'pretrained-finetuned-adan' in params.yaml: did you mean pretrained-finetuned-adam?"
     )
@@ -224,8 +224,8 @@ def test_an_unknown_configuration_names_the_closest():
 def test_the_settings_for_another_study(tmp_path):
     settings = params.read(ROOT / "params.yaml")
     other = params.for_study(settings, "labels")
-    assert (other.study, other.current) == ("labels", settings.studies["labels"])
-    assert (other.studies, other.experiments) == (settings.studies, settings.experiments)
+    assert (other.study, other.selected_study) == ("labels", settings.studies["labels"])
+    assert (other.studies, other.configurations) == (settings.studies, settings.configurations)
     assert settings.study == "quick"
     path = tmp_path / "params.yaml"
     path.write_text(changed("training_images: 60000", "training_images: 59969"), encoding="utf-8")

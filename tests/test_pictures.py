@@ -55,7 +55,7 @@ def problems(folder: Path) -> list[str]:
 
 def test_classes_and_order(folder):
     found = load(folder)
-    assert (found.title, found.classes, found.test, found.left_out) == ("pets", ("cat", "dog"), None, {})
+    assert (found.title, found.classes, found.test, found.skipped_files) == ("pets", ("cat", "dog"), None, {})
     assert found.training.labels.tolist() == [0, 1, 0, 1, 0, 1]  # by file name
     assert images(found).shape == (6, 3, 32, 32)
     expected = ImageOps.fit(picture(2), (32, 32), Image.Resampling.BILINEAR)
@@ -120,12 +120,12 @@ def half_transparent(mode: str) -> Image.Image:
 
 KINDS = {
     "jpeg": (encoded(Image.new("RGB", (32, 32), RED), "JPEG", quality=100, subsampling=0), RED),
-    "jpeg, grey": (encoded(Image.new("L", (32, 32), 90), "JPEG"), (90,) * 3),
+    "jpeg, gray": (encoded(Image.new("L", (32, 32), 90), "JPEG"), (90,) * 3),
     "jpeg, cmyk": (encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=100), (255, 0, 0)),
     "png": (encoded(Image.new("RGB", (32, 32), RED), "PNG"), RED),
     "png, palette": (encoded(palette(), "PNG"), RED),
     "png, black and white": (encoded(Image.new("1", (32, 32), 1), "PNG"), (255,) * 3),
-    "png, grey and alpha": (encoded(Image.new("LA", (32, 32), (90, 255)), "PNG"), (90,) * 3),
+    "png, gray and alpha": (encoded(Image.new("LA", (32, 32), (90, 255)), "PNG"), (90,) * 3),
     "png, 16 bit": (encoded(Image.fromarray(np.full((32, 32), 257 * 90 + 128, np.uint16)), "PNG"), (90,) * 3),
     "png, 16 bit, up": (encoded(Image.fromarray(np.full((32, 32), 257 * 90 + 129, np.uint16)), "PNG"), (91,) * 3),
     "tiff, 16 bit": (encoded(Image.fromarray(np.full((32, 32), 65_535, np.uint16)), "TIFF"), (255,) * 3),
@@ -141,10 +141,10 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_picture(folder, kind):
-    content, colour = KINDS[kind]
+    content, color = KINDS[kind]
     (folder / "cat/9").write_bytes(content)  # whatever it is called
     found = images(load(folder))[-1]
-    assert abs(found.astype(int) - np.array(colour)[:, None, None]).max() <= (2 if "jpeg" in kind else 0)
+    assert abs(found.astype(int) - np.array(color)[:, None, None]).max() <= (2 if "jpeg" in kind else 0)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "PA"])
@@ -162,7 +162,7 @@ def test_what_exif_says_of_the_orientation(folder, orientation, suffix):
     exif[decoding.ORIENTATION] = orientation
     options = {"lossless": True} if suffix == "webp" else {}
     save(image, folder / f"cat/9.{suffix}", exif=exif, **options)
-    upright = image if orientation == 1 else image.transpose(decoding.TURNS[orientation])
+    upright = image if orientation == 1 else image.transpose(decoding.EXIF_TRANSPOSE[orientation])
     assert (upright.size == image.size) == (orientation < 5)
     expected = ImageOps.fit(upright, (32, 32), Image.Resampling.BILINEAR)
     assert (images(load(folder))[-1].transpose(1, 2, 0) == np.asarray(expected)).all()
@@ -259,7 +259,7 @@ def test_files_that_cannot_be_used(folder, change, expected):
     for line, start in zip(found, expected, strict=True):
         assert line.startswith(start)
     skipped = load(folder, skip=True)
-    assert [f"{name} {problem}" for name, problem in skipped.left_out.items()] == found
+    assert [f"{name} {problem}" for name, problem in skipped.skipped_files.items()] == found
     assert 4 <= len(skipped.training.labels) <= 6
     assert (images(skipped).reshape(len(skipped.training.labels), -1).std(axis=1) > 0).all()  # none is blank
 
@@ -571,7 +571,7 @@ def test_what_systems_and_tools_leave_behind_is_ignored(folder, name):
     else:
         (folder / name).write_bytes(b"PK or [ZoneTransfer] or {} or nothing that is an image")
     found = load(folder)
-    assert (found.classes, len(found.training.labels), found.left_out) == (("cat", "dog"), 6, {})
+    assert (found.classes, len(found.training.labels), found.skipped_files) == (("cat", "dog"), 6, {})
 
 
 def test_a_pipe_is_no_picture(folder):
@@ -601,7 +601,7 @@ def test_a_pgm_of_16_bits(folder):
 def test_an_mpo_is_decoded_at_less_than_its_size(folder):
     large = picture(5, (1_600, 1_200))
     path = save(large, folder / "cat/9.jpg", format="MPO", save_all=True, append_images=[picture(0)], quality=95)
-    assert decoding.decoded(path, 32).size == (200, 150)
+    assert decoding.decode_image(path, 32).size == (200, 150)
     expected = np.asarray(ImageOps.fit(large, (32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert abs(images(load(folder))[-1].astype(int) - expected).max() <= 3
 
@@ -735,17 +735,17 @@ def test_any_bytes_are_a_picture_or_a_problem(tmp_path, bytes_, content, at, dat
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     (folder / "a/5.png").write_bytes(data.draw(st.sampled_from([bytes_, bytes(changed), content[:at]])))
     found = load(folder, skip=True)
-    assert len(found.training.labels) + len(found.left_out) == 5
+    assert len(found.training.labels) + len(found.skipped_files) == 5
 
 
 def test_colour_is_dropped_where_there_is_none(tmp_path):
     labels = np.arange(40) % 2
-    grey = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8).repeat(3, axis=1)
-    coloured = grey.copy()
-    coloured[39, 1, 7, 7] ^= 1
-    for array, shape in ((grey, (8, 8)), (coloured, (3, 8, 8))):
-        dataset = splits.Dataset("x", ("a", "b"), splits.Part(labels, array.__getitem__), None)
-        splits.write(tmp_path / "x.safetensors", dataset, sizes={"training": 20, "validation": 4}, seed=0)
+    gray = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8).repeat(3, axis=1)
+    colored = gray.copy()
+    colored[39, 1, 7, 7] ^= 1
+    for array, shape in ((gray, (8, 8)), (colored, (3, 8, 8))):
+        dataset = splits.Dataset("x", ("a", "b"), splits.Partition(labels, array.__getitem__), None)
+        splits.write_splits(tmp_path / "x.safetensors", dataset, sizes={"training": 20, "validation": 4}, seed=0)
         sizes = {"training": 20, "validation": 4, "test": 8}
         for split, n in sizes.items():
             images, found, classes = splits.read_split(tmp_path / "x.safetensors", split)

@@ -34,7 +34,7 @@ def commit(clone: Path, message: str) -> None:
 
 
 EVERYTHING = {"download", "prepare", "compare"}
-EVERYTHING |= {f"{stage}@{start}" for stage in ("start", "features", "probe") for start in ("pretrained", "random")}
+EVERYTHING |= {f"{stage}@{start}" for stage in ("initialize", "features", "probe") for start in ("pretrained", "random")}
 EVERYTHING |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
 
 
@@ -43,7 +43,7 @@ def test_a_study_from_nothing(clone, first):
     assert ran == EVERYTHING
     assert {f"metrics/quick/{name}.json" for name in (*KEPT, "study")} <= first.keys()
     assert sum(name.startswith("models/") for name in first) == 3 * len(KEPT)
-    assert "metrics/quick/right.csv" in first
+    assert "metrics/quick/correct.csv" in first
     assert sum(name.startswith("predictions/") for name in first) == len(KEPT)
     assert sum(name.startswith("scores/") for name in first) == 3 * len(KEPT)
     assert sum(name.startswith("plots/") for name in first) == 9
@@ -84,14 +84,21 @@ def test_another_branch_and_back_runs_nothing(clone, first, tmp_path):
     other = tmp_path / "other"
     run("git", "clone", "-q", str(clone), str(other), cwd=clone)
     run("git", "switch", "-q", "--create", "branch", cwd=other)
-    edit(other, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
+    edit(other, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.002))
     train, evaluate = f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}"  # alone with what they need, for the time it takes
-    assert repro(other, evaluate) == {"download", "prepare", "start@pretrained", "features@pretrained", train, evaluate}
+    assert repro(other, evaluate) == {
+        "download",
+        "prepare",
+        "initialize@pretrained",
+        "features@pretrained",
+        train,
+        evaluate,
+    }
     commit(other, "another lr")
     run("git", "switch", "-q", "-", cwd=other)
     assert repro(other, evaluate) == {train, evaluate}
     assert run("git", "status", "--porcelain", cwd=other).stdout == ""  # dvc.lock and metrics are the committed ones
-    edit(other, lambda settings: settings.update(data_folder="elsewhere"))
+    edit(other, lambda settings: settings.update(dataset_dir="elsewhere"))
     run("git", "stash", cwd=other)
     run("git", "switch", "-q", "branch", cwd=other)
     run("dvc", "checkout", evaluate, cwd=other)
@@ -105,7 +112,7 @@ def test_one_configuration_s_lr(clone, first, tmp_path):
     first = first[1]
     run(sys.executable, "-m", "scripts.record", cwd=clone)
     commit(clone, "first")
-    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
+    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.002))
     _gate_is_closed(clone, tmp_path / "fresh")
     assert repro(clone) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare"}
     commit(clone, "second")
@@ -113,9 +120,9 @@ def test_one_configuration_s_lr(clone, first, tmp_path):
     changed = results(clone)
     different = {name for name in first if changed[name] != first[name]}
     assert different
-    of_all = ("metrics/quick/study.json", "metrics/quick/right.csv")
+    of_all = ("metrics/quick/study.json", "metrics/quick/correct.csv")
     assert all(KEPT[1] in name or name in of_all or name.startswith(("plots/", "report/")) for name in different)
-    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
+    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.001))
     assert repro(clone) == {"compare"}  # the others have been run before, and DVC restores them
     assert results(clone) == first
 
@@ -131,12 +138,12 @@ def _gate_is_closed(clone: Path, fresh: Path) -> None:
     closed = run(*gate, cwd=fresh, check=False)
     assert closed.returncode == 1
     assert closed.stderr == (
-        f"headstart: the study quick was made with experiments.{KEPT[1]}.lr 0.001, and params.yaml has 0.002: set it "
+        f"headstart: the study quick was made with configurations.{KEPT[1]}.lr 0.001, and params.yaml has 0.002: set it "
         "back, or run the study with `study: quick` in params.yaml, then `make record`\n"
     )
     # A record that was forged to fit does not fit dvc.lock.
     forged = files.read_json(record)
-    forged["experiments"][KEPT[1]]["lr"] = 0.002
+    forged["configurations"][KEPT[1]]["lr"] = 0.002
     files.write_json(record, forged)
     assert run(*gate, cwd=fresh, check=False).stderr == (
         f"headstart: dvc.lock does not fit the rest, train@{KEPT[1]} would run: "
@@ -146,7 +153,7 @@ def _gate_is_closed(clone: Path, fresh: Path) -> None:
 
 def _change_is_reported(clone: Path) -> None:
     report = run(sys.executable, "-m", "scripts.change", "HEAD~1", cwd=clone).stdout
-    assert f"| `experiments.{KEPT[1]}.lr` | `0.001` | `0.002` |" in report
+    assert f"| `configurations.{KEPT[1]}.lr` | `0.001` | `0.002` |" in report
     assert report.count(f"| {KEPT[1]} |") >= 2  # its accuracy, and its other metrics
     assert f"| {KEPT[0]} |" not in report.partition("<details>")[2]
     run("dvc", "plots", "diff", "HEAD~1", "HEAD", "-o", "diff", cwd=clone)
@@ -164,7 +171,7 @@ def test_another_study_and_back(clone, first):
         assert logits.shape == (2, TEST_IMAGES, 10)
         assert (logits[0] != logits[1]).any()
         assert {path.name for path in (clone / f"models/full/{name}").iterdir()} == {
-            "epochs.csv", "label_epochs.csv", "model-0.safetensors", "model-7.safetensors", "training.json",
+            "epochs.csv", "budget_epochs.csv", "model-0.safetensors", "model-7.safetensors", "training.json",
         }  # fmt: skip
         assert [epoch["seed"] for epoch in files.read_csv(clone / f"models/full/{name}/epochs.csv")] == ["0", "7"]
     both = files.read_arrays(clone / f"predictions/full/{KEPT[0]}/logits.safetensors").arrays["logits"]
@@ -180,7 +187,7 @@ def test_a_configuration_less(clone, first):
     """Its files stay, and the report forgets it."""
     assert KEPT[2] in (clone / "params.yaml").read_text(encoding="utf-8")
     assert (clone / "report/quick/results.md").read_text(encoding="utf-8").count("| false | false |") == 1
-    edit(clone, lambda settings: settings["experiments"].pop(KEPT[2]))
+    edit(clone, lambda settings: settings["configurations"].pop(KEPT[2]))
     assert repro(clone) == {"compare"}
     assert (clone / f"metrics/quick/{KEPT[2]}.json").exists()
     assert (clone / "report/quick/results.md").read_text(encoding="utf-8").count("| false | false |") == 0
@@ -191,7 +198,7 @@ def test_a_configuration_less(clone, first):
 def test_stored_and_recomputed_activations_give_the_same(clone):
     shown = {}
     for stored in (True, False):
-        edit(clone, lambda settings, stored=stored: settings["studies"]["quick"].update(store_activations=stored))
+        edit(clone, lambda settings, stored=stored: settings["studies"]["quick"].update(cache_activations=stored))
         repro(clone, "--single-item", "features@pretrained", f"train@{KEPT[0]}", f"evaluate@{KEPT[0]}")
         shown[stored] = files.read_arrays(clone / f"predictions/quick/{KEPT[0]}/logits.safetensors").arrays["logits"]
     assert shown[True].shape == (1, TEST_IMAGES, 10)

@@ -9,7 +9,7 @@ from headstart.probes import Examples
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[Examples, Examples, np.ndarray, probes.Probe]:
+def found() -> tuple[Examples, Examples, np.ndarray, probes.FittedProbe]:
     """Three classes, of which features say something, with another scale and much noise."""
     generator = np.random.default_rng(0)
     labels = generator.permutation(np.repeat([0, 1, 2], 60))
@@ -23,12 +23,12 @@ def test_the_strength_is_chosen_by_validation_and_by_nothing_else(found):
     training, validation, _, probe = found
     scaler = StandardScaler().fit(training.features)
     losses = {}
-    for strength in probes.STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=10_000, tol=1e-8)
+    for C in probes.C_GRID:
+        model = LogisticRegression(C=C, max_iter=10_000, tol=1e-8)
         model.fit(scaler.transform(training.features), training.labels)
-        losses[strength] = log_loss(validation.labels, model.predict_proba(scaler.transform(validation.features)))
-    assert probe.strength == min(losses, key=losses.get)
-    assert min(probes.STRENGTHS) < probe.strength < max(probes.STRENGTHS)
+        losses[C] = log_loss(validation.labels, model.predict_proba(scaler.transform(validation.features)))
+    assert min(losses, key=losses.get) == probe.C
+    assert min(probes.C_GRID) < probe.C < max(probes.C_GRID)
 
 
 def test_two_classes():

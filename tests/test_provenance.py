@@ -32,7 +32,7 @@ def edit(old: str, new: str) -> None:
 def test_a_stage_runs_the_study_that_it_was_started_for():
     edit("study: quick", "study: labels")
     run = Run("prepare", "quick")
-    assert (run.settings.study, run.settings.current.image_size) == ("quick", 64)
+    assert (run.settings.study, run.settings.selected_study.image_size) == ("quick", 64)
     run.finish()
     assert run_file("quick", "prepare").is_file()
     assert Run("prepare").settings.study == "labels"
@@ -65,16 +65,16 @@ def test_provenance_has_settings_times_and_hashes():
     Run("prepare", "quick").finish(device="2 CPU cores")
     content = files.read_json(run_file("quick", "prepare"))
     assert content["settings"]["studies.quick.image_size"] == 64
-    assert content["settings"].keys() == set(provenance.find("prepare", params.load(), "quick").params)
+    assert content["settings"].keys() == set(provenance.find("prepare", params.read_yaml(), "quick").params)
     assert content["sha256"] == {
         "data/prepared/quick.safetensors": files.sha256("data/prepared/quick.safetensors"),
     }  # fmt: skip
     assert content["device"] == "2 CPU cores"
-    assert {"seconds", "began", "ended", "commit"} <= content.keys()
+    assert {"seconds", "started_at", "finished_at", "commit"} <= content.keys()
 
 
 def test_no_output_of_a_stage_is_in_the_folder_of_provenance():
-    for stage in provenance.stages(params.load()):
+    for stage in provenance.stages(params.read_yaml()):
         assert not any(out.startswith("runs") for out in (*stage.outs, *stage.deps))
 
 
@@ -89,15 +89,15 @@ def test_the_data_are_those_of_the_study_that_dvc_names(folder):
 def test_stages_without_outputs_of_random_weights_leave_nothing_over():
     """With pretrained configurations alone, the stages of the random initialization run all the same."""
     settings = params.read()
-    pretrained = {name: value for name, value in settings.experiments.items() if value.pretrained}
-    settings = params.Params(settings.study, settings.data_folder, settings.studies, pretrained)
-    for stage in provenance.stages({**params.load(), "experiments": {name: vars(value) for name, value in
+    pretrained = {name: value for name, value in settings.configurations.items() if value.pretrained}
+    settings = params.Params(settings.study, settings.dataset_dir, settings.studies, pretrained)
+    for stage in provenance.stages({**params.read_yaml(), "configurations": {name: vars(value) for name, value in
                                                                        pretrained.items()}}):  # fmt: skip
         for out in stage.outs:
             files.write_text(out if Path(out).suffix else f"{out}/file", "")
-    assert paths.left_over(settings) == ""
+    assert paths.stale_outputs_message(settings) == ""
     files.write_text("models/quick/random-frozen-sgd/file", "")
-    assert paths.left_over(settings).startswith("models/quick/random-frozen-sgd: ")
+    assert paths.stale_outputs_message(settings).startswith("models/quick/random-frozen-sgd: ")
 
 
 def test_git_does_not_take_provenance():

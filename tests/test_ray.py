@@ -20,22 +20,22 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(bool(ray_nodes.missing())
 DRIVER = """
 import sys, time
 from dataclasses import replace
-from headstart.console import run
+from headstart.console import run_cli
 from cluster import ray, settings
 
 ray.GONE = 3
 
 def main(address):
-    engine = ray.Engine(replace(settings.read(), ray=settings.Ray(address)))
+    backend = ray.Backend(replace(settings.read(), ray=settings.Ray(address)))
     try:
         while True:
-            engine.look()
+            backend.look()
             print("there", flush=True)
             time.sleep(0.2)
     finally:
-        engine.close()
+        backend.close()
 
-run(main, *sys.argv[1:])
+run_cli(main, *sys.argv[1:])
 """
 
 

@@ -18,7 +18,7 @@ from .conftest import ROOT
 SETTINGS = params.read(ROOT / "params.yaml")
 OTHER = {str: "other", int: 7, bool: False, tuple: (5,), type(None): 7}
 RUN = {
-    "commit": "abc", "began": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:00:00+00:00", "seconds": 3.0,
+    "commit": "abc", "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T01:00:00+00:00", "seconds": 3.0,
     "device": "a GPU", "precision": "bfloat16", "peak_memory_mb": 100, "weights": "w", "weights_sha256": "123",
 }  # fmt: skip
 
@@ -40,11 +40,11 @@ def settings(tmp_path, monkeypatch, request) -> params.Params:
 
 def write_runs(study: str) -> None:
     """Write the provenance that every stage of ``study`` leaves if it runs with params.yaml as it is."""
-    document = {**params.load(), "study": study}
+    document = {**params.read_yaml(), "study": study}
     for stage in stages(document):
         seconds = {"training_seconds": 2.5} if stage.name.startswith("train") else {}
         settings = {key: lookup(document, key) for key in stage.params}
-        outputs = {path.as_posix(): files.sha256(path) for path in files.sources(stage.outs)}
+        outputs = {path.as_posix(): files.sha256(path) for path in files.list_source_files(stage.outs)}
         files.write_json(run_file(study, stage.name), {**RUN, **seconds, "settings": settings, "sha256": outputs})
 
 
@@ -56,10 +56,10 @@ def every_study(test):
 def test_a_record_fits_the_settings_it_was_made_with(settings):
     lock_gate.check_record(settings.study, settings)
     made = files.read_json(record.path(settings.study))
-    assert made["settings"]["image_size"] == settings.current.image_size
+    assert made["settings"]["image_size"] == settings.selected_study.image_size
     assert made["commit"] == ["abc"]
     assert (made["device"], made["precision"]) == (["a GPU"], ["bfloat16"])
-    assert (made["began"], made["ended"]) == (RUN["began"], RUN["ended"])
+    assert (made["started_at"], made["finished_at"]) == (RUN["started_at"], RUN["finished_at"])
     assert made["training_seconds"] == 8 * 2.5
     assert len(made["stage_seconds"]) == 1 + 1 + 2 + 2 + 2 + 8 + 8 + 1
     assert made["weights"]["name"] == "w"
@@ -72,10 +72,10 @@ def test_a_record_fits_the_settings_it_was_made_with(settings):
 @every_study
 @pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(params.Study)])
 def test_every_setting_of_every_study_is_held_against_its_record(settings, key):
-    was, name = getattr(settings.current, key), settings.study
+    was, name = getattr(settings.selected_study, key), settings.study
     now = OTHER[type(was)] if OTHER[type(was)] != was else not was
     study = object.__new__(params.Study)  # whether the value is possible is not asked here
-    vars(study).update({**vars(settings.current), key: now})
+    vars(study).update({**vars(settings.selected_study), key: now})
     changed = object.__new__(params.Params)
     vars(changed).update({**vars(settings), "studies": {**settings.studies, name: study}})
     with pytest.raises(UserError) as error:
@@ -88,16 +88,16 @@ def test_every_setting_of_every_study_is_held_against_its_record(settings, key):
 @every_study
 def test_a_record_is_checked_against_the_configurations_that_it_contains(settings):
     name = "random-frozen-adam"
-    tuned = {**settings.experiments, name: dataclasses.replace(settings.experiments[name], lr=0.01)}
+    tuned = {**settings.configurations, name: dataclasses.replace(settings.configurations[name], lr=0.01)}
     with pytest.raises(
-        UserError, match=f"study {settings.study} was made with experiments.{name}.lr 0.001, and params.yaml"
+        UserError, match=f"study {settings.study} was made with configurations.{name}.lr 0.001, and params.yaml"
     ):
-        lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=tuned))
-    more = {**settings.experiments, "one-more": dataclasses.replace(settings.experiments[name], lr=0.01)}
-    lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=more))
-    fewer = {key: value for key, value in settings.experiments.items() if key != name}
-    with pytest.raises(UserError, match=f"made with experiments.{name}.pretrained False, and params.yaml has None"):
-        lock_gate.check_record(settings.study, dataclasses.replace(settings, experiments=fewer))
+        lock_gate.check_record(settings.study, dataclasses.replace(settings, configurations=tuned))
+    more = {**settings.configurations, "one-more": dataclasses.replace(settings.configurations[name], lr=0.01)}
+    lock_gate.check_record(settings.study, dataclasses.replace(settings, configurations=more))
+    fewer = {key: value for key, value in settings.configurations.items() if key != name}
+    with pytest.raises(UserError, match=f"made with configurations.{name}.pretrained False, and params.yaml has None"):
+        lock_gate.check_record(settings.study, dataclasses.replace(settings, configurations=fewer))
 
 
 @pytest.mark.parametrize("settings", ["quick"], indirect=True)
@@ -168,14 +168,14 @@ def test_weights_from_a_file_stand_in_for_those_of_params_yaml(settings, tmp_pat
         lock_gate.check_record("resnet50", settings)
     lock_gate.check_record("resnet50", dataclasses.replace(params.read(), study="resnet50"))  # a path fits itself
     with pytest.raises(
-        UserError, match="--stands-in-for, --top1 and --licence belong together: give all three, or none"
+        UserError, match="--substitute-for, --top1 and --license belong together: give all three, or none"
     ):
-        record.main("resnet50", "--stands-in-for", "IMAGENET1K_V2")
-    record.main("resnet50", "--stands-in-for", "IMAGENET1K_V2", "--top1", "72.18", "--licence", "a licence")
+        record.main("resnet50", "--substitute-for", "IMAGENET1K_V2")
+    record.main("resnet50", "--substitute-for", "IMAGENET1K_V2", "--top1", "72.18", "--license", "a license")
     lock_gate.check_record("resnet50", settings)
     assert files.read_json(record.path("resnet50"))["weights"] == {
-        "name": "w", "sha256": "123", "imagenet_top1_percent": 72.18, "stands_in_for": "IMAGENET1K_V2",
-        "licence": "a licence",
+        "name": "w", "sha256": "123", "imagenet_top1_percent": 72.18, "substitute_for": "IMAGENET1K_V2",
+        "license": "a license",
     }  # fmt: skip
 
 
@@ -199,15 +199,15 @@ def test_the_raw_data_of_another_study_do_not_matter(tmp_path, monkeypatch, name
 
 
 def test_the_stages_of_dvc_yaml_in_order():
-    found = list(stages(params.load(ROOT / "params.yaml"), str(ROOT / "dvc.yaml")))
+    found = list(stages(params.read_yaml(ROOT / "params.yaml"), str(ROOT / "dvc.yaml")))
     assert len(found) == 1 + 1 + 2 + 2 + 2 + 8 + 8 + 1
     names = [stage.name for stage in found]
     assert (names[0], names[-1]) == ("download", "compare")
-    assert names.index("start@random") < names.index("features@random") < names.index("train@random-frozen-sgd")
+    assert names.index("initialize@random") < names.index("features@random") < names.index("train@random-frozen-sgd")
     [train] = [stage for stage in found if stage.name == "train@random-frozen-sgd"]
     assert (train.module, train.arguments) == ("stages.train", ("random-frozen-sgd", "quick"))
     assert "data/features/quick/pretrained-false" in train.deps
-    assert "experiments.random-frozen-sgd" in train.params
+    assert "configurations.random-frozen-sgd" in train.params
     name = "quick/random-frozen-sgd"
     assert train.outs == (f"models/{name}", f"predictions/{name}")
 

@@ -16,13 +16,13 @@ from .test_comparison import CORRECT, PUBLISHED
 
 
 @pytest.fixture(scope="module")
-def made() -> report.Content:
+def made() -> report.ReportData:
     return study()
 
 
 @pytest.fixture(scope="module")
 def drawn(made) -> dict[str, str]:
-    return report.draw(made)
+    return report.render_figures(made)
 
 
 def test_the_published_table_is_in_the_repository():
@@ -44,7 +44,7 @@ def text(html: str) -> str:
 
 
 def test_the_page_says_what_was_found(made, drawn):
-    page = report.page(made, drawn)
+    page = report.render_html(made, drawn)
     said = text(page)
     assert "+19.3 to +41.2 percentage points of test accuracy" in said
     assert "11 of the 12 differences between configurations that differ in one factor are expected to hold on" in said
@@ -72,7 +72,7 @@ def test_the_page_says_what_was_found(made, drawn):
 
 def test_what_was_published_stands_beside_a_study_of_its_size_only(made):
     of_its_size = dataclasses.replace(made, setting=SETTINGS.studies["resnet50"])
-    page = report.page(of_its_size, report.draw(of_its_size))
+    page = report.render_html(of_its_size, report.render_figures(of_its_size))
     assert page.count(">Published</th>") == 3
     assert "“Pretrained Models Experiment Learnings”, at 224 pixels" in text(page)
     assert [name for name, study in SETTINGS.studies.items() if report.is_published_size(study)] == ["resnet50", "full"]
@@ -81,7 +81,7 @@ def test_what_was_published_stands_beside_a_study_of_its_size_only(made):
 
 
 def test_the_page_needs_nothing_else(made, drawn):
-    page = report.page(made, drawn)
+    page = report.render_html(made, drawn)
     assert len(page) < 3_000_000
     assert "http://" not in page
     assert "https://" not in page
@@ -98,7 +98,7 @@ def test_a_figure_is_a_whole_svg_and_always_the_same(made, drawn):
     for name, svg in drawn.items():
         assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg", name
         assert len(svg) < 300_000
-    assert report.draw(made) == drawn
+    assert report.render_figures(made) == drawn
 
 
 def test_figures_show_what_they_are_given(drawn):
@@ -112,8 +112,8 @@ def test_figures_show_what_they_are_given(drawn):
 def test_several_seeds_are_said(made):
     setting: Study = dataclasses.replace(made.setting, seeds=(0, 1))
     twice = {name: np.concatenate([right, right]) for name, right in CORRECT.items()}
-    several = dataclasses.replace(made, setting=setting, findings=comparison.study(SETTINGS.experiments, twice))
-    said = text(report.page(several, report.draw(several)))
+    several = dataclasses.replace(made, setting=setting, findings=comparison.analyze(SETTINGS.configurations, twice))
+    said = text(report.render_html(several, report.render_figures(several)))
     assert "2 seeds, 10 classes, 10,000 test images" in said
     assert "One seed" not in said
     assert "Significant? Differs too" in said
@@ -122,43 +122,43 @@ def test_several_seeds_are_said(made):
 
 
 def test_without_validation_images_there_is_no_such_curve(made):
-    setting = dataclasses.replace(made.setting, validation_images=0, probe_counts=())
+    setting = dataclasses.replace(made.setting, validation_images=0, probe_budgets=())
     none = dataclasses.replace(made, setting=setting)
     assert report.learning_curves(none).keys() == {"training accuracy"}
 
 
 def test_one_configuration_alone_has_a_page(made):
     name = "pretrained-frozen-adam"
-    one = {name: SETTINGS.experiments[name]}
+    one = {name: SETTINGS.configurations[name]}
     alone = dataclasses.replace(
         made,
         rows=[row for row in made.rows if row.name == name],
-        findings=comparison.study(one, {name: CORRECT[name]}),
+        findings=comparison.analyze(one, {name: CORRECT[name]}),
     )
-    said = text(report.page(alone, report.draw(alone)))
+    said = text(report.render_html(alone, report.render_figures(alone)))
     assert "No two of the configurations differ in one factor alone" in said
 
 
 def test_a_network_without_maps_has_a_page_without_them(made):
     without = dataclasses.replace(made, feature_maps={})
-    drawn = report.draw(without)
+    drawn = report.render_figures(without)
     assert "feature_maps" not in drawn
-    assert "Feature maps" not in text(report.page(without, drawn))
-    assert "Feature maps" in text(report.page(made, report.draw(made)))
+    assert "Feature maps" not in text(report.render_html(without, drawn))
+    assert "Feature maps" in text(report.render_html(made, report.render_figures(made)))
 
 
 def test_which_images_are_right_is_kept_to_the_bit(made):
     right = np.random.default_rng(0).random((2, 9_999)) < 0.7
     two = dataclasses.replace(made, right={"a": right}, setting=dataclasses.replace(made.setting, seeds=(0, 4)))
-    header, *table = report.right_table(two)
-    assert header == ["configuration", "seed", "images", "right"]
+    header, *table = report.correct_table(two)
+    assert header == ["configuration", "seed", "images", "correct"]
     assert [row[:3] for row in table] == [["a", 0, 9_999], ["a", 4, 9_999]]
     assert len(table[0][3]) < 1_700
-    assert all((evaluation.unpack(row[3], 9_999) == found).all() for row, found in zip(table, right, strict=True))
+    assert all((evaluation.decode_bits(row[3], 9_999) == found).all() for row, found in zip(table, right, strict=True))
     # By hand: 1100 0001 is 0xC1, 1000 0000 is 0x80; base64 of the two bytes.
-    assert evaluation.pack(np.array([1, 1, 0, 0, 0, 0, 0, 1, 1], dtype=bool)) == "wYA="
+    assert evaluation.encode_bits(np.array([1, 1, 0, 0, 0, 0, 0, 1, 1], dtype=bool)) == "wYA="
     with pytest.raises(ValueError, match="16 bits for 8 images"):
-        evaluation.unpack("wYA=", 8)
+        evaluation.decode_bits("wYA=", 8)
 
 
 def test_settings_in_words():
@@ -182,7 +182,7 @@ def test_tables_for_dvc(made):
 
 
 def test_what_figures_show_is_in_tables_too(made):
-    numbers = report.numbers(made)
+    numbers = report.figure_tables(made)
     first = made.best.name
     assert numbers["learning_curves"][0][:3] == ["accuracy, %", "training, epoch 1", "training, epoch 2"]
     assert numbers["learning_curves"][1][:3] == [first, "74.6", "79.6"]
@@ -194,8 +194,8 @@ def test_what_figures_show_is_in_tables_too(made):
 
 def test_configurations_that_differ_in_more_than_their_start_stand_on_lines_of_their_own(made):
     name = "random-frozen-adam"
-    experiments = made.experiments | {name: dataclasses.replace(made.experiments[name], lr=0.01)}
-    svg = figures.as_svg(figures.accuracy, experiments, made.findings.accuracy, {})
+    configurations = made.configurations | {name: dataclasses.replace(made.configurations[name], lr=0.01)}
+    svg = figures.as_svg(figures.accuracy, configurations, made.findings.accuracy, {})
     labels = [label for label in (name, "frozen-adam", "pretrained-frozen-adam") if f">{label}<" in svg]
     assert labels == [name, "pretrained-frozen-adam"]
 
@@ -203,30 +203,30 @@ def test_configurations_that_differ_in_more_than_their_start_stand_on_lines_of_t
 def test_every_optimizer_has_a_marker_and_is_named(made):
     """A third one must not stop the report after all trainings."""
     names = ("random-finetuned-sgd", "random-frozen-sgd")
-    experiments = copy.deepcopy(SETTINGS.experiments)
+    configurations = copy.deepcopy(SETTINGS.configurations)
     for name in names:
-        object.__setattr__(experiments[name], "optimizer", "AdamW")  # which params.yaml does not take yet
-    rows_ = [dataclasses.replace(row, experiment=experiments[row.name]) for row in made.rows]
-    content = dataclasses.replace(made, rows=rows_, findings=comparison.study(experiments, CORRECT))
-    said = text(report.page(content, report.draw(content)))
+        object.__setattr__(configurations[name], "optimizer", "AdamW")  # which params.yaml does not take yet
+    rows_ = [dataclasses.replace(row, configuration=configurations[row.name]) for row in made.rows]
+    content = dataclasses.replace(made, rows=rows_, findings=comparison.analyze(configurations, CORRECT))
+    said = text(report.render_html(content, report.render_figures(content)))
     assert "Adam rather than AdamW or SGD: " in said
     assert "squares SGD, diamonds other optimizers" in said
-    assert "diamonds" not in text(report.page(made, report.draw(made)))
+    assert "diamonds" not in text(report.render_html(made, report.render_figures(made)))
 
 
 def test_one_pair_is_named(made):
     names = ("pretrained-frozen-adam", "random-frozen-adam")
-    experiments = {name: SETTINGS.experiments[name] for name in names}
-    findings = comparison.study(experiments, {name: CORRECT[name] for name in names})
+    configurations = {name: SETTINGS.configurations[name] for name in names}
+    findings = comparison.analyze(configurations, {name: CORRECT[name] for name in names})
     two = dataclasses.replace(made, rows=[row for row in made.rows if row.name in names], findings=findings)
-    said = text(report.page(two, report.draw(two)))
+    said = text(report.render_html(two, report.render_figures(two)))
     assert "+40.5 percentage points of test accuracy (95 % interval +39.6 to +41.5 ): what" in said.replace("5)", "5 )")
     assert "over random ones in pretrained-frozen-adam." in said
 
 
 def test_what_was_published_belongs_to_its_learning_rate():
     published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
-    frozen = SETTINGS.experiments["pretrained-frozen-sgd"]
+    frozen = SETTINGS.configurations["pretrained-frozen-sgd"]
     assert published[frozen]["test_accuracy"] == 0.7325
     assert dataclasses.replace(frozen, lr=0.01) not in published
 
@@ -243,11 +243,11 @@ def test_the_worst_mistakes():
 
 def test_many_classes_are_shown_so_that_they_can_be_read():
     many = study([f"class {number}" for number in range(100)])
-    drawn = report.draw(many)
+    drawn = report.render_figures(many)
     assert all(len(svg) < 300_000 for svg in drawn.values())
     assert drawn["f1"].count("<!-- class ") + drawn["f1"].count(">class ") == figures.FEW_CLASSES
     assert ">class " not in drawn["confusion_best"]  # their names would not fit
-    numbers = report.numbers(many)
+    numbers = report.figure_tables(many)
     header, *mistakes = numbers["confusion_best"]
     assert header == ["actual", "taken for", "images", "of the class, %"]
     assert len(mistakes) == report.MISTAKES
@@ -257,7 +257,7 @@ def test_many_classes_are_shown_so_that_they_can_be_read():
     table = [row[1:] for row in report.tables(many)["confusion"][1:] if row[0] == many.best.name]
     assert len(table) == np.count_nonzero(counts) < 10_000
     assert sum(row[2] for row in table) == counts.sum()
-    said = text(report.page(many, drawn))
+    said = text(report.render_html(many, drawn))
     assert "100 classes" in said
     assert "F1 of the hardest classes" in said
     assert "of the 10 hardest classes" in said
@@ -273,30 +273,30 @@ def test_classes_that_are_taken_for_each_other_stand_together():
 
 
 def test_unequally_common_classes_have_their_metrics(made):
-    assert "Balanced" not in text(report.page(made, report.draw(made)))
+    assert "Balanced" not in text(report.render_html(made, report.render_figures(made)))
     unequal = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.7123, "macro_f1": 0.6})
                for row in rows()]  # fmt: skip
-    said = text(report.page(dataclasses.replace(made, rows=unequal), report.draw(made)))
+    said = text(report.render_html(dataclasses.replace(made, rows=unequal), report.render_figures(made)))
     assert "balanced accuracy and macro F1 count each of them the same" in said
     assert said.count("71.23") == 8
 
 
 def test_what_was_left_out_is_said(made):
-    left_out = {"cat/<b>.png": "is empty", "dog/1.png": "is the same picture as dog/0.png"}
-    page = report.page(dataclasses.replace(made, left_out=left_out), report.draw(made))
+    skipped_files = {"cat/<b>.png": "is empty", "dog/1.png": "is the same picture as dog/0.png"}
+    page = report.render_html(dataclasses.replace(made, skipped_files=skipped_files), report.render_figures(made))
     assert "2 files left out" in text(page)
     assert "<code>cat/&lt;b&gt;.png</code> is empty" in page
-    assert "files left out" not in text(report.page(made, report.draw(made)))
+    assert "files left out" not in text(report.render_html(made, report.render_figures(made)))
 
 
 def test_names_of_classes_are_shown_as_they_are():
     names = ["$x^2$", "<b>", "Äpfel & Birnen", "猫", "a_b^c", "x" * 60, "100 %", "#", "\\frac", "a'b\"c"]
-    made = study(names, colour=True)
-    drawn = report.draw(made)
+    made = study(names, color=True)
+    drawn = report.render_figures(made)
     for svg in drawn.values():
         ElementTree.fromstring(svg)
     for name in ("$x^2$", "&lt;b&gt;", "Äpfel &amp; Birnen", "猫", "a_b^c", f"{'x' * 27}…"):
         assert f">{name}<" in drawn["confusion_best"], name
-    page = report.page(made, drawn)
+    page = report.render_html(made, drawn)
     assert "<b>" not in page
     assert "x" * 60 in page

@@ -8,14 +8,14 @@ import pytest
 
 from benchmarks.speed import line
 from headstart import files, params
-from headstart.results import by_labels, comparison, labels_saved, report
-from headstart.results.labels_saved import Curve
+from headstart.results import comparison, label_efficiency, label_savings, report
+from headstart.results.label_savings import LearningCurve
 from scripts import record, results
 
 from .conftest import ROOT
 
 SETTINGS = params.read(ROOT / "params.yaml")
-EXPERIMENTS, STUDIES = SETTINGS.experiments, SETTINGS.studies
+EXPERIMENTS, STUDIES = SETTINGS.configurations, SETTINGS.studies
 
 
 def committed(name: str) -> dict[str, float]:
@@ -49,7 +49,7 @@ def table(study: str) -> list[str]:
     compared = report.is_published_size(STUDIES[study])
     published = report.published_results(files.read_csv(ROOT / "docs/published.csv")) if compared else {}
     rows = [
-        report.Row(name=name, experiment=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
+        report.Row(name=name, configuration=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
                    published=published.get(e))
         for name, e in EXPERIMENTS.items()
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_the_docs_say_what_a_study_was_made_with(study):
     docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     part = docs.partition(f"\n## Study `{study}`\n")[2].partition("\n## ")[0]
     for fact in (made["weights"]["name"], f"{made['weights']['imagenet_top1_percent']} %", made["weights"]["sha256"],
-                 *made["device"], *made["precision"], *made["torch"], made["ended"][:10]):  # fmt: skip
+                 *made["device"], *made["precision"], *made["torch"], made["finished_at"][:10]):  # fmt: skip
         assert fact in part, fact
     assert all(commit[:7] in part for commit in made["commit"])
 
@@ -120,7 +120,7 @@ def test_the_docs_show_the_committed_errors_over_labels():
     docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     found: dict[str, dict[int, list[float]]] = {}
     for row in files.read_csv(ROOT / "plots/labels/labels.csv"):
-        found.setdefault(row["configuration"], {}).setdefault(int(row["labels"]), []).append(float(row["error"]))
+        found.setdefault(row["configuration"], {}).setdefault(int(row["label_budget"]), []).append(float(row["error"]))
     assert len(found) == 10
     for name, by_count in found.items():
         errors = [f"{np.mean(errors) + 1e-6:.1f}" for errors in by_count.values()]  # a mean of 85.95 is shown as 86.0
@@ -132,16 +132,16 @@ def test_the_docs_show_the_committed_errors_over_labels():
 )  # older records do not have the file
 def test_the_committed_correctness_gives_the_committed_errors_and_labels_needed(study):
     setting = STUDIES[study]
-    rows, right = (files.read_csv(ROOT / f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "right"))
-    curves: dict[str, Curve] = by_labels.read_curves(rows, right, labels=setting.labels)
-    found = by_labels.ByLabels(curves=curves, stopped_early={}, saved=None, worth=None, power_laws={})
-    [_, *errors] = by_labels.curves_table(found, setting.seeds)
+    rows, right = (files.read_csv(ROOT / f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "correct"))
+    curves: dict[str, LearningCurve] = label_efficiency.read_curves(rows, right, labels=setting.full_budget)
+    found = label_efficiency.LabelEfficiency(curves=curves, stopped_early={}, saved=None, worth=None, power_laws={})
+    [_, *errors] = label_efficiency.curves_table(found, setting.seeds)
     assert [[str(cell) for cell in row] for row in errors] == files.read_rows(ROOT / f"plots/{study}/labels.csv")[1:]
     needed = files.read_csv(ROOT / f"plots/{study}/labels_saved.csv")
     assert needed
     for row in needed:
         curve = curves[row["configuration"]]
-        again = labels_saved.needed(curves[row["reference"]], {"": curve})[""]
+        again = label_savings.labels_needed(curves[row["reference"]], {"": curve})[""]
         assert f"{again[list(curve.labels).index(int(row['labels']))].value:.1f}" == row["needed"]
 
 

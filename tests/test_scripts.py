@@ -205,7 +205,7 @@ def test_make_clean_removes_every_output_that_git_does_not_have():
     parts = [out.split("/") for out in outs if isinstance(out, str)]
     folders = {"/".join(part[:2]) if part[0] == "data" else part[0] for part in parts}  # data/ has people's pictures
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2].split()
-    of_data = {f"data/{name}" for name in ("raw", "prepared", "start", "features")}
+    of_data = {f"data/{name}" for name in ("raw", "prepared", "initial", "features")}
     assert folders == of_data | {"models", "predictions", "probes", "report", "scores"}
     assert "runs" in recipe  # the provenance of what is removed
     assert folders | {"checkpoints", ".dvc/cache"} <= set(recipe)

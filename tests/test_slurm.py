@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from cluster import home, settings
-from cluster.board import Board
-from cluster.unit import Outcome
+from cluster.job import JobResult
+from cluster.progress import ProgressDisplay
 from stages.pipeline import stages
 
 from . import slurm
 from .conftest import ROOT
-from .small import small_repository, stages_in, units, write_stages
+from .small_repository import small_repository, specs, stages_in, write_stages
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())]
 
@@ -42,18 +42,18 @@ def nodes(tmp_path: Path, monkeypatch, **prepared: str) -> Iterator[slurm.Nodes]
         yield running
 
 
-def perform(repository: Path, scratch: Path, shared: Path, attempts: int) -> list[Outcome]:
-    from cluster.slurm import Engine
+def perform(repository: Path, scratch: Path, shared: Path, max_attempts: int) -> list[JobResult]:
+    from cluster.slurm import Backend
 
     plan = home.planned(stages(yaml.safe_load((repository / "params.yaml").read_text()), str(repository / "dvc.yaml")))
-    by_name, collected = units(repository, scratch, shared), []
-    engine = Engine(asked(shared, attempts=attempts))
+    by_name, collected = specs(repository, scratch, shared), []
+    backend = Backend(asked(shared, max_attempts=max_attempts))
     try:
-        with Board() as board:
-            home.perform(engine, plan, lambda stage: by_name[stage.name], collected.append, attempts=attempts,
-                         at_once=8, board=board, logs=shared / "logs")  # fmt: skip
+        with ProgressDisplay() as board:
+            home.perform(backend, plan, lambda stage: by_name[stage.name], collected.append, max_attempts=max_attempts,
+                         max_jobs=8, board=board, logs=shared / "logs")  # fmt: skip
     finally:
-        engine.close()
+        backend.close()
     return collected
 
 
@@ -64,7 +64,7 @@ def test_nodes_that_lack_the_environment_or_room(small, tmp_path, monkeypatch, c
     without = f"mount -t tmpfs none {Path(sys.executable).parent.parent}"
     full = f"mount -t tmpfs -o size=4m none {scratch}"
     with nodes(tmp_path, monkeypatch, node1=without, node2=full):
-        outcomes = perform(small, scratch, shared, attempts=3)
+        outcomes = perform(small, scratch, shared, max_attempts=3)
     assert {outcome.host for outcome in outcomes} == {"node3"}
     assert [outcome.runs for outcome in outcomes] == [
         {f"runs/small/{name}.json": {"seconds": 0.0}} for outcome in outcomes for name in outcome.lock
@@ -81,19 +81,19 @@ def test_nodes_that_lack_the_environment_or_room(small, tmp_path, monkeypatch, c
 
 def test_a_driver_that_is_killed_leaves_no_jobs_to_the_next(small, tmp_path, monkeypatch):
     """Kill it at ten moments from before its first job on; the next one begins when nothing of it is left."""
-    from cluster.slurm import Engine
+    from cluster.slurm import Backend
 
     scratch, shared = tmp_path / "scratch", tmp_path / "shared"
     write_stages(small, seconds=600)
     driver = f"""
-from cluster.slurm import Engine
+from cluster.slurm import Backend
 from pathlib import Path
-from tests.small import units
+from tests.small import specs
 from tests.test_slurm import asked
 import time
-engine = Engine(asked(Path({str(shared)!r})))
+backend = Backend(asked(Path({str(shared)!r})))
 print(flush=True)
-engine.submit(list(units(Path({str(small)!r}), Path({str(scratch)!r}), Path({str(shared)!r})).values()), computes=False)
+backend.submit(list(specs(Path({str(small)!r}), Path({str(scratch)!r}), Path({str(shared)!r})).values()), needs_gpu=False)
 time.sleep(600)
 """
     moments = random.Random(0)
@@ -106,7 +106,7 @@ time.sleep(600)
             process.kill()
             process.wait()
             began += bool(running.call("squeue", "--noheader"))
-            Engine(asked(shared))
+            Backend(asked(shared))
             assert running.call("squeue", "--noheader") == ""
             assert stages_in(scratch) == []
         assert began > 1
@@ -119,9 +119,9 @@ def test_a_job_whose_time_is_over_begins_attempts_times(small, tmp_path, monkeyp
         process = subprocess.Popen(
             [sys.executable, "-c", f"""
 from pathlib import Path
-from headstart.console import run
+from headstart.console import run_cli
 from tests.test_slurm import perform
-run(lambda: perform(Path({str(small)!r}), Path({str(scratch)!r}), Path({str(shared)!r}), attempts=1))
+run(lambda: perform(Path({str(small)!r}), Path({str(scratch)!r}), Path({str(shared)!r}), max_attempts=1))
 """], cwd=ROOT, stderr=subprocess.PIPE, text=True)  # fmt: skip
         while sum("work" in stage.split() for stage in stages_in(scratch)) < 3:
             assert process.poll() is None
@@ -129,4 +129,9 @@ run(lambda: perform(Path({str(small)!r}), Path({str(scratch)!r}), Path({str(shar
         running.call("scancel", f"--user={os.getuid()}", "--signal=USR2")
         said = process.communicate()[1]
     assert said.startswith("headstart: 3 of 3 stages failed; ")
-    assert said.count("the time of all its jobs was not enough: raise slurm.minutes, or attempts, in cluster.yaml") == 3
+    assert (
+        said.count(
+            "the time of all its jobs was not enough: raise slurm.time_limit_minutes, or max_attempts, in cluster.yaml"
+        )
+        == 3
+    )

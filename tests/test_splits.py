@@ -63,7 +63,7 @@ def test_more_images_than_there_are():
 
 def dataset(labels: list[int], n_classes: int) -> splits.Dataset:
     images = np.zeros((len(labels), 4, 4), dtype=np.uint8)
-    part = splits.Part(np.array(labels, dtype=np.int64), images.__getitem__)
+    part = splits.Partition(np.array(labels, dtype=np.int64), images.__getitem__)
     return splits.Dataset("some", tuple("abcdefghij"[:n_classes]), part, None)
 
 
@@ -93,16 +93,16 @@ def test_a_fifth_of_each_class_is_held_out():
 def test_sizes_that_do_not_fit_the_images(tmp_path, sizes, message):
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError) as error:
-        splits.write(path, dataset([0] * 50 + [1] * 5 + [2] * 5, 3), sizes=sizes, seed=0)
+        splits.write_splits(path, dataset([0] * 50 + [1] * 5 + [2] * 5, 3), sizes=sizes, seed=0)
     assert str(error.value) == message
     assert not path.exists()
 
 
 def test_the_first_labelled_are_stratified_and_nested():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [500, 300, 200]))
-    chosen = [splits.labelled_first(labels, n, seed=3) for n in (10, 100, 1_000)]
+    chosen = [splits.nested_subset(labels, n, seed=3) for n in (10, 100, 1_000)]
     assert [len(one) for one in chosen] == [10, 100, 1_000]
     assert set(chosen[0]) < set(chosen[1]) < set(chosen[2]) == set(range(1_000))
     for one, n in zip(chosen, (10, 100, 1_000), strict=True):
         assert np.abs(np.bincount(labels[one], minlength=3) - n * np.array([0.5, 0.3, 0.2])).max() <= 1
-    assert set(splits.labelled_first(labels, 10, seed=4)) != set(chosen[0])
+    assert set(splits.nested_subset(labels, 10, seed=4)) != set(chosen[0])

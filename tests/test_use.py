@@ -11,7 +11,7 @@ import headstart
 from headstart.console import UserError
 from headstart.data import decoding, pictures
 from headstart.network import models
-from headstart.network.snapshot import Classifier, Snapshot
+from headstart.network.saved_model import Classifier, SavedModel
 
 from .test_pictures import half_transparent, picture, save
 
@@ -21,7 +21,7 @@ SIZE = 48
 def write_model(folder: Path, prepared_size: int, *, interpolation: str = "bilinear") -> Classifier:
     torch.manual_seed(0)
     model = models.build("resnet18", 3)
-    Snapshot(
+    SavedModel(
         state=model.state_dict(), model_name="resnet18", prepared_size=prepared_size, image_size=SIZE,
         mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation=interpolation, classes=tuple("abc"), classifier="fc",
         weights="random", sha256="",

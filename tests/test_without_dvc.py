@@ -54,16 +54,16 @@ def test_interrupted_killed_and_meddled_with(alone, tmp_path):
     assert results(clone) == alone
     assert ran(run(*stages, cwd=clone).stdout) == {"all"}
 
-    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.002))
+    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.002))
     assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
     # Killed while it writes anew, then with the settings of before: what is there is not what they make.
-    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.003))
+    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.003))
     process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if f"s  train@{KEPT[1]}" in line:
             process.kill()
     process.wait()
-    edit(clone, lambda settings: settings["experiments"][KEPT[1]].update(lr=0.001))
+    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.001))
     assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
     assert results(clone) == alone
     # Somebody else has written an output.
@@ -90,7 +90,7 @@ def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
     of_seed_1 = {name for name in alone if "seed-1." in name or "model-1." in name or name == "logits of seed 1"}
     assert len(of_seed_1) == 2 + 1 + len(KEPT) + 1  # starts, features of the random one, networks
     assert {name: both[name] for name in of_seed_1} == {name: alone[name] for name in of_seed_1}
-    for name in of_seed_1 - {"logits of seed 1", "data/start/quick/pretrained-true/seed-1.safetensors"}:
+    for name in of_seed_1 - {"logits of seed 1", "data/initial/quick/pretrained-true/seed-1.safetensors"}:
         assert both[name] != both[name.replace("-1.", "-0.")], name  # and another one than seed 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headstart.network.snapshot import Classifier
+    from headstart.network.saved_model import Classifier
 
 
 def load(folder: str | Path, seed: int | None = None) -> Classifier:
@@ -23,13 +23,13 @@ def load(folder: str | Path, seed: int | None = None) -> Classifier:
         UserError: the folder holds no such network.
     """
     from headstart.console import UserError
-    from headstart.network.snapshot import (  # PyTorch takes seconds to import, so only who loads pays
+    from headstart.network.saved_model import (  # PyTorch takes seconds to import, so only who loads pays
         Classifier,
-        Snapshot,
+        SavedModel,
     )
 
     there = {int(path.stem.removeprefix("model-")): path for path in Path(folder).glob("model-*.safetensors")}
     if not there or (seed is not None and seed not in there):
         which = "no trained network" if seed is None else f"no network trained with seed {seed}"
         raise UserError(f"{folder} has {which}: `dvc repro` makes them")
-    return Classifier(Snapshot.read(there[min(there) if seed is None else seed]))
+    return Classifier(SavedModel.read(there[min(there) if seed is None else seed]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 USER_STATUS = 1  # of a process that a UserError has ended
 MACHINE_STATUS = 75  # that a MachineError has ended: the EX_TEMPFAIL of sysexits.h
 
@@ -29,7 +29,7 @@ class MachineError(UserError):
     """Something that this machine lacks now, such as room on its disk: the same may work elsewhere or later."""
 
 
-def run(main: Callable[..., object], *arguments: str) -> None:
+def run_cli(main: Callable[..., object], *arguments: str) -> None:
     """Run a stage; turn a mistake of the user's into one line on stderr and exit status 1.
 
     What the machine lacks, such as memory or room on its disk, ends with status 75.
@@ -86,7 +86,7 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "out of memory: lower training_images or image_size in params.yaml, or close other programs"
     if isinstance(error, OSError):
-        if error.errno in FULL and isinstance(error.filename, str):
+        if error.errno in DISK_FULL and isinstance(error.filename, str):
             error.filename = str(Path(error.filename).resolve())  # or nobody knew which disk
         remedy = {
             errno.ENOSPC: "free some space",

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all: written beside their place, synchronised, renamed."""
+"""Files that appear complete or not at all: written beside their place, synchronized, renamed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())  # a folder may be sh
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a place beside ``path`` to write a file or a folder to; it becomes ``path`` if the block succeeds."""
     path = Path(path)
     new = [parent for parent in path.parents if not parent.exists()]
@@ -51,11 +51,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.sync()  # waits for everything, and takes less time than a call for each of many files
         else:
             for file in written:
-                _synchronise(file)
+                _synchronize(file)
         if path.is_dir():
             shutil.rmtree(path)
         beside.replace(path)
-        _synchronise(path.parent)
+        _synchronize(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk does not say which file does not fit
         raise
@@ -66,7 +66,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _synchronise(path: Path) -> None:
+def _synchronize(path: Path) -> None:
     if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -82,23 +82,23 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stamp(path: str | Path) -> tuple[int, int]:
+def stat_signature(path: str | Path) -> tuple[int, int]:
     """Size and time of a file, which change with its content."""
     found = Path(path).stat()
     return found.st_size, found.st_mtime_ns
 
 
-def sha256_as_it_is(path: str | Path) -> str:
+def cached_sha256(path: str | Path) -> str:
     """The same as ``sha256``, read once as long as size and time of the file stay the same."""
-    return _sha256(Path(path), stamp(path))
+    return _sha256(Path(path), stat_signature(path))
 
 
 @cache
-def _sha256(path: Path, stamp: tuple[int, int]) -> str:
+def _sha256(path: Path, stat_signature: tuple[int, int]) -> str:
     return sha256(path)
 
 
-def sources(paths: Iterable[str | Path]) -> list[Path]:
+def list_source_files(paths: Iterable[str | Path]) -> list[Path]:
     """The files of ``paths``, of folders all Python modules and other sources in them, in a fixed order."""
     found = []
     for path in map(Path, paths):
@@ -107,7 +107,7 @@ def sources(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def require_room(path: str | Path, size: int, remedy: str) -> None:
+def require_disk_space(path: str | Path, size: int, remedy: str) -> None:
     """Raise MachineError where ``size`` bytes more do not fit on the disk that ``path`` will be on."""
     folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
@@ -116,7 +116,7 @@ def require_room(path: str | Path, size: int, remedy: str) -> None:
 
 
 def write_text(path: str | Path, content: str) -> None:
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(content, encoding="utf-8", newline="\n")
 
 
@@ -129,7 +129,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
@@ -183,7 +183,7 @@ def _write_safetensors(
 ) -> None:
     # One key only: safetensors writes several in an order that changes from run to run.
     metadata = {"headstart": json.dumps(description or {})}
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         try:
             save(plain, beside, metadata)
         except SafetensorError as error:

@@ -13,25 +13,25 @@ import yaml
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from headstart.console import UserError, run
+from headstart.console import UserError, run_cli
 
 SMALLEST_IMAGE = 32  # the networks halve an image five times
 LARGEST_FILE = 1_000_000  # bytes: what people write by hand is a thousandth of it
-CLOSED = ConfigDict(extra="forbid")
+STRICT_CONFIG = ConfigDict(extra="forbid")
 
 T = TypeVar("T")
 _SHORTENED = reprlib.Repr()  # a few references in YAML can make a value of any size
 _SHORTENED.maxlevel = 2
 
-Count = Annotated[StrictInt, Field(ge=1)]
-Natural = Annotated[StrictInt, Field(ge=0)]
+PositiveInt = Annotated[StrictInt, Field(ge=1)]
+NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Optimizer = Literal["Adam", "SGD"]
 # In paths, in commands, and in the names of DVC's parameters, where a dot would begin another section.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-@dataclass(frozen=True, config=CLOSED)
+@dataclass(frozen=True, config=STRICT_CONFIG)
 class Study:
     """What all configurations of a study have in common."""
 
@@ -43,55 +43,59 @@ class Study:
     # layer that it trains. The first two fit every network.
     finetune_from: StrictStr
     image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # pixels
-    training_images: Count
-    validation_images: Natural
-    batch_size: Count
-    n_epochs: Count  # with patience the largest number of them
-    patience: Count | None  # epochs without a lower validation loss that end a training; without it n_epochs do
-    seed: Natural  # of the choice of training and validation images
-    # Of all other chance: random weights, order of images, dropout, which images are labelled; one training with each.
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
-    label_counts: tuple[Count, ...]  # labelled images that each configuration is trained with as well; may be empty
-    probe_counts: tuple[Count, ...]  # the same for the linear probes; without any there are none
-    store_activations: StrictBool  # keep what fine-tuning starts from on disk, or compute it in each training
+    training_images: PositiveInt
+    validation_images: NonNegativeInt
+    batch_size: PositiveInt
+    n_epochs: PositiveInt  # with patience the largest number of them
+    patience: PositiveInt | None  # epochs without a lower validation loss that end a training; without it n_epochs do
+    split_seed: NonNegativeInt  # of the choice of training and validation images
+    # Of all other chance: random weights, order of images, dropout, which images are labeled; one training with each.
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    label_budgets: tuple[
+        PositiveInt, ...
+    ]  # labeled images that each configuration is trained with as well; may be empty
+    probe_budgets: tuple[PositiveInt, ...]  # the same for the linear probes; without any there are none
+    cache_activations: StrictBool  # keep what fine-tuning starts from on disk, or compute it in each training
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other (it is {list(self.seeds)})")
         if self.patience and not self.validation_images:
             raise ValueError("patience needs images to validate with: raise validation_images, or set it to null")
-        for key in ("label_counts", "probe_counts"):
+        for key in ("label_budgets", "probe_budgets"):
             self._check_counts(key, getattr(self, key))
 
     def _check_counts(self, key: str, counts: tuple[int, ...]) -> None:
         if any(one >= other for one, other in pairwise(counts)):
             raise ValueError(f"{key} must increase from one to the next (it is {list(counts)})")
-        if counts and counts[-1] >= self.labels:
-            problem = f"must be less than training_images and validation_images together, {self.labels:,}, with which "
+        if counts and counts[-1] >= self.full_budget:
+            problem = (
+                f"must be less than training_images and validation_images together, {self.full_budget:,}, with which "
+            )
             raise ValueError(f"{key} {problem}all is trained anyway (it is {list(counts)})")
-        if key == "probe_counts" and counts and not self.validation_images:
+        if key == "probe_budgets" and counts and not self.validation_images:
             raise ValueError(f"{key} needs images to validate with: raise validation_images, or set it to []")
-        if counts and self.validation_images and not self.images_of(counts[0])[1]:
+        if counts and self.validation_images and not self.train_val_sizes(counts[0])[1]:
             raise ValueError(f"{key} leaves none of {counts[0]} images to validate with: raise it")
 
     @property
-    def labels(self) -> int:
-        """How many labelled images the study has but for the test images."""
+    def full_budget(self) -> int:
+        """How many labeled images the study has but for the test images."""
         return self.training_images + self.validation_images
 
     @property
-    def probed(self) -> tuple[int, ...]:
+    def all_probe_budgets(self) -> tuple[int, ...]:
         """With how many labels linear probes are fitted: all of them last."""
-        return (*self.probe_counts, self.labels) if self.probe_counts else ()
+        return (*self.probe_budgets, self.full_budget) if self.probe_budgets else ()
 
-    def images_of(self, labels: int) -> tuple[int, int]:
-        """How many of ``labels`` labelled images are trained with, and validated with: in the study's proportion."""
-        validation = round(labels * self.validation_images / self.labels)
-        return labels - validation, validation
+    def train_val_sizes(self, budget: int) -> tuple[int, int]:
+        """How many of ``labels`` labeled images are trained with, and validated with: in the study's proportion."""
+        validation = round(budget * self.validation_images / self.full_budget)
+        return budget - validation, validation
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Experiment:
+@dataclass(frozen=True, config=STRICT_CONFIG)
+class Configuration:
     """One configuration."""
 
     pretrained: StrictBool
@@ -113,48 +117,48 @@ class Experiment:
                 raise ValueError(f"{key} is missing: SGD needs it")
 
 
-@dataclass(frozen=True, config=CLOSED)
+@dataclass(frozen=True, config=STRICT_CONFIG)
 class Params:
     """All of ``params.yaml``."""
 
     study: StrictStr
-    data_folder: StrictStr  # looked into first for data sets by name; what is not there is downloaded
+    dataset_dir: StrictStr  # looked into first for data sets by name; what is not there is downloaded
     studies: dict[Name, Study]
-    experiments: dict[Name, Experiment]
+    configurations: dict[Name, Configuration]
 
     @property
-    def current(self) -> Study:
+    def selected_study(self) -> Study:
         """The section that ``study`` names."""
         return self.studies[self.study]
 
-    def experiment(self, name: str) -> Experiment:
+    def configuration(self, name: str) -> Configuration:
         """The configuration ``name``."""
-        if name not in self.experiments:
-            raise UserError(f"there is no configuration {name!r} in params.yaml{_hint(name, self.experiments)}")
-        return self.experiments[name]
+        if name not in self.configurations:
+            raise UserError(f"there is no configuration {name!r} in params.yaml{_hint(name, self.configurations)}")
+        return self.configurations[name]
 
     def __post_init__(self) -> None:
         if self.study not in self.studies:
             raise ValueError(f"study must be one of {', '.join(self.studies)} (it is {self.study})")
-        if not self.experiments:
-            raise ValueError("experiments is empty: name at least one configuration")
-        seen: dict[Experiment, str] = {}
-        for name, experiment in self.experiments.items():
-            if (twin := seen.setdefault(experiment, name)) != name:
-                raise ValueError(f"experiments.{name} is the same as {twin}: remove one")
-        if not any(experiment.finetuning for experiment in self.experiments.values()):
+        if not self.configurations:
+            raise ValueError("configurations is empty: name at least one configuration")
+        seen: dict[Configuration, str] = {}
+        for name, configuration in self.configurations.items():
+            if (twin := seen.setdefault(configuration, name)) != name:
+                raise ValueError(f"configurations.{name} is the same as {twin}: remove one")
+        if not any(configuration.finetuning for configuration in self.configurations.values()):
             return
         problem = "leaves a last batch of one image, on which batch norm cannot train: change it or"
-        if self.current.training_images % self.current.batch_size == 1:
+        if self.selected_study.training_images % self.selected_study.batch_size == 1:
             raise ValueError(f"studies.{self.study}.batch_size {problem} training_images")
-        for count in self.current.label_counts:
-            images, _ = self.current.images_of(count)
-            if images % self.current.batch_size == 1:
-                raise ValueError(f"studies.{self.study}.batch_size {problem} the {count} in label_counts, of which "
+        for count in self.selected_study.label_budgets:
+            images, _ = self.selected_study.train_val_sizes(count)
+            if images % self.selected_study.batch_size == 1:
+                raise ValueError(f"studies.{self.study}.batch_size {problem} the {count} in label_budgets, of which "
                                  f"{images} are trained with")  # fmt: skip
 
 
-SECTIONS = {"studies": Study, "experiments": Experiment}
+SECTIONS = {"studies": Study, "configurations": Configuration}
 
 
 class ParamsError(UserError):
@@ -167,20 +171,20 @@ def read(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: the file is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
     """
-    return check(load(path), Params, SECTIONS, path)
+    return validate(read_yaml(path), Params, SECTIONS, path)
 
 
 def for_study(settings: Params, study: str, path: str | Path = "params.yaml") -> Params:
-    """Return ``settings`` with ``study`` as the current study.
+    """Return ``settings`` with ``study`` as the selected_study study.
 
     Raises:
         ParamsError: there is no such study, or it does not fit the configurations.
     """
-    return check({**vars(settings), "study": study}, Params, SECTIONS, path)
+    return validate({**vars(settings), "study": study}, Params, SECTIONS, path)
 
 
-def check(document: object, whole: type[T], sections: Mapping[str, type], path: str | Path) -> T:
-    """Read ``document``, which is what ``path`` says, as the dataclass ``whole``.
+def validate(data: object, schema: type[T], sections: Mapping[str, type], path: str | Path) -> T:
+    """Validate ``data``, the content of ``path``, as the dataclass ``schema``.
 
     Args:
         sections: the dataclasses of the keys that have one, or a section with one for each name.
@@ -189,12 +193,12 @@ def check(document: object, whole: type[T], sections: Mapping[str, type], path: 
         ParamsError: an unknown, missing, wrongly typed or impossible value.
     """
     try:
-        return TypeAdapter(whole).validate_python(document)
+        return TypeAdapter(schema).validate_python(data)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_in_words(_first(error.errors()), whole, sections)}") from None
+        raise ParamsError(f"{path}: {_in_words(_first(error.errors()), schema, sections)}") from None
 
 
-def load(path: str | Path = "params.yaml") -> Any:
+def read_yaml(path: str | Path = "params.yaml") -> Any:
     """Read ``path`` as YAML and check nothing else: what its values are is said by ``read``.
 
     Raises:
@@ -228,7 +232,7 @@ _UniqueKeys.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
-NAMES = "use letters, digits, - and _, the first a letter or a digit"
+NAME_RULE = "use letters, digits, - and _, the first a letter or a digit"
 # What pydantic calls a mistake, and what is said of it.
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 _TYPES = {
@@ -255,8 +259,10 @@ def _in_words(problem: Mapping[str, Any], whole: type, sections: Mapping[str, ty
     kind, value, limits = problem["type"], problem["input"], problem.get("ctx", {})
     path = [str(key) for key in problem["loc"]]
     if path and path[-1] == "[key]":  # a name
-        return f"{path[0]} cannot have the name {value!r}: {NAMES if isinstance(value, str) else 'put it in quotes'}"
-    if len(path) > 1 and path[0] in ("studies", "experiments"):
+        return (
+            f"{path[0]} cannot have the name {value!r}: {NAME_RULE if isinstance(value, str) else 'put it in quotes'}"
+        )
+    if len(path) > 1 and path[0] in ("studies", "configurations"):
         path = path[:3]  # not where in a list
     where = ".".join(path)
     if kind in _UNKNOWN:
@@ -269,7 +275,7 @@ def _in_words(problem: Mapping[str, Any], whole: type, sections: Mapping[str, ty
     if kind == "too_short":
         return f"{where} is empty: name at least one, such as [0]"
     if kind == "string_pattern_mismatch":
-        return f"{where} cannot be {value!r}: {NAMES}"
+        return f"{where} cannot be {value!r}: {NAME_RULE}"
     if kind == "literal_error":
         return f"{where} must be one of {limits['expected'].replace(' or ', ', ')} (it is {value})".replace("'", "")
     if kind in _TYPES:
@@ -294,4 +300,4 @@ def _hint(name: object, known: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    run(read)
+    run_cli(read)

@@ -12,10 +12,10 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of the L2 penalty's weight
+C_GRID = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of the L2 penalty's weight
 TOLERANCE = 1e-7  # of the gradient of the mean loss: small enough for every CPU to predict the same classes
-COARSE = 1e-4  # the same, small enough to choose a strength: half of the time
-STEPS = 1_000  # of Newton's method at most: it takes about ten
+COARSE = 1e-4  # the same, small enough to choose a C: half of the time
+MAX_ITER = 1_000  # of Newton's method at most: it takes about ten
 
 
 class Examples(NamedTuple):
@@ -25,15 +25,15 @@ class Examples(NamedTuple):
     labels: np.ndarray
 
 
-class Probe(NamedTuple):
+class FittedProbe(NamedTuple):
     """The probe with the lowest validation loss."""
 
-    strength: float  # one of STRENGTHS
+    C: float  # one of C_GRID
     predictions: np.ndarray  # classes of the test images, int64 [N]
 
 
-def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes: int) -> Probe:
-    """Fit with increasing ``STRENGTHS`` until the loss on ``validation`` rises, and choose the one before.
+def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes: int) -> FittedProbe:
+    """Fit with increasing ``C_GRID`` until the loss on ``validation`` rises, and choose the one before.
 
     The probe is not fitted again with the validation images: they are used to choose, as in the other trainings.
 
@@ -47,14 +47,14 @@ def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes
         inputs, validation_inputs, test_inputs = (
             scaler.transform(features.astype(np.float64)) for features in (training.features, validation.features, test)
         )
-        model = LogisticRegression(solver="newton-cg", tol=COARSE, max_iter=STEPS, warm_start=True)
+        model = LogisticRegression(solver="newton-cg", tol=COARSE, max_iter=MAX_ITER, warm_start=True)
         lowest, best, weights = np.inf, 0.0, (np.zeros(0), np.zeros(0))
-        for strength in STRENGTHS:
-            model.set_params(C=strength).fit(inputs, training.labels)
+        for C in C_GRID:
+            model.set_params(C=C).fit(inputs, training.labels)
             loss = log_loss(validation.labels, model.predict_proba(validation_inputs), labels=range(n_classes))
             if loss >= lowest:
                 break
-            lowest, best, weights = loss, strength, (model.coef_.copy(), model.intercept_.copy())
+            lowest, best, weights = loss, C, (model.coef_.copy(), model.intercept_.copy())
         model.coef_, model.intercept_ = weights
         model.set_params(C=best, tol=TOLERANCE).fit(inputs, training.labels)
-        return Probe(best, model.predict(test_inputs).astype(np.int64))
+        return FittedProbe(best, model.predict(test_inputs).astype(np.int64))

@@ -1,7 +1,7 @@
 """From an image file to the uint8 square that a network is trained with and used with.
 
 EXIF orientation → composite transparency on white → three channels → largest center square → resize (bilinear, with
-antialias). `prepare` and a trained network both call ``prepared``, so both see the same bytes for the same file.
+antialias). `prepare` and a trained network both call ``prepare_image``, so both see the same bytes for the same file.
 """
 
 import errno
@@ -25,14 +25,14 @@ UNREADABLE_SUFFIXES = frozenset({
     ".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".icns", ".dng", ".cr2", ".cr3", ".nef", ".arw",
     ".orf", ".rw2", ".raf", ".dcm",
 })  # fmt: skip
-DRAFTED = ("JPEG", "MPO")  # whose decoder reduces images while it decodes, much faster; MPO are JPEGs of phones
-SMALLEST = 8  # pixels of the shorter side: less shows nothing
-BITS_16 = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-HIGHEST = 65_535  # their largest value
-DARKEST = 4_096  # of what cannot be meant to be seen with 16 bits: cameras of 12 bits end below it
-FAINT = 8  # levels of 255: an image whose values on white differ by less is blank
+DRAFT_FORMATS = ("JPEG", "MPO")  # whose decoder reduces images while it decodes, much faster; MPO are JPEGs of phones
+MIN_SIDE = 8  # pixels of the shorter side: less shows nothing
+MODES_16_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+UINT16_MAX = 65_535  # their largest value
+MIN_UINT16_PEAK = 4_096  # of what cannot be meant to be seen with 16 bits: cameras of 12 bits end below it
+MIN_CONTRAST = 8  # levels of 255: an image whose values on white differ by less is blank
 # What EXIF's orientation says has to be done to the image.
-TURNS = {
+EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
@@ -44,7 +44,7 @@ class UnusableError(Exception):
     """Why an image cannot be used, as the rest of a sentence that begins with its name."""
 
 
-def prepared(source: str | Path | Image.Image, side: int) -> np.ndarray:
+def prepare_image(source: str | Path | Image.Image, side: int) -> np.ndarray:
     """Return the image in ``source`` as `prepare` stores it: uint8 [3, side, side].
 
     Args:
@@ -54,10 +54,12 @@ def prepared(source: str | Path | Image.Image, side: int) -> np.ndarray:
     Raises:
         UnusableError: there is no usable image in ``source``.
     """
-    return to_array(as_rgb(source) if isinstance(source, Image.Image) else decoded(Path(source), side), side)
+    return resize_and_center_crop(
+        as_rgb(source) if isinstance(source, Image.Image) else decode_image(Path(source), side), side
+    )
 
 
-def decoded(path: Path, side: int | None) -> Image.Image:
+def decode_image(path: Path, side: int | None) -> Image.Image:
     """Return the image in the file ``path`` as ``as_rgb`` does.
 
     Args:
@@ -68,8 +70,8 @@ def decoded(path: Path, side: int | None) -> Image.Image:
     """
     try:
         with path.open("rb") as file:
-            image = opened(file)
-            if side is not None and image.format in DRAFTED:
+            image = open_image(file)
+            if side is not None and image.format in DRAFT_FORMATS:
                 image.draft(None, (2 * side, 2 * side))
             return as_rgb(image)
     except (UnusableError, MemoryError):
@@ -83,7 +85,7 @@ def decoded(path: Path, side: int | None) -> Image.Image:
         raise UnusableError(f"is damaged ({error or type(error).__name__})") from None
 
 
-def opened(file: BinaryIO) -> Image.Image:
+def open_image(file: BinaryIO) -> Image.Image:
     """Return the image in ``file``, not yet decoded.
 
     Raises:
@@ -100,7 +102,7 @@ def opened(file: BinaryIO) -> Image.Image:
         raise UnusableError(_why_not_identified(file)) from None
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # of which Pillow only warns
         raise UnusableError(limit)
-    if min(image.size) < SMALLEST:
+    if min(image.size) < MIN_SIDE:
         raise UnusableError(f"is too small with {image.width}×{image.height} pixels")
     return image
 
@@ -122,14 +124,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()  # which turns a TIFF, and removes its orientation
     image = _upright(image)
-    if image.mode in BITS_16:
+    if image.mode in MODES_16_BIT:
         values = np.asarray(image)
         lowest, highest = int(values.min()), int(values.max())
-        if lowest < 0 or highest > HIGHEST:
+        if lowest < 0 or highest > UINT16_MAX:
             raise UnusableError("has values of more than 16 bits: save it with 8 or 16")
-        if highest < DARKEST:
-            raise UnusableError(f"has 16 bits a pixel, and no value above {highest:,} of {HIGHEST:,}: stretch them")
-        image = Image.fromarray((values.astype(np.float32) * np.float32(255 / HIGHEST) + 0.5).astype(np.uint8))
+        if highest < MIN_UINT16_PEAK:
+            raise UnusableError(f"has 16 bits a pixel, and no value above {highest:,} of {UINT16_MAX:,}: stretch them")
+        image = Image.fromarray((values.astype(np.float32) * np.float32(255 / UINT16_MAX) + 0.5).astype(np.uint8))
     if image.mode == "F":
         raise UnusableError("has floating-point values: save it with 8 or 16 bits a channel")
     if image.has_transparency_data:
@@ -139,7 +141,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        turn = EXIF_TRANSPOSE.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # EXIF that cannot be read turns nothing
         turn = None
     return image if turn is None else image.transpose(turn)
@@ -153,17 +155,17 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _is_flat(image: Image.Image) -> bool:
-    return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() < FAINT)
+    return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() < MIN_CONTRAST)
 
 
-def digest(image: Image.Image) -> bytes:
+def pixel_hash(image: Image.Image) -> bytes:
     """Return a hash of the size and the pixels of ``image``: equal for the same picture in another file format."""
     hashed = hashlib.blake2b(str(image.size).encode())
     hashed.update(np.asarray(image).data)
     return hashed.digest()
 
 
-def to_array(image: Image.Image, side: int) -> np.ndarray:
+def resize_and_center_crop(image: Image.Image, side: int) -> np.ndarray:
     """Return the largest square in the center of ``image`` (RGB), resized with antialias: uint8 [3, side, side]."""
     fitted = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
     return np.asarray(fitted).transpose(2, 0, 1)

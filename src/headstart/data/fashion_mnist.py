@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.console import MachineError, UserError
-from headstart.data.splits import Dataset, Part
+from headstart.data.splits import Dataset, Partition
 
 TITLE = "Fashion-MNIST"
 CLASSES = (
@@ -116,9 +116,9 @@ def load(folder: str | Path) -> Dataset:
     return Dataset(TITLE, CLASSES, train, test)
 
 
-def _part(folder: str | Path, split: str) -> Part:
+def _part(folder: str | Path, split: str) -> Partition:
     images, labels = (read_raw(folder, f"{split}-{what}-ubyte") for what in ("images-idx3", "labels-idx1"))
-    return Part(labels.astype(np.int64), images.__getitem__)
+    return Partition(labels.astype(np.int64), images.__getitem__)
 
 
 def parse_idx(content: bytes) -> np.ndarray:

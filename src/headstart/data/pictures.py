@@ -17,13 +17,13 @@ import numpy as np
 
 from headstart.console import UserError, progress
 from headstart.data import decoding
-from headstart.data.scanning import Picture, Scan, scan, text
-from headstart.data.splits import Dataset, Part
+from headstart.data.scanning import ImageFile, Scan, display_name, scan
+from headstart.data.splits import Dataset, Partition
 
 THREADS = 8  # at most, because each has a whole picture in memory
 
 
-class Found(NamedTuple):
+class DecodeResult(NamedTuple):
     """What is in a file."""
 
     digest: bytes  # of its pixels, the same for the same picture in another format
@@ -50,23 +50,23 @@ def read(scanned: Scan, *, image_size: int, skip_unusable: bool) -> Dataset:
     problems = dict(scanned.problems)
     problems |= {picture.path: each.problem for picture, each in zip(pictures, found, strict=True) if each.problem}
     problems |= _copies(pictures, found, folder)
-    left_out = {text(path.relative_to(folder)): problem for path, problem in sorted(problems.items())}
+    skipped_files = {display_name(path.relative_to(folder)): problem for path, problem in sorted(problems.items())}
     if problems and not skip_unusable:
         remedy = (
             "mend or remove them, or have them left out: skip_unusable_images: true in params.yaml, or SKIP=1 after "
             "`make pictures`"
         )
         count = "a file" if len(problems) == 1 else f"{len(problems):,} files"
-        details = [f"{name} {problem}" for name, problem in left_out.items()]
+        details = [f"{name} {problem}" for name, problem in skipped_files.items()]
         raise UserError(f"{folder} has {count} that cannot be used: {remedy}", details)
     usable, kept = _in_order(pictures, [index for index, each in enumerate(pictures) if each.path not in problems])
     classes = _classes(usable, scanned)
     parts = {part: _part(usable, images, kept, part, classes) for part in {each.part for each in usable}}
-    names = tuple(text(name) for name in classes)
-    return Dataset(folder.name, names, parts.get("train") or parts[""], parts.get("test"), left_out)
+    names = tuple(display_name(name) for name in classes)
+    return Dataset(folder.name, names, parts.get("train") or parts[""], parts.get("test"), skipped_files)
 
 
-def _in_order(pictures: Sequence[Picture], indices: Sequence[int]) -> tuple[list[Picture], np.ndarray]:
+def _in_order(pictures: Sequence[ImageFile], indices: Sequence[int]) -> tuple[list[ImageFile], np.ndarray]:
     """Return the pictures at ``indices`` by file name, those of the same name by the bytes in them; and their indices.
 
     The order depends neither on the names of the classes nor on the size that images are reduced to.
@@ -84,15 +84,17 @@ def _in_order(pictures: Sequence[Picture], indices: Sequence[int]) -> tuple[list
     return [pictures[index] for index in order], np.array(order, dtype=np.int64)
 
 
-def _part(pictures: Sequence[Picture], images: np.ndarray, indices: np.ndarray, part: str, classes: list[str]) -> Part:
+def _part(
+    pictures: Sequence[ImageFile], images: np.ndarray, indices: np.ndarray, part: str, classes: list[str]
+) -> Partition:
     mask = np.array([picture.part == part for picture in pictures])
     numbers = {label: number for number, label in enumerate(classes)}
     labels = np.array([numbers[picture.label] for picture in pictures], dtype=np.int64)
     part_indices = indices[mask]
-    return Part(labels[mask], lambda chosen: images[part_indices[chosen]])
+    return Partition(labels[mask], lambda chosen: images[part_indices[chosen]])
 
 
-def _classes(pictures: Sequence[Picture], scanned: Scan) -> list[str]:
+def _classes(pictures: Sequence[ImageFile], scanned: Scan) -> list[str]:
     """The names of the classes, in order.
 
     Raises:
@@ -102,22 +104,24 @@ def _classes(pictures: Sequence[Picture], scanned: Scan) -> list[str]:
     counts = Counter((picture.part, picture.label) for picture in pictures)
     classes = sorted(labels)
     if len(classes) < 2 or not pictures:
-        has = f"only the class {text(classes[0])}" if pictures else "no picture that can be used"
+        has = f"only the class {display_name(classes[0])}" if pictures else "no picture that can be used"
         nested = {picture.path.relative_to(folder).parts[1:-1] for picture in pictures}
         hint = f"; if the folders in it are the classes, use FOLDER={folder / classes[0]}" if len(nested) > 1 else ""
         raise UserError(f"{folder} has {has}: a study needs two classes, each a folder with pictures{hint}")
     if empty := sorted(labels - {label for _, label in counts}):
-        names = ", ".join(map(text, empty))
+        names = ", ".join(map(display_name, empty))
         raise UserError(f"{folder} has no picture that can be used in {names}: put some there, or remove the folder")
-    if len({text(label) for label in classes}) < len(classes):
+    if len({display_name(label) for label in classes}) < len(classes):
         raise UserError(f"{folder} has two classes whose names look the same: rename one")
     for label in classes:
         if counts["", label] == 1:
-            raise UserError(f"{folder} has one picture in {text(label)}: it needs two, to train with and to test with")
+            raise UserError(
+                f"{folder} has one picture in {display_name(label)}: it needs two, to train with and to test with"
+            )
         if not counts["", label]:
             for part in ("train", "test"):
                 if not counts[part, label]:
-                    raise UserError(f"{folder} has no picture in {part}/{text(label)}: put one there, or remove the "
+                    raise UserError(f"{folder} has no picture in {part}/{display_name(label)}: put one there, or remove the "
                                     "class")  # fmt: skip
     return classes
 
@@ -135,7 +139,7 @@ def _header(path: Path) -> Header | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with path.open("rb") as file:
-                image = decoding.opened(file)
+                image = decoding.open_image(file)
                 return Header(str(image.format), tuple(sorted(image.size)))
     except Exception:
         return None
@@ -149,23 +153,25 @@ def _side(headers: Sequence[Header | None], image_size: int) -> int:
 
 
 def _read(
-    pictures: Sequence[Picture], headers: Sequence[Header | None], side: int, name: str
-) -> tuple[np.ndarray, list[Found]]:
+    pictures: Sequence[ImageFile], headers: Sequence[Header | None], side: int, name: str
+) -> tuple[np.ndarray, list[DecodeResult]]:
     """All pictures, uint8 [N, 3, side, side], and what is found in each; black where it cannot be used."""
     images = np.zeros((len(pictures), 3, side, side), dtype=np.uint8)
     # Of these sizes a JPEG may be the same picture as a file that is decoded at its full size.
-    full_sizes = {header.size for header in headers if header is not None and header.format not in decoding.DRAFTED}
+    full_sizes = {
+        header.size for header in headers if header is not None and header.format not in decoding.DRAFT_FORMATS
+    }
 
-    def read_one(index: int) -> Found:
+    def read_one(index: int) -> DecodeResult:
         path, header = pictures[index].path, headers[index]
         try:
-            image = decoding.decoded(path, side)
-            images[index] = decoding.to_array(image, side)
+            image = decoding.decode_image(path, side)
+            images[index] = decoding.resize_and_center_crop(image, side)
             if header is not None and header.size in full_sizes and tuple(sorted(image.size)) != header.size:
-                image = decoding.decoded(path, None)
+                image = decoding.decode_image(path, None)
         except decoding.UnusableError as error:
-            return Found(b"", str(error))
-        return Found(decoding.digest(image), "")
+            return DecodeResult(b"", str(error))
+        return DecodeResult(decoding.pixel_hash(image), "")
 
     found = []
     with (
@@ -184,7 +190,7 @@ def _read(
     return images, found
 
 
-def _copies(pictures: Sequence[Picture], found: Sequence[Found], folder: Path) -> dict[Path, str]:
+def _copies(pictures: Sequence[ImageFile], found: Sequence[DecodeResult], folder: Path) -> dict[Path, str]:
     """Pictures that are there already, and which they are the same as: to be left out, in both classes if in two.
 
     What is in test stays: a network must not be tested with what it was trained with.
@@ -193,25 +199,25 @@ def _copies(pictures: Sequence[Picture], found: Sequence[Found], folder: Path) -
     for same in _equal(pictures, found):
         first, *others = sorted(same, key=lambda picture: picture.part != "test")
         if len({picture.label for picture in same}) > 1:
-            problems[first.path] = f"is the same picture as {text(others[0].path.relative_to(folder))}"
+            problems[first.path] = f"is the same picture as {display_name(others[0].path.relative_to(folder))}"
         for other in others:
-            problems[other.path] = f"is the same picture as {text(first.path.relative_to(folder))}"
+            problems[other.path] = f"is the same picture as {display_name(first.path.relative_to(folder))}"
     return problems
 
 
-def _equal(pictures: Sequence[Picture], found: Sequence[Found]) -> list[list[Picture]]:
+def _equal(pictures: Sequence[ImageFile], found: Sequence[DecodeResult]) -> list[list[ImageFile]]:
     """Return the groups of equal pictures.
 
     Pictures that are equal as they were decoded are compared at their full size, so that groups do not depend on the
     size that images are reduced to.
     """
-    candidates: dict[bytes, list[Picture]] = {}
+    candidates: dict[bytes, list[ImageFile]] = {}
     for picture, each in zip(pictures, found, strict=True):
         if not each.problem:
             candidates.setdefault(each.digest, []).append(picture)
-    groups: dict[bytes, list[Picture]] = {}
+    groups: dict[bytes, list[ImageFile]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for picture in (each for group in candidates.values() if len(group) > 1 for each in group):
-            groups.setdefault(decoding.digest(decoding.decoded(picture.path, None)), []).append(picture)
+            groups.setdefault(decoding.pixel_hash(decoding.decode_image(picture.path, None)), []).append(picture)
     return [group for group in groups.values() if len(group) > 1]

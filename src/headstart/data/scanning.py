@@ -42,7 +42,7 @@ _FOLD = re.compile(r"(k?fold|cv|split|partition)s?[\W_]*\d+|\d+[\W_]*fold|fold[\
 _PERHAPS_FOLD = re.compile(r"(part|subset|set|batch|chunk|shard)[\W_]*\d+")
 
 
-class Picture(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file, and what the folders it lies in say of it."""
 
     path: Path
@@ -54,7 +54,7 @@ class Scan(NamedTuple):
     """What is in a folder of images."""
 
     folder: Path
-    pictures: list[Picture]  # by path
+    pictures: list[ImageFile]  # by path
     problems: dict[Path, str]  # files and folders of which it is plain without reading that they cannot be used
     labels: set[str]  # the names of the classes' folders
     ignored: Counter[str]  # how many files in these are no images, by suffix
@@ -86,7 +86,7 @@ def scan(folder: Path, *, follow_links: bool) -> Scan:
             elif problem is None:
                 ignored[path.suffix.lower()] += 1
             else:
-                pictures.append(Picture(path, part, top.name))
+                pictures.append(ImageFile(path, part, top.name))
     for place in {top.parent for _, top in classes} | {folder}:
         strays = (path for path in _entries(place)[1] if path.suffix.lower() in SUFFIXES)
         problems |= dict.fromkeys(strays, "is in no class")
@@ -102,7 +102,7 @@ def _layout(folder: Path) -> _Layout:
     """
     folders = _folders(folder)
     ignored = [top for top in folders if _has_notes_only(top)]
-    notes = [f"{text(top.name)} has no images and is ignored" for top in ignored]
+    notes = [f"{display_name(top.name)} has no images and is ignored" for top in ignored]
     tops = [top for top in folders if top not in ignored]
     if not tops:
         raise UserError(f"{folder} has no folders: give each class one, with its pictures in it{_table_hint(folder)}")
@@ -115,7 +115,7 @@ def _layout(folder: Path) -> _Layout:
         return _Layout([("", top) for top in tops], notes + _unused_splits(tops))
     with_classes = [top for top in splits if _entries(top)[0]]
     if others and not with_classes and len(splits) == 1:
-        name = text(next(iter(splits)).name)
+        name = display_name(next(iter(splits)).name)
         notes.append(f"{name} is a class here, because it has no folders of classes")
         return _Layout([("", top) for top in tops], notes)
     if beside := [top for top in others if _has_images(top)]:
@@ -124,8 +124,8 @@ def _layout(folder: Path) -> _Layout:
     _require_splits(folder, splits, with_classes)
     has_test = "test" in splits.values()
     parts = {"train": "train", "test": "test", "val": "train" if has_test else "test"}
-    by_kind = {kind: text(top.name) for top, kind in splits.items()}
-    notes += [f"{text(top.name)} has no images and is ignored" for top in others]
+    by_kind = {kind: display_name(top.name) for top, kind in splits.items()}
+    notes += [f"{display_name(top.name)} has no images and is ignored" for top in others]
     if "val" in by_kind and has_test:
         notes.append(f"{by_kind['train']} and {by_kind['val']} are joined: validation images are drawn from both")
     elif "val" in by_kind:
@@ -209,12 +209,14 @@ def _unused_splits(tops: Sequence[Path]) -> list[str]:
     """Return a note where all classes have folders of splits in them, which are not used as such."""
     inside = [[path.name for path in _entries(top)[0]] for top in tops]
     if all(len(names) > 1 and all(map(_parsed, names)) for names in inside):
-        return [f"{', '.join(map(text, inside[0]))} within the classes are joined: a fifth of each class is held out"]
+        return [
+            f"{', '.join(map(display_name, inside[0]))} within the classes are joined: a fifth of each class is held out"
+        ]
     return []
 
 
 def _unwrapped(top: Path) -> Path:
-    """Return the only folder in ``top`` if it has its name, as archives unpack, or is called images; or ``top``."""
+    """Return the only folder in ``top`` if it has its name, as archives decode_bits, or is called images; or ``top``."""
     folders, files = _entries(top)
     if len(folders) != 1 or files or not _entries(folders[0])[0]:
         return top
@@ -234,7 +236,7 @@ def _folders(folder: Path) -> list[Path]:
         raise UserError(f"there is no folder {folder}") from None
     except NotADirectoryError:
         is_archive = re.search(r"\.(zip|rar|7z|tar|tgz|gz|bz2|xz)$", folder.name.lower())
-        raise UserError(f"{folder} is no folder{': unpack it' if is_archive else ''}") from None
+        raise UserError(f"{folder} is no folder{': decode_bits it' if is_archive else ''}") from None
     except OSError as error:
         raise UserError(f"{folder} {_unreadable(error)}") from None
 
@@ -335,19 +337,19 @@ def _image_files(top: Path) -> bool:
 
 
 def _table_hint(folder: Path) -> str:
-    tables = [text(path.name) for path in _entries(folder)[1] if path.suffix.lower() in TABLES]
+    tables = [display_name(path.name) for path in _entries(folder)[1] if path.suffix.lower() in TABLES]
     return f" (data/pictures/README.md has a script that reads the labels from {tables[0]})" if tables else ""
 
 
 def _names(tops: Iterable[Path]) -> str:
-    return ", ".join(text(top.name) for top in tops)
+    return ", ".join(display_name(top.name) for top in tops)
 
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def text(name: str | Path) -> str:
+def display_name(name: str | Path) -> str:
     """Return a name of the file system as text: one form of every letter, no control characters, valid Unicode."""
     plain = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     printable = "".join("\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in plain)

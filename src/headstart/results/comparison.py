@@ -13,13 +13,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from headstart.params import Experiment
+from headstart.params import Configuration
 
 # In each factor, the level whose gain over the other is the effect.
 FACTORS = {"pretrained": True, "finetuning": True, "optimizer": "Adam"}
-SETTINGS = ("lr", "momentum", "weight_decay")  # what a level may bring along, and what may be tuned for each
+HYPERPARAMETERS = ("lr", "momentum", "weight_decay")  # what a level may bring along, and what may be tuned for each
 
-ERROR = 0.05  # intervals are 95 % intervals, and a difference is significant if its p-value is below this
+ALPHA = 0.05  # intervals are 95 % intervals, and a difference is significant if its p-value is below this
 RESAMPLES = 10_000
 BISECTIONS = 60  # of the search for a p-value
 FARTHEST = 20.0  # standard errors, at which a p-value is 6e-89
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gain:
+class PairedComparison:
     """What one network has over another, on the same test images; of several seeds the mean."""
 
     gain: Estimate  # in accuracy
@@ -45,16 +45,16 @@ class Gain:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the corrected p-value is below ``ERROR`` and the interval excludes 0.
+        """Whether the corrected p-value is below ``ALPHA`` and the interval excludes 0.
 
         With one seed this says that the two trained networks differ on other test images too. It says nothing about
         other trainings.
         """
-        return self.p < ERROR and not self.gain.low <= 0 <= self.gain.high
+        return self.p < ALPHA and not self.gain.low <= 0 <= self.gain.high
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference(Gain):
+class Difference(PairedComparison):
     """Two configurations that differ in one ``factor``."""
 
     factor: str
@@ -64,7 +64,7 @@ class Difference(Gain):
 
 
 @dataclass(frozen=True)
-class Findings:
+class StudyAnalysis:
     """What the study found."""
 
     accuracy: dict[str, Estimate]
@@ -73,7 +73,7 @@ class Findings:
     differences: list[Difference]
 
 
-def pairs(experiments: Mapping[str, Experiment], factor: str) -> list[tuple[str, str]]:
+def pairs(configurations: Mapping[str, Configuration], factor: str) -> list[tuple[str, str]]:
     """Configurations that differ in ``factor`` and no other factor: (with the gaining level, with the other).
 
     Their settings may differ: which pairs there are does not change when one of them is tuned. The layer that they are
@@ -81,28 +81,30 @@ def pairs(experiments: Mapping[str, Experiment], factor: str) -> list[tuple[str,
     fine-tuning what it is.
     """
 
-    def others(experiment: Experiment) -> list[object]:
-        return [experiment.finetune_from, *(getattr(experiment, other) for other in FACTORS if other != factor)]
+    def others(configuration: Configuration) -> list[object]:
+        return [configuration.finetune_from, *(getattr(configuration, other) for other in FACTORS if other != factor)]
 
     return [
         (gaining, other)
-        for gaining, left in experiments.items()
-        for other, right in experiments.items()
+        for gaining, left in configurations.items()
+        for other, right in configurations.items()
         if others(left) == others(right)
         and getattr(left, factor) == FACTORS[factor]
         and getattr(right, factor) != FACTORS[factor]
     ]
 
 
-def unequal_settings(one: Experiment, other: Experiment) -> dict[str, tuple[float | None, float | None]]:
+def differing_hyperparameters(one: Configuration, other: Configuration) -> dict[str, tuple[float | None, float | None]]:
     """The settings in which two configurations differ, None where an optimizer has no such setting."""
-    values = {key: (getattr(one, key), getattr(other, key)) for key in SETTINGS}
+    values = {key: (getattr(one, key), getattr(other, key)) for key in HYPERPARAMETERS}
     return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
 
-def squares(experiments: Mapping[str, Experiment], first: str, second: str) -> list[tuple[str, str, str, str]]:
+def interaction_groups(
+    configurations: Mapping[str, Configuration], first: str, second: str
+) -> list[tuple[str, str, str, str]]:
     """Two pairs of ``first`` that differ in ``second`` and no other factor: first the pair with ``second``'s gain."""
-    ours, theirs = pairs(experiments, first), pairs(experiments, second)
+    ours, theirs = pairs(configurations, first), pairs(configurations, second)
     return [
         (*pair, *twin)
         for pair in ours
@@ -111,18 +113,18 @@ def squares(experiments: Mapping[str, Experiment], first: str, second: str) -> l
     ]
 
 
-def cells(
-    experiments: Mapping[str, Experiment], correct: Correct
-) -> tuple[dict[str, Experiment], dict[str, np.ndarray]]:
+def cell_means(
+    configurations: Mapping[str, Configuration], correct: Correct
+) -> tuple[dict[str, Configuration], dict[str, np.ndarray]]:
     """One configuration for each combination of levels and layers, and the mean correctness of all that have it.
 
     Else a combination that was tried with several settings would count as often.
     """
     members: dict[tuple[object, ...], list[str]] = {}
-    for name, experiment in experiments.items():
-        combination = (experiment.finetune_from, *(getattr(experiment, factor) for factor in FACTORS))
+    for name, configuration in configurations.items():
+        combination = (configuration.finetune_from, *(getattr(configuration, factor) for factor in FACTORS))
         members.setdefault(combination, []).append(name)
-    first = {names[0]: experiments[names[0]] for names in members.values()}
+    first = {names[0]: configurations[names[0]] for names in members.values()}
     return first, {names[0]: np.mean([correct[name] for name in names], axis=0) for names in members.values()}
 
 
@@ -148,10 +150,10 @@ def bootstrap(values: np.ndarray) -> Estimate:
     distinct, counts = np.unique(values.mean(0), return_counts=True)
     means = generator.multinomial(n_images, counts / n_images, size=RESAMPLES) @ distinct / n_images
     value = float(values.mean())
-    low, high = (float(end) for end in np.quantile(means, [ERROR / 2, 1 - ERROR / 2]))
+    low, high = (float(end) for end in np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2]))
     if n_seeds == 1:
         return Estimate(value, low, high)
-    seeds = float(student.ppf(1 - ERROR / 2, n_seeds - 1)) * values.mean(1).std(ddof=1) / math.sqrt(n_seeds)
+    seeds = float(student.ppf(1 - ALPHA / 2, n_seeds - 1)) * values.mean(1).std(ddof=1) / math.sqrt(n_seeds)
     return Estimate(value, value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds))
 
 
@@ -178,17 +180,17 @@ def accuracy(correct: np.ndarray) -> Estimate:
     if len(correct) > 1:
         value, low, high = bootstrap(correct.astype(float))
         return Estimate(value, max(low, 0.0), min(high, 1.0))
-    low, high = proportion_confint(correct.sum(), correct.size, alpha=ERROR, method="wilson")
+    low, high = proportion_confint(correct.sum(), correct.size, alpha=ALPHA, method="wilson")
     return Estimate(float(correct.mean()), float(low), float(high))
 
 
-def gains(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Gain]:
+def compare_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[PairedComparison]:
     """Test each of ``pairs``, the correctness of the one and of the other: bool [seeds, images], of the same seeds."""
     if not pairs:
         return []
-    corrected = multipletests([p_value(*pair) for pair in pairs], alpha=ERROR, method="holm")[1]
+    corrected = multipletests([p_value(*pair) for pair in pairs], alpha=ALPHA, method="holm")[1]
     return [
-        Gain(gain=bootstrap(one.astype(float) - other), n_seeds=len(one), p=float(p))
+        PairedComparison(gain=bootstrap(one.astype(float) - other), n_seeds=len(one), p=float(p))
         for (one, other), p in zip(pairs, corrected, strict=True)
     ]
 
@@ -200,34 +202,34 @@ def p_value(one: np.ndarray, other: np.ndarray) -> float:
     return float(mcnemar([[0, (one & ~other).sum()], [(other & ~one).sum(), 0]], exact=True).pvalue)
 
 
-def differences(experiments: Mapping[str, Experiment], correct: Correct) -> list[Difference]:
+def differences(configurations: Mapping[str, Configuration], correct: Correct) -> list[Difference]:
     """All pairs of all factors, by factor."""
-    named = [(factor, *pair) for factor in FACTORS for pair in pairs(experiments, factor)]
+    named = [(factor, *pair) for factor in FACTORS for pair in pairs(configurations, factor)]
     return [
         Difference(**vars(gain), factor=factor, name=name, other=other,
-                   settings=unequal_settings(experiments[name], experiments[other]))
+                   settings=differing_hyperparameters(configurations[name], configurations[other]))
         for (factor, name, other), gain in zip(
-            named, gains([(correct[name], correct[other]) for _, name, other in named]), strict=True
+            named, compare_pairs([(correct[name], correct[other]) for _, name, other in named]), strict=True
         )
     ]  # fmt: skip
 
 
-def study(experiments: Mapping[str, Experiment], correct: Correct) -> Findings:
+def analyze(configurations: Mapping[str, Configuration], correct: Correct) -> StudyAnalysis:
     """All that is said of the configurations together. A factor without a pair has no effect."""
-    one_each, mean = cells(experiments, correct)
-    effects = {factor: pairs(one_each, factor) for factor in FACTORS}
-    interactions = {factors: squares(one_each, *factors) for factors in combinations(FACTORS, 2)}
-    return Findings(
-        accuracy={name: accuracy(correct[name]) for name in experiments},
+    representatives, mean = cell_means(configurations, correct)
+    effects = {factor: pairs(representatives, factor) for factor in FACTORS}
+    interactions = {factors: interaction_groups(representatives, *factors) for factors in combinations(FACTORS, 2)}
+    return StudyAnalysis(
+        accuracy={name: accuracy(correct[name]) for name in configurations},
         effects={key: bootstrap(contrast(mean, found, (1, -1))) for key, found in effects.items() if found},
         interactions={
             key: bootstrap(contrast(mean, found, (1, -1, -1, 1))) for key, found in interactions.items() if found
         },
-        differences=differences(experiments, correct),
+        differences=differences(configurations, correct),
     )
 
 
-def metrics(findings: Findings, validation: Mapping[str, float]) -> dict[str, float]:
+def summary_metrics(findings: StudyAnalysis, validation: Mapping[str, float]) -> dict[str, float]:
     """The study in at most four numbers, rounded to four places.
 
     Args:

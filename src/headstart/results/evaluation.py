@@ -82,13 +82,13 @@ def calibration(*, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.stack([*(each / images.clip(min=1) for each in sums), images], axis=1)
 
 
-def pack(right: np.ndarray) -> str:
+def encode_bits(right: np.ndarray) -> str:
     """Whether each image was classified rightly, bool [N], as text: base64, eight images a byte, highest bit first."""
     return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
 
 
-def unpack(text: str, n: int) -> np.ndarray:
-    """What ``pack`` made of ``n`` images: bool [n].
+def decode_bits(text: str, n: int) -> np.ndarray:
+    """What ``encode_bits`` made of ``n`` images: bool [n].
 
     Raises:
         ValueError: it is of another number of images.

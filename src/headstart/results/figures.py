@@ -15,13 +15,13 @@ from matplotlib.ticker import NullFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from headstart.params import Experiment
-from headstart.results.by_labels import PROBES, Answer, ByLabels, number, rounded
-from headstart.results.comparison import Estimate, Findings, pairs, unequal_settings
-from headstart.results.gallery import Example, Gallery
-from headstart.results.labels_saved import Curve
+from headstart.params import Configuration
+from headstart.results.comparison import Estimate, StudyAnalysis, differing_hyperparameters, pairs
+from headstart.results.examples import Example, ExampleSet
+from headstart.results.label_efficiency import PROBES, LabelEfficiency, LabelSavings, format_count, round_needed
+from headstart.results.label_savings import LearningCurve
 
-# Two hues of Okabe and Ito's palette (2008), which the colour-blind can tell apart; lines and markers say the rest.
+# Two hues of Okabe and Ito's palette (2008), which the color-blind can tell apart; lines and markers say the rest.
 PRETRAINED, RANDOM = "#0072b2", "#d55e00"
 INK, SOFT, LINE, BACK = "#1d2433", "#59617a", "#d5d9e2", "#fffffe"
 # The page replaces these by its own variables, so that the figures follow light and dark.
@@ -77,37 +77,37 @@ def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarra
     return figure, figure.subplots(squeeze=False, **grid)
 
 
-def _look(experiment: Experiment) -> dict[str, Any]:
-    """Colour: the start; filled and drawn through: fine-tuned; circle, square or diamond: the optimizer.
+def _look(configuration: Configuration) -> dict[str, Any]:
+    """Color: the start; filled and drawn through: fine-tuned; circle, square or diamond: the optimizer.
 
     Triangles and thin diamonds are fine-tuned from a layer of their own: Adam's triangle points up, SGD's down.
     """
-    colour = PRETRAINED if experiment.pretrained else RANDOM
+    color = PRETRAINED if configuration.pretrained else RANDOM
     return {
-        "color": colour,
-        "markerfacecolor": colour if experiment.finetuning else BACK,
-        "linestyle": "-" if experiment.finetuning else (0, (2, 1.5)),
-        "marker": MARKERS.get(experiment.optimizer, OTHER_MARKERS)[experiment.finetune_from is not None],
+        "color": color,
+        "markerfacecolor": color if configuration.finetuning else BACK,
+        "linestyle": "-" if configuration.finetuning else (0, (2, 1.5)),
+        "marker": MARKERS.get(configuration.optimizer, OTHER_MARKERS)[configuration.finetune_from is not None],
     }
 
 
-def _legend(figure: Figure, experiments: Mapping[str, Experiment], **options: Any) -> None:
-    handles = [Line2D([], [], label=name, **_look(experiment)) for name, experiment in experiments.items()]
+def _legend(figure: Figure, configurations: Mapping[str, Configuration], **options: Any) -> None:
+    handles = [Line2D([], [], label=name, **_look(configuration)) for name, configuration in configurations.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3, **options)
 
 
 def accuracy(
-    experiments: Mapping[str, Experiment], found: Mapping[str, Estimate], published: Mapping[str, float]
+    configurations: Mapping[str, Configuration], found: Mapping[str, Estimate], published: Mapping[str, float]
 ) -> Figure:
     """Test accuracy of every configuration; those that differ in their start and nothing else stand on one line."""
     partners = {
         name: other
-        for name, other in pairs(experiments, "pretrained")
-        if not unequal_settings(experiments[name], experiments[other])
+        for name, other in pairs(configurations, "pretrained")
+        if not differing_hyperparameters(configurations[name], configurations[other])
     }
     paired = {*partners, *partners.values()}
     lines: dict[str, tuple[str, ...]] = {pair[0].removeprefix("pretrained-"): pair for pair in partners.items()}
-    lines |= {name: (name,) for name in experiments if name not in paired}
+    lines |= {name: (name,) for name in configurations if name not in paired}
     ordered = sorted(lines, key=lambda line: max(found[name].value for name in lines[line]))
     figure, [[axes]] = _figure(5.2, 0.9 + 0.5 * len(ordered))
     for row, line in enumerate(ordered):
@@ -115,14 +115,14 @@ def accuracy(
         axes.plot([min(values), max(values)], [row, row], color=LINE, linewidth=5, solid_capstyle="round", zorder=1)
         for name in lines[line]:
             value, low, high = (100 * number for number in found[name])
-            colour = PRETRAINED if experiments[name].pretrained else RANDOM
-            axes.plot([low, high], [row, row], color=colour, linewidth=3.5, zorder=2)
-            axes.plot(value, row, "o", color=colour, markersize=7, zorder=3)
+            color = PRETRAINED if configurations[name].pretrained else RANDOM
+            axes.plot([low, high], [row, row], color=color, linewidth=3.5, zorder=2)
+            axes.plot(value, row, "o", color=color, markersize=7, zorder=3)
             close = len(values) > 1 and max(values) - min(values) < CLOSE
             side = "center" if not close else "left" if value == max(values) else "right"
             axes.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha=side, fontsize=8)
             if name in published:
-                axes.plot(100 * published[name], row - 0.24, "D", color=colour, markerfacecolor=BACK, markersize=4.5)
+                axes.plot(100 * published[name], row - 0.24, "D", color=color, markerfacecolor=BACK, markersize=4.5)
     axes.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(ordered)), yticklabels=ordered)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.grid(axis="x")
@@ -137,7 +137,7 @@ def accuracy(
     return figure
 
 
-def effects(findings: Findings) -> Figure:
+def effects(findings: StudyAnalysis) -> Figure:
     """Effects and interactions with their intervals, in percentage points."""
     named: dict[str, Estimate] = dict(findings.effects)
     named |= {f"{first} × {second}": effect for (first, second), effect in findings.interactions.items()}
@@ -157,17 +157,17 @@ def effects(findings: Findings) -> Figure:
     return figure
 
 
-def learning_curves(experiments: Mapping[str, Experiment], curves: Mapping[str, Mapping[str, Metric]]) -> Figure:
+def learning_curves(configurations: Mapping[str, Configuration], curves: Mapping[str, Mapping[str, Metric]]) -> Figure:
     """A panel for each metric, which ``curves`` has by its name and then by configuration."""
     figure, [row] = _figure(5.6, 3.4, ncols=len(curves), sharey=True)
     for axes, (metric, by_name) in zip(row, curves.items(), strict=True):
         for name, curve in by_name.items():
-            axes.plot(curve.epochs, [100 * value for value in curve.values], **_look(experiments[name]))
+            axes.plot(curve.epochs, [100 * value for value in curve.values], **_look(configurations[name]))
         axes.set(title=metric, xlabel="epoch", ylim=(0, 100))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid()
     row[0].set_ylabel("accuracy, %")
-    _legend(figure, experiments)
+    _legend(figure, configurations)
     return figure
 
 
@@ -219,7 +219,7 @@ def f1(scores: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> Figu
 def _heat(
     axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
 ) -> None:
-    """A matrix of values from 0 to 1 as colours, with a text in each cell."""
+    """A matrix of values from 0 to 1 as colors, with a text in each cell."""
     axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="#ffffff", linewidth=0.5)
     axes.invert_yaxis()
     names = [_short(name) for name in columns]
@@ -228,15 +228,15 @@ def _heat(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y, x in np.ndindex(values.shape):
-        colour = "#ffffff" if values[y, x] > 0.7 else "#10131a"
-        axes.text(x + 0.5, y + 0.5, texts[y][x], color=colour, fontsize=7, ha="center", va="center")
+        color = "#ffffff" if values[y, x] > 0.7 else "#10131a"
+        axes.text(x + 0.5, y + 0.5, texts[y][x], color=color, fontsize=7, ha="center", va="center")
 
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def examples(chosen: Gallery) -> Figure:
+def examples(chosen: ExampleSet) -> Figure:
     """Test images, each with what it is and what it was taken for: those that are right, then those that are wrong."""
     rows = [row[start : start + PER_ROW] for row in chosen for start in range(0, len(row), PER_ROW)]
     figure, grid = _figure(5.6, 1.3 * len(rows), nrows=len(rows), ncols=PER_ROW)
@@ -273,61 +273,65 @@ def feature_maps(maps: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def calibration(experiments: Mapping[str, Experiment], bins: Mapping[str, np.ndarray]) -> Figure:
+def calibration(configurations: Mapping[str, Configuration], bins: Mapping[str, np.ndarray]) -> Figure:
     """Accuracy over confidence: of each configuration [bins, 3] with mean confidence, accuracy and number of images."""
     figure, [[axes]] = _figure(4.6, 4.6)
     axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1)
     for name, values in bins.items():
         confidence, right, _ = values[values[:, 2] >= FEWEST].T
-        axes.plot(100 * confidence, 100 * right, **_look(experiments[name]) | {"markersize": 4, "linewidth": 1.2})
+        axes.plot(100 * confidence, 100 * right, **_look(configurations[name]) | {"markersize": 4, "linewidth": 1.2})
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence, %", ylabel="accuracy, %", aspect="equal")
     axes.grid()
-    _legend(figure, experiments)
+    _legend(figure, configurations)
     return figure
 
 
-def labels(experiments: Mapping[str, Experiment], found: ByLabels) -> Figure:
-    """Test error over labelled images: every seed as a dot, and their mean as a line.
+def labels(configurations: Mapping[str, Configuration], found: LabelEfficiency) -> Figure:
+    """Test error over labeled images: every seed as a dot, and their mean as a line.
 
     The arrow is what is saved: from what the one needs to what the other needs for the same error.
     """
-    answer = found.saved or found.worth
-    looks = {name: _look(experiments[name]) if name in experiments else _probe_look(name) for name in found.curves}
+    answer = found.pretraining_savings or found.feature_savings
+    looks = {
+        name: _look(configurations[name]) if name in configurations else _probe_look(name) for name in found.curves
+    }
     figure, [[axes]] = _figure(5.6, 4.4)
     for name, curve in found.curves.items():
         look = looks[name]
-        errors = _percent_wrong(curve.right.mean(2), curve)
-        axes.plot(curve.labels, _percent_wrong(curve.accuracy, curve), **look)
+        errors = _percent_wrong(curve.correct.mean(2), curve)
+        axes.plot(curve.budgets, _percent_wrong(curve.accuracy, curve), **look)
         if errors.shape[1] > 1:
-            axes.plot(curve.labels, errors, linestyle="", marker=".", markersize=3, color=look["color"], alpha=0.6)
+            axes.plot(curve.budgets, errors, linestyle="", marker=".", markersize=3, color=look["color"], alpha=0.6)
     axes.set(xscale="log", yscale="log")
     if answer is not None:
         _arrow(axes, found, answer)
-    _log_ticks(axes.xaxis, sorted({n for curve in found.curves.values() for n in curve.labels}))
+    _log_ticks(axes.xaxis, sorted({n for curve in found.curves.values() for n in curve.budgets}))
     _log_ticks(axes.yaxis, [1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100])
-    axes.set(xlabel="labelled images", ylabel="test error, %")
+    axes.set(xlabel="labeled images", ylabel="test error, %")
     axes.grid()
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3)
     return figure
 
 
-def _percent_wrong(accuracies: np.ndarray, curve: Curve) -> np.ndarray:
+def _percent_wrong(accuracies: np.ndarray, curve: LearningCurve) -> np.ndarray:
     """Errors in percent; for a logarithmic axis none is half an image."""
-    return 100 * (1 - accuracies).clip(0.5 / curve.right.shape[2])
+    return 100 * (1 - accuracies).clip(0.5 / curve.correct.shape[2])
 
 
 def _probe_look(name: str) -> dict[str, Any]:
-    colour = PRETRAINED if name == PROBES[True] else RANDOM
-    return {"color": colour, "linestyle": (0, (1, 1.5)), "marker": "x", "linewidth": 1.2}
+    color = PRETRAINED if name == PROBES[True] else RANDOM
+    return {"color": color, "linestyle": (0, (1, 1.5)), "marker": "x", "linewidth": 1.2}
 
 
-def _arrow(axes: Axes, found: ByLabels, answer: Answer) -> None:
+def _arrow(axes: Axes, found: LabelEfficiency, answer: LabelSavings) -> None:
     """From a number of labels to what the reference needs, or to the edge where that is more than there are."""
-    n = found.curves[answer.chosen].labels[answer.at]
-    height = _percent_wrong(found.curves[answer.chosen].accuracy, found.curves[answer.chosen])[answer.at]
-    needed = answer.needed[answer.chosen][answer.at]
-    about = rounded(needed, n).value
+    n = found.curves[answer.headline].budgets[answer.headline_index]
+    height = _percent_wrong(found.curves[answer.headline].accuracy, found.curves[answer.headline])[
+        answer.headline_index
+    ]
+    needed = answer.needed[answer.headline][answer.headline_index]
+    about = round_needed(needed, n).value
     if about <= n:
         return
     end = min(needed.value, answer.range[1])
@@ -336,8 +340,8 @@ def _arrow(axes: Axes, found: ByLabels, answer: Answer) -> None:
     # Written below the curves, where there is room.
     bottom = axes.get_ylim()[0] * 0.8
     axes.plot([n, n], [bottom, height], [end, end], [bottom, height], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    said = number(about, answer.range, lambda labels: labels - n)
-    axes.annotate(f"{said} labels saved", ((n * end) ** 0.5, bottom), (0, 4), textcoords="offset points", ha="center",
+    text = format_count(about, answer.range, lambda labels: labels - n)
+    axes.annotate(f"{text} labels saved", ((n * end) ** 0.5, bottom), (0, 4), textcoords="offset points", ha="center",
                   va="bottom", fontsize=8)  # fmt: skip
     axes.set_ylim(bottom=bottom)
 

@@ -11,13 +11,13 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from headstart.params import Experiment, Optimizer, Study
-from headstart.results import by_labels, evaluation, figures, gallery
-from headstart.results.by_labels import ByLabels, Table
-from headstart.results.comparison import ERROR, Correct, Difference, Estimate, Findings
+from headstart.params import Configuration, Optimizer, Study
+from headstart.results import evaluation, examples, figures, label_efficiency
+from headstart.results.comparison import ALPHA, Correct, Difference, Estimate, StudyAnalysis
+from headstart.results.examples import ExampleSet
 from headstart.results.figures import Metric
-from headstart.results.gallery import Gallery
-from headstart.training import convergence
+from headstart.results.label_efficiency import LabelEfficiency, Table
+from headstart.training import early_stopping
 
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
 PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
@@ -28,7 +28,12 @@ PUBLISHED_SIZE = {
     "n_epochs": 10,
     "batch_size": 64,
 }
-COMMITTED = ("accuracy", "learning_curves", "examples", "labels")  # figures that git has, for README and pull requests
+TRACKED_FIGURES = (
+    "accuracy",
+    "learning_curves",
+    "examples",
+    "labels",
+)  # figures that git has, for README and pull requests
 NO_FIGURE = '<svg xmlns="http://www.w3.org/2000/svg" width="0" height="0"/>\n'  # of labels, where there is one number
 
 MISTAKES = 20  # the most frequent ones, where a table of all would be too large
@@ -39,7 +44,7 @@ class Row:
     """One configuration, measured and published; None where no study of this size with its settings was published."""
 
     name: str
-    experiment: Experiment
+    configuration: Configuration
     metrics: Mapping[str, float]
     accuracy: Estimate
     published: Mapping[str, float] | None
@@ -57,33 +62,33 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Content:
+class ReportData:
     """Everything that the page and the tables are made of."""
 
     study: str
     setting: Study
     dataset: str  # its title
     classes: Sequence[str]
-    left_out: Mapping[str, str]  # files that could not be used, and why
+    skipped_files: Mapping[str, str]  # files that could not be used, and why
     rows: Sequence[Row]
     details: Mapping[str, Details]
-    findings: Findings
+    findings: StudyAnalysis
     right: Correct
-    examples: Gallery  # of the best configuration
+    examples: ExampleSet  # of the best configuration
     feature_maps: Mapping[str, np.ndarray]
     scratch: Sequence[str]  # the configurations that train a whole network from random weights
-    by_labels: ByLabels | None  # where there are several numbers of labels
+    by_labels: LabelEfficiency | None  # where there are several numbers of labels
     majority: tuple[str, float]  # the most frequent class of the training images, and how accurate it is as a guess
 
     @property
     def all_from_scratch(self) -> bool:
         """Whether fine-tuning a random network always means to train all of it."""
-        ours = [row.name for row in self.rows if row.experiment.finetuning and not row.experiment.pretrained]
+        ours = [row.name for row in self.rows if row.configuration.finetuning and not row.configuration.pretrained]
         return bool(ours) and set(ours) == set(self.scratch)
 
     @property
     def has_own_layers(self) -> bool:
-        return any(row.experiment.finetune_from for row in self.rows)
+        return any(row.configuration.finetune_from for row in self.rows)
 
     @property
     def stopped_early(self) -> dict[str, int]:
@@ -131,7 +136,7 @@ class Content:
 
     @property
     def optimizers(self) -> list[str]:
-        return sorted({row.experiment.optimizer for row in self.rows})
+        return sorted({row.configuration.optimizer for row in self.rows})
 
     @property
     def simple_effects_of_pretrained(self) -> list[Difference]:
@@ -140,8 +145,8 @@ class Content:
         return sorted(ours, key=lambda difference: difference.gain.value)
 
     @property
-    def experiments(self) -> dict[str, Experiment]:
-        return {row.name: row.experiment for row in self.ranked}
+    def configurations(self) -> dict[str, Configuration]:
+        return {row.name: row.configuration for row in self.ranked}
 
 
 def stopped_early(epochs: Sequence[Mapping[str, str]], patience: int) -> int:
@@ -149,7 +154,7 @@ def stopped_early(epochs: Sequence[Mapping[str, str]], patience: int) -> int:
     losses: dict[str, list[float]] = {}
     for epoch in epochs:
         losses.setdefault(epoch["seed"], []).append(float(epoch["validation_loss"]))
-    return sum(convergence.stops_early(of_seed, patience) for of_seed in losses.values())
+    return sum(early_stopping.should_stop(of_seed, patience) for of_seed in losses.values())
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
@@ -163,10 +168,10 @@ def is_published_size(setting: Study) -> bool:
     return values | {"model_name": setting.model_name.lower()} == PUBLISHED_SIZE
 
 
-def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Experiment, dict[str, float]]:
+def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Configuration, dict[str, float]]:
     """The published table, read from its CSV file. A configuration with another learning rate is not in it."""
     return {
-        Experiment(
+        Configuration(
             pretrained=row["pretrained"] == "true",
             finetuning=row["finetuning"] == "true",
             optimizer=cast(Optimizer, row["optimizer"]),  # which is checked
@@ -189,9 +194,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
         lines = [f"{lines[0]} published % |", f"{lines[1]}---:|"]
     for row in sort_rows(rows):
         cells = [
-            str(row.experiment.pretrained).lower(),
-            _finetuned(row.experiment),
-            row.experiment.optimizer,
+            str(row.configuration.pretrained).lower(),
+            _finetuned(row.configuration),
+            row.configuration.optimizer,
             f"{row.metrics['average_train_loss']:.4f}",
             f"{row.metrics['average_train_accuracy']:.4f}",
             f"{percent(row.accuracy.value, 2)} ({percent(row.accuracy.low)} to {percent(row.accuracy.high)})",
@@ -202,10 +207,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _finetuned(experiment: Experiment) -> str:
+def _finetuned(configuration: Configuration) -> str:
     """Whether it is, and from which layer where that is its own."""
-    own = f" ({experiment.finetune_from})" if experiment.finetune_from else ""
-    return f"{str(experiment.finetuning).lower()}{own}"
+    own = f" ({configuration.finetune_from})" if configuration.finetune_from else ""
+    return f"{str(configuration.finetuning).lower()}{own}"
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -217,34 +222,34 @@ def points(difference: float, digits: int = 1) -> str:
     return figures.signed(100 * difference, digits)
 
 
-def tables(content: Content) -> dict[str, Table]:
+def tables(content: ReportData) -> dict[str, Table]:
     """What DVC plots, by name: the columns' names, then the rows, accuracies in percent."""
     return {
         "accuracy": _accuracy_table(content),
         "learning_curves": _curves_table(content),
         "confusion": _confusion_table(content),
-        "labels": by_labels.curves_table(content.by_labels, content.setting.seeds),
-        "labels_saved": by_labels.saved_table(content.by_labels),
+        "labels": label_efficiency.curves_table(content.by_labels, content.setting.seeds),
+        "labels_saved": label_efficiency.saved_table(content.by_labels),
     }
 
 
-def right_table(content: Content) -> Table:
-    """A row a configuration and seed: how many test images, and which of them it has right, as ``unpack`` reads it."""
-    rows: Table = [["configuration", "seed", "images", "right"]]
+def correct_table(content: ReportData) -> Table:
+    """A row a configuration and seed: how many test images, and which of them it has right, as ``decode_bits`` reads it."""
+    rows: Table = [["configuration", "seed", "images", "correct"]]
     rows += [
-        [name, seed, len(right), evaluation.pack(right)]
+        [name, seed, len(right), evaluation.encode_bits(right)]
         for name, of_seeds in content.right.items()
         for seed, right in zip(content.setting.seeds, of_seeds, strict=True)
     ]
     return rows
 
 
-def _accuracy_table(content: Content) -> Table:
+def _accuracy_table(content: ReportData) -> Table:
     """A row a configuration."""
     columns = ["configuration", "pretrained", "finetuning", "optimizer", "accuracy", "low", "high", "published"]
     rows: Table = [columns]
     for row in content.ranked:
-        e, published = row.experiment, row.published
+        e, published = row.configuration, row.published
         factors = [str(e.pretrained).lower(), str(e.finetuning).lower(), e.optimizer]
         # A digit more, or rounding it again would round the wrong way.
         accuracies = [percent(row.accuracy.value, 2), percent(row.accuracy.low, 3), percent(row.accuracy.high, 3)]
@@ -252,7 +257,7 @@ def _accuracy_table(content: Content) -> Table:
     return rows
 
 
-def _curves_table(content: Content) -> Table:
+def _curves_table(content: ReportData) -> Table:
     """A row a configuration, epoch and metric."""
     curves = learning_curves(content)
     rows: Table = [["configuration", "metric", "epoch", "accuracy"]]
@@ -265,7 +270,7 @@ def _curves_table(content: Content) -> Table:
     return rows
 
 
-def _confusion_table(content: Content) -> Table:
+def _confusion_table(content: ReportData) -> Table:
     """A row an actual and a predicted class, of the best configuration and the worst; of many, those that occur."""
     rows: Table = [["configuration", "actual", "predicted", "images"]]
     rows += [
@@ -278,7 +283,7 @@ def _confusion_table(content: Content) -> Table:
     return rows
 
 
-def learning_curves(content: Content) -> dict[str, dict[str, Metric]]:
+def learning_curves(content: ReportData) -> dict[str, dict[str, Metric]]:
     """By metric and configuration; validation only where there is some."""
     kinds = {"training": "train_accuracy", "validation": "validation_accuracy"}
     if not content.setting.validation_images:
@@ -296,34 +301,34 @@ def _curve(epochs: Sequence[Mapping[str, str]], column: str) -> Metric:
     return Metric(list(by_epoch), [sum(values) / len(values) for values in by_epoch.values()])
 
 
-def draw(content: Content) -> dict[str, str]:
+def render_figures(content: ReportData) -> dict[str, str]:
     """All figures as SVG, by name."""
-    found, experiments = content.findings, content.experiments
+    found, configurations = content.findings, content.configurations
     published = {row.name: row.published["test_accuracy"] for row in content.rows if row.published}
-    details = {name: content.details[name] for name in experiments}
+    details = {name: content.details[name] for name in configurations}
     f1 = np.stack([detail.f1 for detail in details.values()], axis=1)
-    shown = hardest(content)[: figures.FEW_CLASSES]
+    shown = classes_by_f1(content)[: figures.FEW_CLASSES]
     calibration = {name: detail.calibration for name, detail in details.items()}
     svg = figures.as_svg
     drawn = {
-        "accuracy": svg(figures.accuracy, experiments, found.accuracy, published),
-        "learning_curves": svg(figures.learning_curves, experiments, learning_curves(content)),
+        "accuracy": svg(figures.accuracy, configurations, found.accuracy, published),
+        "learning_curves": svg(figures.learning_curves, configurations, learning_curves(content)),
         "confusion_best": svg(figures.confusion, details[content.best.name].confusion, content.classes),
         "confusion_worst": svg(figures.confusion, details[content.worst.name].confusion, content.classes),
         "f1": svg(figures.f1, f1[shown], [content.classes[at] for at in shown], list(details)),
         "examples": svg(figures.examples, content.examples),
-        "calibration": svg(figures.calibration, experiments, calibration),
+        "calibration": svg(figures.calibration, configurations, calibration),
     }
     if found.effects:
         drawn["effects"] = svg(figures.effects, found)
     if content.by_labels:
-        drawn["labels"] = svg(figures.labels, experiments, content.by_labels)
+        drawn["labels"] = svg(figures.labels, configurations, content.by_labels)
     if content.feature_maps:
         drawn["feature_maps"] = svg(figures.feature_maps, content.feature_maps)
     return drawn
 
 
-def numbers(content: Content) -> dict[str, Table]:
+def figure_tables(content: ReportData) -> dict[str, Table]:
     """What figures show and no other table has, for those who cannot see them: by the figure's name, header first."""
     curves = learning_curves(content)
     epochs = range(1, max(len(curve.epochs) for by_name in curves.values() for curve in by_name.values()) + 1)
@@ -340,7 +345,7 @@ def numbers(content: Content) -> dict[str, Table]:
         "f1": [
             ["F1, %", *details],
             *([content.classes[at], *(percent(detail.f1[at]) for detail in details.values())]
-              for at in hardest(content)),
+              for at in classes_by_f1(content)),
         ],
         "calibration": [
             ["configuration", "expected calibration error, points"],
@@ -354,44 +359,47 @@ def _filled(curve: Metric, n: int) -> list[str]:
     return [*map(percent, curve.values), *["–"] * (n - len(curve.values))]
 
 
-def _labels_numbers(found: ByLabels | None) -> dict[str, Table]:
+def _labels_numbers(found: LabelEfficiency | None) -> dict[str, Table]:
     """The errors that the figure shows: a row a configuration, a column a number of labels."""
     if found is None:
         return {}
-    counts = sorted({n for curve in found.curves.values() for n in curve.labels})
+    counts = sorted({n for curve in found.curves.values() for n in curve.budgets})
     rows: Table = [["test error, %", *(f"{n:,} labels" for n in counts)]]
     for name, curve in found.curves.items():
-        errors = dict(zip(curve.labels, 1 - curve.accuracy, strict=True))
+        errors = dict(zip(curve.budgets, 1 - curve.accuracy, strict=True))
         rows.append([name, *(percent(errors[n]) if n in errors else "–" for n in counts)])
     stopped_early: Table = [["stopped early", *(f"{n:,} labels" for n in counts)]]
     for name, trainings in found.stopped_early.items():
-        by_count = dict(zip(found.curves[name].labels, trainings, strict=True))
+        by_count = dict(zip(found.curves[name].budgets, trainings, strict=True))
         stopped_early.append([name, *(by_count.get(n, "–") for n in counts)])
     needed: Table = [["to do as well as", *(f"with {n:,} labels" for n in counts)]]
-    if (answer := found.saved) is not None:
+    if (answer := found.pretraining_savings) is not None:
         for name in answer.needed:
-            said = {row["labels"]: _with_interval(row) for row in by_labels.saved_rows(found, answer, name)}
+            said = {row["labels"]: _with_interval(row) for row in label_efficiency.saved_rows(found, answer, name)}
             needed.append([name, *(said.get(f"{n:,}", "–") for n in counts)])
     return {"labels": rows, "stopped_early": stopped_early, "needed": needed}
 
 
-def _marked(content: Content, answer: by_labels.Answer) -> bool:
+def _marked(content: ReportData, answer: label_efficiency.LabelSavings) -> bool:
     """Whether anything in the table of ``answer`` is marked as unsure."""
     found = content.by_labels
     assert found is not None
-    return any(by_labels.unsure(found, answer, answer.chosen, at) for at in range(len(answer.needed[answer.chosen])))
+    return any(
+        label_efficiency.has_unstopped_runs(found, answer, answer.headline, at)
+        for at in range(len(answer.needed[answer.headline]))
+    )
 
 
 def _with_interval(row: Mapping[str, str]) -> str:
     return f"{row['needed']} ({row['needed_interval']})" if row["needed_interval"] else row["needed"]
 
 
-def hardest(content: Content) -> list[int]:
+def classes_by_f1(content: ReportData) -> list[int]:
     """The numbers of the classes, the one with the lowest F1 in the best configuration first."""
     return content.details[content.best.name].f1.argsort(stable=True).tolist()
 
 
-def _confusion_numbers(content: Content, counts: np.ndarray) -> Table:
+def _confusion_numbers(content: ReportData, counts: np.ndarray) -> Table:
     """The matrix, or of many classes the most frequent mistakes."""
     if content.has_few_classes:
         named = zip(content.classes, counts.tolist(), strict=True)
@@ -401,7 +409,7 @@ def _confusion_numbers(content: Content, counts: np.ndarray) -> Table:
             *([each.actual, each.predicted, each.images, percent(each.share)] for each in mistakes)]  # fmt: skip
 
 
-def page(content: Content, drawn: Mapping[str, str]) -> str:
+def render_html(content: ReportData, drawn: Mapping[str, str]) -> str:
     """The results as one HTML page that needs nothing else, with the figures that ``draw`` has drawn."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "points": points, "settings": settings_in_words}
@@ -410,21 +418,23 @@ def page(content: Content, drawn: Mapping[str, str]) -> str:
         content=content,
         style=_resource("report.css"),
         figure=partial(_inline, drawn),
-        numbers=numbers(content),
+        numbers=figure_tables(content),
         significant=[difference for difference in content.findings.differences if difference.is_significant],
         not_significant=[difference for difference in content.findings.differences if not difference.is_significant],
         p_value=p_value,
         mistakes=worst_mistakes(content.details[content.best.name].confusion, content.classes),
         published_title=PUBLISHED_TITLE,
-        confounded=confounded(content.findings),
+        confounder_note=confounder_note(content.findings),
         facts=run_facts(content),
-        saved_rows=by_labels.saved_rows,
-        number=lambda needed, bounds: by_labels.number(by_labels.two_digits(needed), bounds, lambda labels: labels),
+        saved_rows=label_efficiency.saved_rows,
+        number=lambda needed, bounds: label_efficiency.format_count(
+            label_efficiency.two_digits(needed), bounds, lambda labels: labels
+        ),
         not_stopped=[name for name, n in content.stopped_early.items() if n < len(content.setting.seeds)],
-        unsure=by_labels.unsure,
+        has_unstopped_runs=label_efficiency.has_unstopped_runs,
         marked=partial(_marked, content),
-        error=ERROR,
-        shown=gallery.SHOWN,
+        error=ALPHA,
+        shown=examples.MAX_CLASSES,
     )
 
 
@@ -439,7 +449,7 @@ def settings_in_words(settings: Mapping[str, tuple[float | None, float | None]])
     )
 
 
-def confounded(findings: Findings) -> str:
+def confounder_note(findings: StudyAnalysis) -> str:
     """What the two optimizers bring along, in words; empty where it is nothing."""
     settings = [difference.settings for difference in findings.differences if difference.factor == "optimizer"]
     keys = [
@@ -472,7 +482,7 @@ def worst_mistakes(confusion: np.ndarray, classes: Sequence[str]) -> list[Mistak
     ]  # fmt: skip
 
 
-def run_facts(content: Content) -> dict[str, str]:
+def run_facts(content: ReportData) -> dict[str, str]:
     """How the configurations were run: each fact once, and all its values where they differ."""
     trainings = [content.details[row.name].training for row in content.rows]
     facts = {"precision": {str(each["precision"]) for each in trainings}}
@@ -481,7 +491,7 @@ def run_facts(content: Content) -> dict[str, str]:
     }
     facts["fine-tuned from"] = {
         f"{each['trained_from']} ({each['trained_parameters']:,} parameters)"
-        for row, each in zip(content.rows, trainings, strict=True) if row.experiment.finetuning
+        for row, each in zip(content.rows, trainings, strict=True) if row.configuration.finetuning
     }  # fmt: skip
     return {fact: ", ".join(sorted(values)) for fact, values in facts.items() if values}
 
@@ -491,10 +501,10 @@ def _resource(name: str) -> str:
 
 
 def _inline(drawn: Mapping[str, str], name: str, label: str) -> Markup:
-    """The figure ``name`` as a part of the page: its colours are the page's, its ids its own, its size the column's."""
+    """The figure ``name`` as a part of the page: its colors are the page's, its ids its own, its size the column's."""
     svg = drawn[name]
-    for colour, variable in figures.VARIABLES.items():
-        svg = svg.replace(colour, variable)
+    for color, variable in figures.VARIABLES.items():
+        svg = svg.replace(color, variable)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     opening = f'<svg role="img" aria-label="{escape(label)}" class="{name}"'

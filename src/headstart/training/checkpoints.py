@@ -12,7 +12,7 @@ from torch import nn
 from headstart import files
 from headstart.console import UserError
 from headstart.training.compute import generator_states, restore_generators
-from headstart.training.loop import Epoch
+from headstart.training.loop import EpochMetrics
 
 State = dict[str, torch.Tensor]  # tensors by name
 
@@ -21,14 +21,14 @@ def fingerprint(settings: Any, paths: list[Path]) -> str:
     """One SHA-256 of all that a training depends on: ``settings``, as JSON, and the files ``paths``."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in paths:
-        digest.update(bytes.fromhex(files.sha256_as_it_is(path)))
+        digest.update(bytes.fromhex(files.cached_sha256(path)))
     return digest.hexdigest()
 
 
-class Finished(NamedTuple):
+class TrainingResult(NamedTuple):
     """What is left of a training: its epochs, and what its network says of the test images."""
 
-    epochs: list[Epoch]
+    epochs: list[EpochMetrics]
     logits: torch.Tensor  # float32 [N, classes]
 
 
@@ -39,7 +39,7 @@ class Checkpoint:
     path: Path
     fingerprint: str
 
-    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[Epoch], best: State) -> None:
+    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[EpochMetrics], best: State) -> None:
         """Write all that the next epoch depends on, with the records of the epochs so far.
 
         Args:
@@ -52,7 +52,7 @@ class Checkpoint:
         tensors |= {f"generator.{kind}": state for kind, state in generator_states(_device(head)).items()}
         self._write(tensors, epochs)
 
-    def restore(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[Epoch], State]:
+    def restore(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[EpochMetrics], State]:
         """Put ``head``, ``optimizer`` and the generators into the state of the file; return epochs and ``best``.
 
         A file that is missing, damaged or of another training changes nothing and gives neither.
@@ -70,27 +70,27 @@ class Checkpoint:
         restore_generators(_device(head), _part(tensors, "generator."))
         return epochs, {name: tensor.to(_device(head)) for name, tensor in _part(tensors, "best.").items()}
 
-    def finish(self, result: Finished) -> None:
+    def write_result(self, result: TrainingResult) -> None:
         """Write instead what is left of a training of which nothing else is wanted any more."""
         self._write({"logits": result.logits}, result.epochs)
 
-    def finished(self) -> Finished | None:
-        """What ``finish`` has written, if it has."""
+    def read_result(self) -> TrainingResult | None:
+        """What ``write_result`` has written, if it has."""
         found = self._read()
-        return Finished(found[1], found[0]["logits"]) if found is not None and "logits" in found[0] else None
+        return TrainingResult(found[1], found[0]["logits"]) if found is not None and "logits" in found[0] else None
 
-    def _write(self, tensors: State, epochs: list[Epoch]) -> None:
+    def _write(self, tensors: State, epochs: list[EpochMetrics]) -> None:
         description = {"fingerprint": self.fingerprint, "epochs": [asdict(epoch) for epoch in epochs]}
         files.write_tensors(self.path, tensors, description)
 
-    def _read(self) -> tuple[State, list[Epoch]] | None:
+    def _read(self) -> tuple[State, list[EpochMetrics]] | None:
         try:
             tensors, description = files.read_tensors(self.path)
         except UserError:
             return None
         if description.get("fingerprint") != self.fingerprint:
             return None
-        return tensors, [Epoch(**epoch) for epoch in description["epochs"]]
+        return tensors, [EpochMetrics(**epoch) for epoch in description["epochs"]]
 
 
 def _device(head: nn.Module) -> torch.device:

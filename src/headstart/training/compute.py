@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Bytes for what is computed meanwhile: a chunk on its way, a training step.
-WORKSPACE = {"cuda": 4 << 30, "cpu": 1 << 30}
+RESERVED_BYTES = {"cuda": 4 << 30, "cpu": 1 << 30}
 GIGABYTE = 10**9
 # By the controller's name in /proc/self/cgroup, which is empty for version 2: the folder in /sys/fs/cgroup, the files
 # of limit and usage, and the entry of memory.stat with the cached files that the kernel can drop.
 CONTROL_GROUPS = {
-    "": (".", "memory.max", "memory.current", "inactive_file"),
+    "": (".", "memory.max", "memory.selected_study", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
@@ -42,7 +42,7 @@ class Compute:
     graphs: bool = False  # whether training steps are recorded as CUDA graphs
 
     @property
-    def chunk(self) -> int:
+    def inference_batch_size(self) -> int:
         """Images in one pass without gradients: small enough for a CPU's cache, large enough to fill a GPU."""
         return 256 if self.device.type == "cuda" else 64
 
@@ -55,15 +55,15 @@ class Compute:
         # No cache of converted weights: it must not outlive the capture of a CUDA graph, and each is used once anyway.
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
-    def place(self, size: int, workspace: int = 0) -> str:
-        """Return where to keep ``size`` bytes that are read in every epoch, as things stand now: see ``choose_place``.
+    def storage_for(self, size: int, workspace: int = 0) -> str:
+        """Return where to keep ``size`` bytes that are read in every epoch, as things stand now: see ``choose_storage``.
 
         Args:
-            workspace: bytes that a computation takes on the device, as measured; at least WORKSPACE stays free.
+            workspace: bytes that a computation takes on the device, as measured; at least RESERVED_BYTES stays free.
         """
-        host = 0 if self.device.type == "cpu" else free_ram() - WORKSPACE["cpu"]
-        workspace = max(workspace, WORKSPACE[self.device.type])
-        return choose_place(size, device=self._free() - workspace, host=host)
+        host = 0 if self.device.type == "cpu" else free_ram() - RESERVED_BYTES["cpu"]
+        workspace = max(workspace, RESERVED_BYTES[self.device.type])
+        return choose_storage(size, device=self._free() - workspace, host=host)
 
     def measure(self, work: Callable[[], T]) -> tuple[T, int]:
         """Return what ``work`` returns, and the bytes that it took on a GPU for a time beyond what it left there."""
@@ -108,7 +108,7 @@ class Compute:
         return {**self.describe(), **kind}
 
     def peak_memory(self) -> dict[str, int]:
-        """Return the most memory in MB that tensors have taken on a GPU since ``choose``; nothing on a CPU.
+        """Return the most memory in MB that tensors have taken on a GPU since ``configure``; nothing on a CPU.
 
         What PyTorch holds besides, to use again, may be left from the stage before in the same process.
         """
@@ -121,7 +121,7 @@ class Compute:
 _peaks: dict[torch.device, int] = {}  # bytes by GPU, of the time before the last reset of PyTorch's own count
 
 
-def choose_place(size: int, *, device: int, host: int) -> str:
+def choose_storage(size: int, *, device: int, host: int) -> str:
     """Choose among "device", "host" (the RAM beside a GPU) and "recompute" the first with room for ``size`` bytes.
 
     The numbers that are trained on are the same in each; the time is not.
@@ -129,7 +129,7 @@ def choose_place(size: int, *, device: int, host: int) -> str:
     return "device" if size <= device else "host" if size <= host else "recompute"
 
 
-def choose(device: str | None = None, dtype: torch.dtype | None = None) -> Compute:
+def configure(device: str | None = None, dtype: torch.dtype | None = None) -> Compute:
     """Choose what to compute on, and make PyTorch deterministic on it.
 
     The environment decides: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),

@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.console import UserError
-from headstart.params import Experiment
+from headstart.params import Configuration
 from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
-from headstart.training.forward import Examples, predict
-from headstart.training.graphs import GraphedStep, Results, Step
+from headstart.training.cuda_graphs import GraphedStep, Results, Step
+from headstart.training.inference import Examples, predict
 from headstart.training.pooling import use_deterministic
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochMetrics:
     """What happened in one pass over the training images, or in several over few of them."""
 
     epoch: int  # from 1
@@ -31,7 +31,7 @@ class Epoch:
     seconds: float  # of training, without validation; on a GPU with recording the step, in the first epoch of a run
 
 
-def make_optimizer(experiment: Experiment, head: nn.Module, compute: Compute) -> torch.optim.Optimizer:
+def make_optimizer(configuration: Configuration, head: nn.Module, compute: Compute) -> torch.optim.Optimizer:
     """PyTorch's Adam or SGD for all parameters of ``head``, which is moved to the device that computes.
 
     SGD's weight decay is added to the gradient, as PyTorch has it.
@@ -40,13 +40,13 @@ def make_optimizer(experiment: Experiment, head: nn.Module, compute: Compute) ->
     on_gpu = compute.device.type == "cuda"
     if on_gpu:
         head.to(memory_format=torch.channels_last)
-    if experiment.optimizer == "Adam":
+    if configuration.optimizer == "Adam":
         # capturable: its count of steps is on the GPU too, for a CUDA graph to count on.
-        return torch.optim.Adam(head.parameters(), lr=experiment.lr, fused=True, capturable=on_gpu)
-    assert experiment.momentum is not None  # params.py has checked both
-    assert experiment.weight_decay is not None
-    return torch.optim.SGD(head.parameters(), lr=experiment.lr, momentum=experiment.momentum,
-                           weight_decay=experiment.weight_decay, fused=True)  # fmt: skip
+        return torch.optim.Adam(head.parameters(), lr=configuration.lr, fused=True, capturable=on_gpu)
+    assert configuration.momentum is not None  # params.py has checked both
+    assert configuration.weight_decay is not None
+    return torch.optim.SGD(head.parameters(), lr=configuration.lr, momentum=configuration.momentum,
+                           weight_decay=configuration.weight_decay, fused=True)  # fmt: skip
 
 
 def fit(
@@ -59,10 +59,10 @@ def fit(
     batch_size: int,
     seed: int,
     compute: Compute,
-    passes: int = 1,
+    passes_per_epoch: int = 1,
     name: str = "the training",
     on_batch: Callable[[int], object] = lambda images: None,
-) -> Iterator[Epoch]:
+) -> Iterator[EpochMetrics]:
     """Train ``head`` in place; yield a record after each epoch.
 
     Only ``head``'s parameters are in the one optimizer, which lives through the training. Batch norm in ``head`` learns
@@ -74,7 +74,7 @@ def fit(
         training: used in an order that depends on ``seed`` and the epoch alone; the last batch may be smaller.
         validation: may be empty.
         epochs: the numbers of the epochs, from 1; a training that goes on where another stopped begins later.
-        passes: over the training images in an epoch.
+        passes_per_epoch: over the training images in an epoch.
         name: of what is trained, for a complaint.
         on_batch: called after each step with its number of images.
 
@@ -96,14 +96,14 @@ def fit(
     for epoch in epochs:
         started = time.perf_counter()
         head.train()
-        numbers = range((epoch - 1) * passes + 1, epoch * passes + 1)
+        numbers = range((epoch - 1) * passes_per_epoch + 1, epoch * passes_per_epoch + 1)
         orders = [image_order(seed, number, len(training.labels)) for number in numbers]
         results = [_train_pass(step, training, order, batch_size, compute.device, on_batch) for order in orders]
         losses, hits = (torch.cat(found) for found in zip(*results, strict=True))
         means = losses.double().mean().item(), hits.double().mean().item()
         seconds = time.perf_counter() - started  # the device is done, or there would be no mean
-        _require_finite(losses.view(passes, -1), head, epoch, batch_size, name)
-        yield Epoch(epoch, *means, *_test(head, validation, compute), seconds)
+        _require_finite(losses.view(passes_per_epoch, -1), head, epoch, batch_size, name)
+        yield EpochMetrics(epoch, *means, *_validate(head, validation, compute), seconds)
 
 
 def image_order(seed: int, number: int, n: int) -> torch.Tensor:
@@ -152,7 +152,7 @@ def _train_pass(
     return losses, hits
 
 
-def _test(head: nn.Module, examples: Examples, compute: Compute) -> tuple[float | None, float | None]:
+def _validate(head: nn.Module, examples: Examples, compute: Compute) -> tuple[float | None, float | None]:
     """Loss and accuracy in eval mode, None without examples."""
     if len(examples.labels) == 0:
         return None, None

@@ -1,0 +1,36 @@
+"""Write the complete initial networks that all configurations of one start begin from, one a seed."""
+
+import sys
+
+import torch
+
+from headstart import files
+from headstart.console import run_cli
+from headstart.data import splits
+from headstart.network import initial_weights
+from headstart.training import compute
+from stages.paths import initial_file, prepared_file
+from stages.provenance import Run
+
+
+def main(pretrained: str, study: str = "") -> None:
+    record = Run(f"initialize@{'pretrained' if pretrained == 'true' else 'random'}", study)
+    settings, device = record.settings, compute.configure("cpu", dtype=torch.float32)
+    # No output depends on a configuration, so dvc.yaml lists none, and a new one does not re-run this stage. Its stage
+    # `train` is then the first to notice a wrong layer.
+    initial_weights.check_configurations(settings)
+    training = splits.read_split(prepared_file(settings), "training")
+    images = torch.from_numpy(training.images) if pretrained == "false" else None
+    seeds = settings.selected_study.seeds
+    with files.atomic_write(initial_file(settings, pretrained == "true", seeds[0]).parent) as folder:
+        for seed in seeds:
+            start = initial_weights.build_initial_model(
+                settings.selected_study, seed=seed, images=images, classes=training.classes,
+                prepared_size=training.images.shape[-1],
+            )  # fmt: skip
+            start.write(folder / initial_file(settings, pretrained == "true", seed).name)
+    record.finish(**device.describe(), weights=start.weights, weights_sha256=start.sha256)
+
+
+if __name__ == "__main__":
+    run_cli(main, *sys.argv[1:])
