@@ -28,7 +28,7 @@ from cluster.job import LOCK, JobSpec, dvc, temporary_clone, write_partial_lock
 from headstart import params
 from headstart.console import run_cli
 from headstart.training import compute
-from stages.pipeline import Stage, stages
+from pipeline.dvc_yaml import Stage, stages
 from tests.clones import tiny_clone
 
 NOTES = (0, 1_000, 4_000)

@@ -26,8 +26,8 @@ from torch import nn
 import stages.features
 import stages.initialize
 import stages.prepare
-from benchmarks import settings as common
 from benchmarks import loops
+from benchmarks import settings as common
 from benchmarks.loops import Task
 from headstart import files
 from headstart.console import UserError, run_cli

@@ -42,8 +42,8 @@ from cluster.progress import ProgressDisplay
 from cluster.settings import Settings
 from headstart import files, params
 from headstart.console import UserError, run_cli
+from pipeline.dvc_yaml import Stage, stages
 from stages.paths import PICTURES
-from stages.pipeline import Stage, stages
 
 BACKENDS = ("ray", "slurm")
 STATE_DIR = Path(".cluster")  # logs of what failed; in git's ignored files

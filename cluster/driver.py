@@ -13,7 +13,7 @@ from cluster.job import JobResult, JobSpec
 from cluster.progress import ProgressDisplay
 from headstart import files
 from headstart.console import UserError
-from stages.pipeline import Stage, is_covered_by
+from pipeline.dvc_yaml import Stage, is_covered_by
 
 POLL = 0.5  # seconds
 LISTED = 20  # failures that are named at the end
@@ -26,7 +26,7 @@ def planned(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def needs_gpu(stage: Stage) -> bool:
-    """Whether ``stage`` needs_gpu with PyTorch, on a GPU where one is asked for."""
+    """Whether ``stage`` computes with PyTorch, on a GPU where one is asked for."""
     return any(dep.startswith("src/headstart/training") for dep in stage.deps)
 
 

@@ -33,8 +33,8 @@ from filelock import SoftFileLease
 
 from headstart import files
 from headstart.console import USER_STATUS, MachineError, UserError, run_cli
+from pipeline.dvc_yaml import stages
 from stages.paths import PICTURES
-from stages.pipeline import stages
 
 ROOT = Path(__file__).parent.parent
 PREFIX = "headstart-unit-"

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 # What a machine needs of Headstart to begin a spec; the spec itself uses the code of its clone.
-PACKAGES = ("cluster", "stages", "src/headstart")
+PACKAGES = ("cluster", "pipeline", "stages", "src/headstart")
 HEAD = {"node:__internal_head__": 0.001}  # where that ends, all ends
 TIMEOUT = 60  # seconds for the head to answer
 NO_TOKEN = ("it asks for a token: copy its head's ~/.ray/auth_token to here and set RAY_AUTH_MODE=token, or start it "

@@ -19,9 +19,9 @@ import yaml
 from headstart import files, params
 from headstart.console import UserError, run_cli
 from headstart.params import Params
+from pipeline.dvc_yaml import stages
 from scripts import record
 from stages.paths import stale_outputs_message
-from stages.pipeline import stages
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from headstart import files, params
 from headstart.console import UserError, run_cli
 from headstart.network import initial_weights
 from headstart.params import Params
+from pipeline.dvc_yaml import Stage, lookup, stages
+from pipeline.provenance import run_file
 from stages.paths import RAW
-from stages.pipeline import Stage, lookup, stages
-from stages.provenance import run_file
 
 # What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
 FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")

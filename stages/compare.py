@@ -5,8 +5,8 @@ import sys
 from headstart import files
 from headstart.console import run_cli
 from headstart.results import comparison, label_efficiency, report
+from pipeline.provenance import Run
 from stages import collect, paths
-from stages.provenance import Run
 
 
 def main(name: str = "") -> None:

@@ -5,8 +5,8 @@ import sys
 from headstart import files
 from headstart.console import run_cli
 from headstart.data import registry
+from pipeline.provenance import Run
 from stages.paths import DOWNLOADS, PICTURES, RAW
-from stages.provenance import Run
 
 
 def main(study: str = "") -> None:

@@ -13,8 +13,8 @@ from headstart.data import splits
 from headstart.params import Params
 from headstart.results import evaluation
 from headstart.training import early_stopping
+from pipeline.provenance import Run
 from stages.paths import model_file, predictions_file, prepared_file, scores_folder
-from stages.provenance import Run
 
 
 def main(name: str, study: str = "") -> None:

@@ -14,8 +14,8 @@ from headstart.network import models
 from headstart.network.saved_model import SavedModel
 from headstart.training import compute
 from headstart.training.inference import extract_features
+from pipeline.provenance import Run
 from stages.paths import features_file, initial_file, prepared_file
-from stages.provenance import Run
 
 REMEDY = "free some space (DVC's cache may want as much again), or set cache_activations to false in params.yaml"
 

@@ -9,8 +9,8 @@ from headstart.console import run_cli
 from headstart.data import splits
 from headstart.network import initial_weights
 from headstart.training import compute
+from pipeline.provenance import Run
 from stages.paths import initial_file, prepared_file
-from stages.provenance import Run
 
 
 def main(pretrained: str, study: str = "") -> None:

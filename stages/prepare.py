@@ -4,8 +4,8 @@ import sys
 
 from headstart.console import run_cli
 from headstart.data import registry, splits
+from pipeline.provenance import Run
 from stages.paths import PICTURES, RAW, prepared_file
-from stages.provenance import Run
 
 
 def main(study_name: str = "") -> None:

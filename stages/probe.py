@@ -11,9 +11,9 @@ from headstart.console import progress, run_cli
 from headstart.data import splits
 from headstart.params import Params
 from headstart.probes import Examples
+from pipeline.provenance import Run
 from stages.label_subsets import label_subsets
 from stages.paths import features_file, prepared_file, probes_file
-from stages.provenance import Run
 
 COLUMNS = ["label_budget", "seed", "C"]
 

@@ -22,10 +22,10 @@ from headstart.training.checkpoints import Checkpoint, TrainingResult, fingerpri
 from headstart.training.compute import Compute
 from headstart.training.inference import Examples, predict
 from headstart.training.loop import EpochMetrics, fit, make_optimizer
+from pipeline.provenance import Run
 from stages.inputs import examples, trainable
 from stages.label_subsets import label_subsets
 from stages.paths import features_file, initial_file, model_file, predictions_file, prepared_file, training_file
-from stages.provenance import Run
 
 COLUMNS = [field.name for field in fields(EpochMetrics) if field.name != "seconds"]  # times would differ at every run
 # What can change a number here, as dvc.yaml has it: after a change of the page, say, a training still goes on.

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 def module_file(module: str) -> Path | None:
     """The file of ``headstart.x.y`` or ``stages.x``, relative to the root; None for what is not ours."""
     folder, _, name = module.partition(".")
-    base = {"headstart": Path("src/headstart"), "stages": Path("stages")}.get(folder)
+    base = {"headstart": Path("src/headstart"), "stages": Path("stages"), "pipeline": Path("pipeline")}.get(folder)
     file = base / f"{name.replace('.', '/')}.py" if base and name else None
     return file if file and (ROOT / file).exists() else None
 

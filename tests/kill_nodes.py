@@ -156,7 +156,7 @@ def study(
 
 
 def interrupted(clone: Path, backend: str, nodes: Any, log: Path) -> tuple[set[str], list[str]]:
-    """Begin the study, and interrupt it as Ctrl-C or a closed terminal does when a stage that needs_gpu is done.
+    """Begin the study, and interrupt it as Ctrl-C or a closed terminal does when a stage that computes is done.
 
     Returns:
         What had been done, and what is wrong.

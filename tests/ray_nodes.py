@@ -14,7 +14,7 @@ def missing() -> str:
 
 
 class Nodes:
-    """The head, which needs_gpu nothing, and its nodes."""
+    """The head, which computes nothing, and its nodes."""
 
     names = ("node1", "node2", "node3")
 

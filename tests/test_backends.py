@@ -20,7 +20,7 @@ from cluster.job import JobResult, JobSpec
 from cluster.progress import SHOWN, ProgressDisplay
 from headstart.console import UserError
 from headstart.params import ParamsError
-from stages.pipeline import Stage, stages
+from pipeline.dvc_yaml import Stage, stages
 
 from . import kill_nodes, ray_nodes, slurm
 from .clones import tiny_clone

@@ -62,7 +62,7 @@ def skip_all_but_one_on_a_cpu(compute: Compute, network: str) -> None:
 
 @pytest.fixture
 def no_waiting() -> Iterator:
-    """A function that makes every wait for the GPU an error, or no longer; preserve_training_state at the end in any case."""
+    """A function that makes every wait for the GPU an error, or no longer; undone at the end in any case."""
     yield lambda forbidden: torch.cuda.set_sync_debug_mode("error" if forbidden else "default")
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("default")

@@ -124,4 +124,4 @@ def test_bfloat16_logits_are_float32_and_close(test_set, compute):
     assert coarse.dtype == torch.float32
     assert (coarse - exact).std() <= 0.02 * exact.std()
     assert not torch.equal(coarse, exact)
-    assert (coarse.bfloat16().float() != coarse).any()  # the classifier itself needs_gpu in float32
+    assert (coarse.bfloat16().float() != coarse).any()  # the classifier itself computes in float32

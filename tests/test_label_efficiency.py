@@ -196,7 +196,9 @@ def test_the_committed_correctness_gives_the_errors_and_the_labels_needed_again(
     for answer in (several.saved, several.worth):
         others = {name: again[name] for name in answer.needed}
         assert label_savings.labels_needed(again[answer.reference], others) == answer.needed
-    assert label_efficiency.correct_table(None, (0,)) == [["configuration", "label_budget", "seed", "images", "correct"]]
+    assert label_efficiency.correct_table(None, (0,)) == [
+        ["configuration", "label_budget", "seed", "images", "correct"]
+    ]
     assert label_efficiency.read_curves([], files.read_csv(tmp_path / "correct.csv"), labels=n_labels) == {}
 
 

@@ -25,7 +25,7 @@ TARGET = Path("data/pictures/pets")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder of pictures; the selected_study folder is like the repository's, with its params.yaml."""
+    """A folder of pictures; the selected study folder is like the repository's, with its params.yaml."""
     (tmp_path / "repository/.git").mkdir(parents=True)
     (tmp_path / "repository/data/pictures").mkdir(parents=True)
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "repository/params.yaml")

@@ -34,7 +34,9 @@ def commit(clone: Path, message: str) -> None:
 
 
 EVERYTHING = {"download", "prepare", "compare"}
-EVERYTHING |= {f"{stage}@{start}" for stage in ("initialize", "features", "probe") for start in ("pretrained", "random")}
+EVERYTHING |= {
+    f"{stage}@{start}" for stage in ("initialize", "features", "probe") for start in ("pretrained", "random")
+}
 EVERYTHING |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
 
 

@@ -9,8 +9,9 @@ import pytest
 from headstart import files, params
 from headstart.console import UserError
 from headstart.data import fashion_mnist
-from stages import download, paths, provenance
-from stages.provenance import Run, run_file
+from pipeline import provenance
+from pipeline.provenance import Run, run_file
+from stages import download, paths
 
 from .conftest import ROOT
 

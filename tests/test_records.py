@@ -9,9 +9,9 @@ import yaml
 
 from headstart import files, params
 from headstart.console import UserError
+from pipeline.dvc_yaml import lookup, stages
+from pipeline.provenance import run_file
 from scripts import lock_gate, record
-from stages.pipeline import lookup, stages
-from stages.provenance import run_file
 
 from .conftest import ROOT
 

@@ -16,7 +16,7 @@ import yaml
 from cluster import home, settings
 from cluster.job import JobResult
 from cluster.progress import ProgressDisplay
-from stages.pipeline import stages
+from pipeline.dvc_yaml import stages
 
 from . import slurm
 from .conftest import ROOT

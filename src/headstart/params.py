@@ -175,7 +175,7 @@ def read(path: str | Path = "params.yaml") -> Params:
 
 
 def for_study(settings: Params, study: str, path: str | Path = "params.yaml") -> Params:
-    """Return ``settings`` with ``study`` as the selected_study study.
+    """Return ``settings`` with ``study`` as the selected study study.
 
     Raises:
         ParamsError: there is no such study, or it does not fit the configurations.

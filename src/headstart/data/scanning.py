@@ -216,7 +216,7 @@ def _unused_splits(tops: Sequence[Path]) -> list[str]:
 
 
 def _unwrapped(top: Path) -> Path:
-    """Return the only folder in ``top`` if it has its name, as archives decode_bits, or is called images; or ``top``."""
+    """Return the only folder in ``top`` if it has its name, as archives unpack, or is called images; or ``top``."""
     folders, files = _entries(top)
     if len(folders) != 1 or files or not _entries(folders[0])[0]:
         return top

@@ -102,7 +102,7 @@ def build_initial_model(
 
 
 def check_configurations(settings: Params) -> None:
-    """Check that the network of the selected_study study can be cut at the `finetune_from` of each configuration that has one.
+    """Check that the network of the selected study can be cut at the `finetune_from` of each configuration that has one.
 
     Raises:
         UserError: it cannot.

@@ -244,9 +244,7 @@ def read_curves(
         labels: how many labeled images the study has: those that ``right`` was trained with.
     """
     names = {row["configuration"] for row in rows}
-    largest = [
-        {**row, "label_budget": str(labels)} for row in right if row["configuration"] in names
-    ]
+    largest = [{**row, "label_budget": str(labels)} for row in right if row["configuration"] in names]
     found: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for row in [*rows, *largest]:
         correct = evaluation.decode_bits(row["correct"], int(row["images"]))

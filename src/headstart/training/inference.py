@@ -68,7 +68,7 @@ def extract_features(
     """Run ``modules``, each on the output of the one before, over ``inputs`` [N, ...] in eval mode.
 
     Returns:
-        For each module its extract_features, [N, ...] on the CPU, in the order of ``inputs`` and in the precision that they were
+        For each module its outputs, [N, ...] on the CPU, in the order of ``inputs`` and in the precision that they were
         computed in.
     """
     inference = BatchedInference(modules, compute, prepare)

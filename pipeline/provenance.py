@@ -10,7 +10,7 @@ from typing import Any
 from headstart import files, params
 from headstart.console import UserError
 from headstart.run_info import RunInfo
-from stages.pipeline import Stage, lookup, stages
+from pipeline.dvc_yaml import Stage, lookup, stages
 
 PIPELINE = Path(__file__).parent.parent / "dvc.yaml"
 
