@@ -52,7 +52,7 @@ ENGINES := .venv/engines
 engines: setup $(ENGINES)  ## What `make cluster` needs: SLURM's and Ray's packages of Python, and DVC's for SSH and S3
 
 $(ENGINES): cluster/requirements.txt $(READY)
-	@uv pip install --quiet --require-hashes --requirement cluster/requirements.txt
+	@uv pip install --quiet --python $(BIN)/python --require-hashes --requirement cluster/requirements.txt
 	@touch $@
 
 cluster: engines  ## The study on many GPUs or machines, as cluster.yaml says: make cluster ENGINE=ray or slurm

@@ -36,10 +36,10 @@ Set `model_name` to one of these, and `finetune_from` to `auto`, at least the la
 the whole network; or to a layer. A wrong name raises an error that lists the layers. Any module in them with a single
 input tensor can be used too. `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision
 {torchvision} and timm {timm}. It cuts each network before a layer three quarters of the way in and before its
-classifier. It checks that the parts together compute exactly what the network computes, in evaluation and training mode, and the same within
-rounding with convolutions as matrix products; that a training step changes the head and not the backbone; and that a
-training that resumes from a checkpoint takes the same next step. The image size is the smallest of {sizes} that the
-network takes.
+classifier. It checks that the parts together compute exactly what the network computes, in evaluation and training
+mode, and the same within rounding with convolutions as matrix products; that a training step changes the head and not
+the backbone; and that a training that resumes from a checkpoint takes the same next step. The image size is the
+smallest of {sizes} that the network takes.
 
 ## {works} networks work
 
