@@ -30,7 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from benchmarks import settings as common
 from headstart import files
 from headstart.console import run_cli
-from headstart.network import models
+from headstart.network import models, splitting
 from headstart.params import Configuration
 from headstart.training import compute
 from headstart.training.checkpoints import Checkpoint
@@ -50,7 +50,7 @@ def main(*arguments: str) -> None:
     settings, device = common.read(common.parser(__doc__).parse_args(arguments)), compute.configure()
     study = settings.selected_study
     torch.manual_seed(0)
-    backbone, head = models.split_backbone_head(models.build(study.model_name, 10), study.finetune_from)
+    backbone, head = splitting.split_backbone_head(models.build(study.model_name, 10), study.finetune_from)
     backbone.eval().to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head.to(device.device)
     images = torch.randn(256, 3, study.image_size, study.image_size, device=device.device)

@@ -15,7 +15,7 @@ from torch import nn
 
 from headstart import files, params
 from headstart.console import UserError, progress, run_cli
-from headstart.network import models
+from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 from headstart.training import compute
 from headstart.training.inference import extract_features
@@ -46,7 +46,7 @@ def main(configuration_name: str = "pretrained-finetuned-adam", epochs: str = "2
     for name, variant in VARIANTS.items():
         network = start.build()
         before = copy.deepcopy(network.state_dict())
-        backbone, *head = models.split_model(network, [layer, start.classifier])
+        backbone, *head = splitting.split_model(network, [layer, start.classifier])
         _train(network, backbone, nn.Sequential(*head), start, data, settings.selected_study, configuration, variant, int(epochs),
                device, name)  # fmt: skip
         [logits] = extract_features(

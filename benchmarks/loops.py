@@ -18,7 +18,7 @@ from torchvision import transforms
 import stages.evaluate
 import stages.train
 from headstart import files
-from headstart.network import models
+from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration, Params, Study
 from headstart.training.compute import Compute
@@ -48,7 +48,7 @@ class Task:
         """(network, frozen backbone, trained head) on the device."""
         network = self.start.build().to(self.compute.device)
         layer = self.study.finetune_from if self.configuration.finetuning else self.start.classifier
-        return network, *models.split_backbone_head(network, layer)
+        return network, *splitting.split_backbone_head(network, layer)
 
 
 @dataclass(frozen=True)

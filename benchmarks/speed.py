@@ -31,7 +31,7 @@ from benchmarks import settings as common
 from benchmarks.loops import Task
 from headstart import files
 from headstart.console import UserError, run_cli
-from headstart.network import models
+from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Params
 from headstart.training import compute
@@ -128,7 +128,7 @@ def _floor(settings: Params, device: Compute, start: SavedModel, training: int, 
     Every image passes once through the network of each start; the head of each fine-tuned configuration runs forward
     and backward for every training image in every epoch, and forward for every test image.
     """
-    backbone, head = models.split_backbone_head(start.build(), settings.selected_study.finetune_from)
+    backbone, head = splitting.split_backbone_head(start.build(), settings.selected_study.finetune_from)
     activations, frozen, _ = _operations(backbone, torch.zeros(1, 3, *(settings.selected_study.image_size,) * 2))
     _, inference, step = _operations(head, activations)
     forward = frozen + inference

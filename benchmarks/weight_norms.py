@@ -12,7 +12,7 @@ from torch import nn
 
 from headstart import files, params
 from headstart.console import run_cli
-from headstart.network import models
+from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 from stages.paths import initial_file, model_file, predictions_file
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 def _norms(snapshot: SavedModel, layer: str) -> dict[type, float]:
     """The norm of all weights of a kind of layer in the head, as one vector."""
-    _, head = models.split_backbone_head(snapshot.build(), layer)
+    _, head = splitting.split_backbone_head(snapshot.build(), layer)
     return {
         kind: float(
             torch.cat([module.weight.flatten() for module in head.modules() if isinstance(module, kind)])

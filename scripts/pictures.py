@@ -22,11 +22,11 @@ from headstart.console import UserError, run_cli
 from headstart.data import pictures, registry, scanning, splits
 from headstart.data.scanning import ImageFile, Scan
 from headstart.data.splits import Dataset
-from headstart.network import initial_weights, models
+from headstart.network import initial_weights, models, splitting
 from scripts import yaml_text
 from stages.paths import PICTURES
 
-NETWORK = {"model_name": models.LITE0_MODEL, "weights": initial_weights.DEFAULT, "finetune_from": models.AUTO}
+NETWORK = {"model_name": models.LITE0_MODEL, "weights": initial_weights.DEFAULT, "finetune_from": splitting.AUTO}
 SIDES = (224, 160, 128, 96, 64)
 PIXELS = 14_000_000  # of all images, as long as they are not smaller than 64 pixels: some minutes on two cores
 FEW = 2_000  # images: then chance decides much, so there are three seeds

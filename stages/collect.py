@@ -13,7 +13,7 @@ from torch import nn
 from headstart import files, params
 from headstart.console import UserError
 from headstart.data import registry, splits
-from headstart.network import models
+from headstart.network import models, splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration
 from headstart.results import comparison, evaluation, examples, feature_maps, label_efficiency, report
@@ -86,7 +86,7 @@ def _by_layer(settings: params.Params, network: nn.Module) -> tuple[dict[str, Co
     """
 
     def frozen(layer: str) -> tuple[str, ...]:
-        return tuple(name for name, _ in models.split_backbone_head(network, layer)[0].named_parameters())
+        return tuple(name for name, _ in splitting.split_backbone_head(network, layer)[0].named_parameters())
 
     default = frozen(settings.selected_study.finetune_from)
     layers: dict[tuple[str, ...], str | None] = {default: None}
@@ -94,7 +94,7 @@ def _by_layer(settings: params.Params, network: nn.Module) -> tuple[dict[str, Co
     for name, configuration in settings.configurations.items():
         own = configuration.finetune_from
         parameters = default if own is None else frozen(own)
-        layer = layers.setdefault(parameters, own if parameters else models.ALL)
+        layer = layers.setdefault(parameters, own if parameters else splitting.ALL)
         configurations[name] = dataclasses.replace(configuration, finetune_from=layer)
         if configuration.finetuning and not configuration.pretrained and not parameters:
             scratch.append(name)

@@ -10,7 +10,7 @@ from headstart import files
 from headstart.console import run_cli
 from headstart.data import splits
 from headstart.data.splits import SPLITS
-from headstart.network import models
+from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 from headstart.training import compute
 from headstart.training.inference import extract_features
@@ -33,11 +33,11 @@ def main(pretrained: str, study: str = "") -> None:
     with files.atomic_write(folder) as beside:
         for path, seed in seeds.items():
             start = SavedModel.read(initial_file(settings, pretrained == "true", seed))
-            backbone, pooled, _ = models.split_model(
+            backbone, pooled, _ = splitting.split_model(
                 start.build(), [settings.selected_study.finetune_from, start.classifier]
             )
             parts = {"activations": backbone, "features": pooled}
-            if not settings.selected_study.cache_activations or not models.has_parameters(backbone):
+            if not settings.selected_study.cache_activations or not splitting.has_parameters(backbone):
                 parts = {"features": nn.Sequential(backbone, pooled)}
             through = partial(extract_features, modules=tuple(parts.values()), compute=device, prepare=start.preprocess)
             size = sum(one.nbytes for one in through(images["test"][:1])) * sum(map(len, images.values()))

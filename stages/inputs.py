@@ -8,7 +8,7 @@ from torch import nn
 from headstart import files
 from headstart.console import UserError
 from headstart.data import splits
-from headstart.network import models
+from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration, Params
 from headstart.training.compute import Compute
@@ -33,8 +33,8 @@ def trainable(configuration: Configuration, settings: Params, snapshot: SavedMod
     """The frozen backbone and the head of ``snapshot``'s network."""
     if configuration.finetuning:
         network = snapshot.build()
-        first = models.resolve_layer(network, configuration.finetune_from or settings.selected_study.finetune_from)
-        return Parts(network, *models.split_backbone_head(network, first), first)
+        first = splitting.resolve_layer(network, configuration.finetune_from or settings.selected_study.finetune_from)
+        return Parts(network, *splitting.split_backbone_head(network, first), first)
     classifier = snapshot.linear_classifier()  # its backbone, all the rest, has run in the stage `features`
     owner: nn.Module = classifier
     for part in reversed(snapshot.classifier.split(".")):
@@ -96,13 +96,13 @@ def forget() -> None:
 
 def _is_stored(configuration: Configuration, settings: Params, snapshot: SavedModel, backbone: nn.Module) -> bool:
     """Return whether the stage `features` has stored the outputs of ``backbone``: it stores those of the study's layer."""
-    if not settings.selected_study.cache_activations or not models.has_parameters(backbone):
+    if not settings.selected_study.cache_activations or not splitting.has_parameters(backbone):
         return False
     own, studys = (
         configuration.finetune_from or settings.selected_study.finetune_from,
         settings.selected_study.finetune_from,
     )
-    if models.AUTO in (own, studys) and own != studys:  # it may be the same layer, by its name
+    if splitting.AUTO in (own, studys) and own != studys:  # it may be the same layer, by its name
         network = snapshot.build()
-        own, studys = models.resolve_layer(network, own), models.resolve_layer(network, studys)
+        own, studys = splitting.resolve_layer(network, own), splitting.resolve_layer(network, studys)
     return own == studys

@@ -23,7 +23,7 @@ from torch import nn
 
 from headstart import files
 from headstart.console import UserError
-from headstart.network import models
+from headstart.network import models, splitting
 from headstart.training.checkpoints import Checkpoint
 from headstart.training.convolutions import use_matmul
 
@@ -79,11 +79,11 @@ def examine(name: str) -> Found:
     model = models.build(name, CLASSES)
     randomise_statistics(model)
     size = image_size(name, model)
-    classifier, places = models.classifier_name(model), models.valid_split_points(model)
+    classifier, places = models.classifier_name(model), splitting.valid_split_points(model)
     layers = places[: places.index(classifier)] if classifier in places else places
     layer = layers[len(layers) * 3 // 4]
     images = torch.randn(2, 3, size, size)
-    parts = models.split_model(model, [layer, classifier])
+    parts = splitting.split_model(model, [layer, classifier])
     for training in (False, True):
         outputs = []
         for network in (model, nn.Sequential(*parts)):
@@ -94,7 +94,7 @@ def examine(name: str) -> Found:
         assert outputs[0].std() > 0
         assert torch.equal(*outputs), f"{name} needs_gpu something else in parts, training {training}"
     _require_equal_with_matmul(name, model, images)
-    backbone, head = models.split_backbone_head(model, layer)
+    backbone, head = splitting.split_backbone_head(model, layer)
     _train_a_step(name, backbone.eval(), head.train(), images)
     _go_on(name, layer, images)
     return Found(size, sum(parameter.numel() for parameter in model.parameters()), classifier, places, layer)
@@ -159,7 +159,7 @@ def _go_on(name: str, layer: str, images: torch.Tensor) -> None:
         checkpoint = Checkpoint(Path(folder, "checkpoint.safetensors"), "")
         for interrupted in (False, True):
             torch.manual_seed(2)
-            backbone, head = models.split_backbone_head(models.build(name, CLASSES), layer)
+            backbone, head = splitting.split_backbone_head(models.build(name, CLASSES), layer)
             optimizer = torch.optim.SGD(head.train().parameters(), lr=0.01, momentum=0.9)
             with torch.no_grad():
                 inputs = backbone(images)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from headstart.data.preprocessing import Preprocess
-from headstart.network import models
+from headstart.network import models, splitting
 from headstart.params import Configuration
 from headstart.training import compute as computing
 from headstart.training.checkpoints import Checkpoint, fingerprint
@@ -79,7 +79,7 @@ def test_a_resumed_head_whose_memory_is_channels_last(tmp_path, training_set, co
     states = []
     for interrupted in (False, True):
         torch.manual_seed(0)
-        backbone, head = models.split_backbone_head(models.build("resnet18", 10), "layer4")
+        backbone, head = splitting.split_backbone_head(models.build("resnet18", 10), "layer4")
         head.to(memory_format=torch.channels_last)
         inputs = cache_or_recompute(
             images, backbone, compute=compute, prepare=Preprocess(64, (0.5,) * 3, (0.5,) * 3), keep=True

@@ -22,7 +22,7 @@ from torch import nn
 from headstart.console import UserError
 from headstart.console import run_cli as run_stage
 from headstart.data.preprocessing import Preprocess
-from headstart.network import models
+from headstart.network import models, splitting
 from headstart.params import Configuration
 from headstart.training import compute as computing
 from headstart.training.compute import Compute
@@ -72,7 +72,7 @@ def train(images, labels, compute, configuration, *, network="resnet18", layer="
     """Train on ``images`` kept at ``place``; return all that changes, by name, and the records of the epochs."""
     torch.manual_seed(0)
     model = models.build(network, 10, SIZE)
-    backbone, head = models.split_backbone_head(model, layer)
+    backbone, head = splitting.split_backbone_head(model, layer)
     inputs = cache_or_recompute(images, backbone, compute=compute, prepare=PREPROCESS, keep=place != "recompute")
     if place == "host":
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())
@@ -145,7 +145,7 @@ def test_where_activations_go_when_memory_is_short(training_set, gpu, monkeypatc
         monkeypatch.setenv("HEADSTART_MEMORY_GB", "2")
         little = computing.configure("cuda")
         assert_equal(train(images, labels, little, ADAM, place="recompute"), expected)
-        backbone, _ = models.split_backbone_head(models.build("resnet18", 10), "layer4")
+        backbone, _ = splitting.split_backbone_head(models.build("resnet18", 10), "layer4")
         kept = cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, keep=True)
         assert kept.place == "host"
         monkeypatch.setattr(computing, "free_ram", lambda: 0)
@@ -157,7 +157,7 @@ def test_where_activations_go_when_memory_is_short(training_set, gpu, monkeypatc
 @needs_gpu
 def test_images_stay_in_host_memory_on_a_real_gpu(training_set, gpu):
     images = training_set[0]
-    backbone, _ = models.split_backbone_head(models.build("resnet18", 10), "layer4")
+    backbone, _ = splitting.split_backbone_head(models.build("resnet18", 10), "layer4")
     backbone.to(gpu.device)
     before = torch.cuda.memory_allocated()
     recomputed = cache_or_recompute(images, backbone, compute=gpu, prepare=PREPROCESS, keep=False)
@@ -189,7 +189,7 @@ def test_gradients_are_right(device, dtype, tolerance):
     Few images, so that hardly any activation is so close to zero that rounding decides whether it has a gradient.
     """
     torch.manual_seed(0)
-    _, head = models.split_backbone_head(models.build("resnet18", 10), "layer4")
+    _, head = splitting.split_backbone_head(models.build("resnet18", 10), "layer4")
     inputs, labels = torch.randn(16, 256, 4, 4).relu(), torch.randint(0, 10, (16,))
     exact = gradients(head, inputs, labels, None)
     found = gradients(head, inputs, labels, dataclasses.replace(device, dtype=dtype))
@@ -239,7 +239,7 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(
     """A batch larger than the training set is never full, so no step is recorded."""
     images, labels = (tensor[:256] for tensor in training_set)
     torch.manual_seed(0)
-    backbone, head = models.split_backbone_head(models.build("resnet18", 10), layer)
+    backbone, head = splitting.split_backbone_head(models.build("resnet18", 10), layer)
     inputs = cache_or_recompute(images, backbone, compute=device, prepare=PREPROCESS, keep=True)
     if place == "host":
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())

@@ -3,7 +3,7 @@
 import pytest
 
 from headstart.console import UserError
-from headstart.network import models
+from headstart.network import models, splitting
 
 from . import every_model
 from .conftest import ROOT
@@ -27,13 +27,13 @@ def test_a_network_with_two_classifiers():
     """Trained by distillation, it takes the mean of the two."""
     model = models.build("levit_128s", 10)
     with pytest.raises(UserError, match=r"finetune_from 'head_dist\.linear' is where 2 tensors pass, and one must: "):
-        models.split_backbone_head(model, models.classifier_name(model))
+        splitting.split_backbone_head(model, models.classifier_name(model))
 
 
 def test_a_network_that_cannot_be_taken_apart():
     """Its code asks for the size of an image, which the graph does not know."""
     with pytest.raises(UserError, match=r"this model cannot be taken apart \(.* control flow\): name another one"):
-        models.split_backbone_head(models.build("crossvit_9_240", 10), "blocks.1")
+        splitting.split_backbone_head(models.build("crossvit_9_240", 10), "blocks.1")
 
 
 def test_a_network_without_a_linear_classifier():

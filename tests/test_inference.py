@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from headstart.data.preprocessing import Preprocess
-from headstart.network import models
+from headstart.network import models, splitting
 from headstart.training.compute import Compute
 from headstart.training.inference import (
     BatchedInference,
@@ -23,7 +23,7 @@ ROOMS = {"device": 10**9, "recompute": 0}
 @pytest.fixture
 def halves() -> tuple[nn.Sequential, nn.Sequential]:
     torch.manual_seed(0)
-    return models.split_backbone_head(models.build("tf_efficientnet_lite0", 10), "blocks.5")
+    return splitting.split_backbone_head(models.build("tf_efficientnet_lite0", 10), "blocks.5")
 
 
 def with_room(compute: Compute, room: int, monkeypatch) -> Compute:
@@ -35,7 +35,7 @@ def with_room(compute: Compute, room: int, monkeypatch) -> Compute:
 @pytest.mark.parametrize("batch_size", [7, 64, 100])
 def test_kept_and_recomputed_inputs_are_the_same_to_the_bit(test_set, compute, layer, batch_size, monkeypatch):
     torch.manual_seed(0)
-    halves = models.split_backbone_head(models.build("tf_efficientnet_lite0", 10), layer)
+    halves = splitting.split_backbone_head(models.build("tf_efficientnet_lite0", 10), layer)
     images = test_set[0][:150]
     order = torch.randperm(150, generator=torch.Generator().manual_seed(1))
     found = {}
@@ -59,7 +59,7 @@ def test_what_is_stored_is_not_what_a_layer_behind_it_makes_of_it(test_set, comp
     """Where a network is cut before a layer that works in place, such as the activations of MobileNetV3."""
     torch.manual_seed(0)
     network = models.build("mobilenet_v3_small", 10)
-    backbone, pooled, _ = models.split_model(network, ["features.12.2", "classifier.3"])
+    backbone, pooled, _ = splitting.split_model(network, ["features.12.2", "classifier.3"])
     images = test_set[0][:40]
     stored, _ = extract_features(images, (backbone, pooled), compute=compute, prepare=PREPROCESS)
     [alone] = extract_features(images, (backbone,), compute=compute, prepare=PREPROCESS)

@@ -14,7 +14,7 @@ from dvc.utils.serialize._yaml import parse_yaml_for_update
 import scripts.pictures
 from headstart import params
 from headstart.console import UserError
-from headstart.data import decoding, pictures, scanning
+from headstart.data import decoding, pictures, registry, scanning
 from scripts import yaml_text
 
 from .conftest import ROOT

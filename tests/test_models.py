@@ -3,7 +3,7 @@ import torch
 
 from headstart import files
 from headstart.console import UserError
-from headstart.network import models
+from headstart.network import models, splitting
 
 # One of each family that is built by itself; the whole list is in test_every_model.py.
 FAMILIES = {
@@ -25,14 +25,14 @@ def test_head_after_trunk_is_the_whole_network_at_every_cut(name, layer):
     model = models.build(name, 10)
     randomise_statistics(model)
     images = torch.randn(2, 3, 64, 64)
-    places = models.valid_split_points(model)
+    places = splitting.valid_split_points(model)
     assert layer in places
     with torch.inference_mode():
         whole = model(images)
         assert whole.shape == (2, 10)
         assert whole.std() > 0
         for place in places:
-            backbone, head = models.split_backbone_head(model, place)
+            backbone, head = splitting.split_backbone_head(model, place)
             assert torch.equal(head(backbone(images)), whole), place
 
 
@@ -47,7 +47,7 @@ def randomise_statistics(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize(("name", "layer"), FAMILIES.items())
 def test_the_cut_parts_hold_every_parameter_once(name, layer):
     model = models.build(name, 10)
-    backbone, head = models.split_backbone_head(model, layer)
+    backbone, head = splitting.split_backbone_head(model, layer)
     parts = [*backbone.parameters(), *head.parameters()]
     assert len(parts) == len({id(parameter) for parameter in parts})
     assert {id(parameter) for parameter in parts} == {id(parameter) for parameter in model.parameters()}
@@ -64,13 +64,13 @@ def test_where_several_tensors_pass():
     """Inside a residual block, between its two convolutions, the block's input passes as well."""
     model = models.build("resnet18", 10)
     with pytest.raises(UserError) as error:
-        models.split_backbone_head(model, "layer4.1.conv2")
+        splitting.split_backbone_head(model, "layer4.1.conv2")
     assert str(error.value) == (
         "finetune_from 'layer4.1.conv2' is where 2 tensors pass, and one must: layer4.1.conv1 is the nearest where it "
         "does; this model can be cut at bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, "
         "layer4, layer4.1, avgpool, fc"
     )
-    backbone, head = models.split_backbone_head(model, "layer4.1.conv1")
+    backbone, head = splitting.split_backbone_head(model, "layer4.1.conv1")
     images = torch.zeros(2, 3, 64, 64)
     assert torch.equal(head(backbone(images)), model(images))
 
@@ -78,22 +78,22 @@ def test_where_several_tensors_pass():
 def test_no_place_for_half_of_the_parameters():
     """Its stages pass several tensors on, so only its last norm and its classifier can be trained alone, or all."""
     model = models.build("mvitv2_tiny", 10)
-    assert models.resolve_layer(model, models.AUTO) == models.ALL
-    assert list(models.split_backbone_head(model, models.AUTO)[0].parameters()) == []
+    assert splitting.resolve_layer(model, splitting.AUTO) == splitting.ALL
+    assert list(splitting.split_backbone_head(model, splitting.AUTO)[0].parameters()) == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "googlenet", "mvitv2_tiny", "timm/legacy_seresnet18"])
 def test_all_is_the_whole_network(name):
     torch.manual_seed(0)
     model = models.build(name, 10, 64 if name == "vit_b_32" else None)
-    backbone, pooled, classifier = models.split_model(model, [models.ALL, models.classifier_name(model)])
-    assert not models.has_parameters(backbone)
+    backbone, pooled, classifier = splitting.split_model(model, [splitting.ALL, models.classifier_name(model)])
+    assert not splitting.has_parameters(backbone)
     size = 224 if name == "mvitv2_tiny" else 64
     images = torch.randn(2, 3, size, size)
     assert torch.equal(backbone(images), images)
     with torch.inference_mode():
         assert torch.equal(classifier(pooled(images)), model(images))
-    _, head = models.split_backbone_head(model, models.ALL)
+    _, head = splitting.split_backbone_head(model, splitting.ALL)
     trained = {id(parameter) for parameter in head.parameters()}
     used = {id(parameter) for name, parameter in model.named_parameters() if not name.startswith("aux")}
     assert trained == used
@@ -102,8 +102,8 @@ def test_all_is_the_whole_network(name):
 def test_a_network_that_asks_for_its_mode_is_saved_once_and_loaded(tmp_path):
     """Its head has a part for each mode, and both have the same layers."""
     torch.manual_seed(0)
-    heads = [models.split_backbone_head(models.build("timm/legacy_seresnet18", 10), "layer4")[1] for _ in range(2)]
-    assert type(heads[0]).__name__ == "_Modes"
+    heads = [splitting.split_backbone_head(models.build("timm/legacy_seresnet18", 10), "layer4")[1] for _ in range(2)]
+    assert type(heads[0]).__name__ == "_TrainEvalModule"
     files.write_tensors(tmp_path / "head.safetensors", heads[0].state_dict())
     heads[1].load_state_dict(files.read_tensors(tmp_path / "head.safetensors").tensors)
     inputs = torch.randn(2, 256, 4, 4)
@@ -117,7 +117,7 @@ def test_a_network_that_asks_for_its_mode_is_saved_once_and_loaded(tmp_path):
 
 def test_an_unknown_layer_gets_the_list():
     with pytest.raises(UserError) as error:
-        models.split_backbone_head(models.build("resnet18", 10), "layer5")
+        splitting.split_backbone_head(models.build("resnet18", 10), "layer5")
     assert str(error.value) == (
         "finetune_from 'layer5' is no layer of this model; it can be cut at "
         "bn1, relu, maxpool, layer1, layer1.1, layer2, layer2.1, layer3, layer3.1, layer4, layer4.1, avgpool, fc; with "
@@ -166,8 +166,8 @@ def test_a_network_that_is_made_for_one_size_is_made_for_the_study_s():
 )
 def test_the_later_half_of_the_parameters(name, layer):
     model = models.build(name, 10)
-    backbone, head = models.split_backbone_head(model, models.AUTO)
-    same = models.split_backbone_head(model, layer)
+    backbone, head = splitting.split_backbone_head(model, splitting.AUTO)
+    same = splitting.split_backbone_head(model, layer)
     assert [(each.code, len(list(each.parameters()))) for each in (backbone, head)] == [
         (each.code, len(list(each.parameters()))) for each in same
     ]

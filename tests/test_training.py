@@ -9,7 +9,7 @@ from torch import nn
 
 from headstart.console import UserError
 from headstart.data.preprocessing import Preprocess
-from headstart.network import initial_weights, models
+from headstart.network import initial_weights, models, splitting
 from headstart.params import Configuration
 from headstart.training.inference import CachedInputs, Examples, cache_or_recompute, extract_features
 from headstart.training.loop import image_order
@@ -87,10 +87,17 @@ def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer,
     network = start(name, images)
     slow = copy.deepcopy(network)
     expected = plain_loop(
-        slow, *models.split_backbone_head(slow, layer), images, labels, configuration, n_epochs=2, batch_size=16, seed=5
+        slow,
+        *splitting.split_backbone_head(slow, layer),
+        images,
+        labels,
+        configuration,
+        n_epochs=2,
+        batch_size=16,
+        seed=5,
     )
 
-    backbone, head = models.split_backbone_head(network, layer)
+    backbone, head = splitting.split_backbone_head(network, layer)
     inputs = cache_or_recompute(images, backbone, compute=compute, prepare=prepare, keep=keep)
     examples = Examples(inputs, labels)
     epochs = trained(
@@ -112,7 +119,7 @@ def test_frozen_means_frozen_and_finetuned_means_all_of_it(training_set, compute
     images, labels = (tensor[:64] for tensor in training_set)
     network = start("tf_efficientnet_lite0", images)
     before = copy.deepcopy(network.state_dict())
-    backbone, head = models.split_backbone_head(network, "blocks.5")
+    backbone, head = splitting.split_backbone_head(network, "blocks.5")
     of_head = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
     in_head = {name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in of_head}
     assert 0 < len(in_head) < len(before)
@@ -168,7 +175,7 @@ def test_training_in_bfloat16_stays_within_two_percent(training_set, compute):
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
         precision = dataclasses.replace(compute, dtype=dtype)
-        backbone, head = models.split_backbone_head(start("tf_efficientnet_lite0", images), "blocks.5")
+        backbone, head = splitting.split_backbone_head(start("tf_efficientnet_lite0", images), "blocks.5")
         inputs = cache_or_recompute(images, backbone, compute=precision, prepare=PREPROCESS, keep=True)
         assert next(inputs.batches(torch.arange(2), 2)).dtype == dtype  # kept in the precision it was computed in
         examples = Examples(inputs, labels)

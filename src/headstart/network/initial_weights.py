@@ -19,7 +19,7 @@ from torch import nn
 from headstart import files
 from headstart.console import MachineError, UserError
 from headstart.data.preprocessing import Preprocess
-from headstart.network import models
+from headstart.network import models, splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Params, Study
 
@@ -77,7 +77,7 @@ def build_initial_model(
     """
     torch.manual_seed(seed)
     model = models.build(study.model_name, len(classes), study.image_size)
-    models.split_model(model, [study.finetune_from, models.classifier_name(model)])
+    splitting.split_model(model, [study.finetune_from, models.classifier_name(model)])
     models.check_image_size(model, study.image_size)
     weights = resolve_weights(study.model_name, study.weights, study.image_size)
     preprocess = Preprocess(study.image_size, weights.mean, weights.std, weights.interpolation)
@@ -116,7 +116,7 @@ def check_configurations(settings: Params) -> None:
     model = models.build(study.model_name, 1, study.image_size)
     for layer, name in names.items():
         try:
-            models.split_model(model, [layer, models.classifier_name(model)])
+            splitting.split_model(model, [layer, models.classifier_name(model)])
         except UserError as error:
             raise UserError(f"configurations.{name}: {error}") from None
 

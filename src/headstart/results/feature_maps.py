@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from headstart.network import models
+from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 
 MAPS = 10  # of a layer
@@ -41,7 +41,7 @@ def _maps(model: SavedModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
         if output.shape[2] == output.shape[3] > 1:
             found[name] = output[0].clone()  # what comes next may work in place
 
-    for name in models.leaf_modules(network):
+    for name in splitting.leaf_modules(network):
         network.get_submodule(name).register_forward_hook(partial(keep, name))
     with torch.inference_mode():
         network(model.preprocess(images))
