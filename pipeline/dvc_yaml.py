@@ -1,4 +1,4 @@
-"""What dvc.yaml says: its stages, in order, with all names filled in."""
+"""Read dvc.yaml: its stages in execution order, with all variables replaced."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of dvc.yaml with all its names filled in."""
+    """A stage of dvc.yaml with all variables replaced."""
 
     name: str
     module: str
@@ -20,22 +20,22 @@ class Stage:
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...]
-    in_cache: bool  # all of them are in DVC's cache: then its run-cache can restore them
+    in_cache: bool  # whether DVC caches all outputs, so its run cache can restore them
 
 
 def stages(document: Mapping[str, Any], path: str = "dvc.yaml") -> Iterator[Stage]:
-    """The stages of ``path`` with the settings ``document``, in an order in which each finds what it needs."""
-    waiting = list(_expand(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"], document))
-    pending_outs = {out for stage in waiting for out in stage.outs}
-    while waiting:
-        stage = next(one for one in waiting if not any(is_covered_by(out, one.deps) for out in pending_outs))
-        waiting.remove(stage)
+    """Return the stages of ``path`` with the parameters ``document``, each after the stages that it depends on."""
+    remaining = list(_expand(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"], document))
+    pending_outs = {out for stage in remaining for out in stage.outs}
+    while remaining:
+        stage = next(s for s in remaining if not any(is_covered_by(out, s.deps) for out in pending_outs))
+        remaining.remove(stage)
         pending_outs -= set(stage.outs)
         yield stage
 
 
 def is_covered_by(out: str, deps: tuple[str, ...]) -> bool:
-    """Whether ``out`` is one of ``deps`` or in one of them."""
+    """Return whether ``out`` is one of ``deps`` or inside one of them."""
     return any(out == dep or out.startswith(f"{dep}/") for dep in deps)
 
 
@@ -50,30 +50,30 @@ def _expand(entries: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator
 
 
 def _stage(name: str, entry: Mapping[str, Any], names: Mapping[str, Any]) -> Stage:
-    def filled(key: str) -> tuple[str, ...]:
-        texts = [next(iter(each)) if isinstance(each, dict) else each for each in entry.get(key, ())]
+    def values(key: str) -> tuple[str, ...]:
+        texts = [next(iter(item)) if isinstance(item, dict) else item for item in entry.get(key, ())]
         return tuple(_fill(text, names) for text in texts)
 
     _, _, module, *arguments = shlex.split(_fill(entry["cmd"], names))
-    outs = filled("outs") + filled("metrics") + filled("plots")
-    options = [each for key in ("outs", "metrics", "plots") for each in entry.get(key, ()) if isinstance(each, dict)]
-    in_cache = all(values.get("cache", True) for each in options for values in each.values())
-    return Stage(name, module, tuple(arguments), filled("deps"), filled("params"), outs, in_cache)
+    outs = values("outs") + values("metrics") + values("plots")
+    options = [item for key in ("outs", "metrics", "plots") for item in entry.get(key, ()) if isinstance(item, dict)]
+    in_cache = all(option.get("cache", True) for item in options for option in item.values())
+    return Stage(name, module, tuple(arguments), values("deps"), values("params"), outs, in_cache)
 
 
 def _fill(text: str, names: Mapping[str, Any]) -> str:
-    """Replace every ``${a.b}`` by its value, written as DVC writes it."""
+    """Replace every ``${a.b}`` by its value, formatted as DVC does."""
 
     def value(match: re.Match[str]) -> str:
-        found = lookup(names, match[1])
-        return str(found).lower() if isinstance(found, bool) else str(found)
+        result = lookup(names, match[1])
+        return str(result).lower() if isinstance(result, bool) else str(result)
 
     return re.sub(r"\$\{([^}]*)\}", value, text)
 
 
 def lookup(names: Mapping[str, Any], dotted: str) -> Any:
-    """The value at ``a.b`` in nested sections."""
-    found: Any = names
-    for part in dotted.split("."):
-        found = found[part]
-    return found
+    """Return the value at ``a.b`` in nested sections."""
+    value: Any = names
+    for key in dotted.split("."):
+        value = value[key]
+    return value

@@ -1,1 +1,1 @@
-"""The stages of the pipeline: each reads, makes one call, and writes."""
+"""The stages of the pipeline. Each one reads its inputs, makes one call, and writes its outputs."""

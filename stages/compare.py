@@ -10,8 +10,8 @@ from stages import collect, paths
 
 
 def main(name: str = "") -> None:
-    record = Run("compare", name)
-    settings = record.settings
+    run = Run("compare", name)
+    settings = run.settings
     found = collect.read(settings)
     drawn = report.render_figures(found)
     with files.atomic_write(f"report/{found.study}") as folder:
@@ -31,7 +31,7 @@ def main(name: str = "") -> None:
         files.write_text(f"plots/{found.study}/{name}.svg", drawn.get(name, report.NO_FIGURE))
     summary = comparison.summary_metrics(found.findings, found.validation) | label_efficiency.metrics(found.by_labels)
     files.write_json(f"metrics/{found.study}/study.json", summary)
-    record.finish()
+    run.finish()
     if left := paths.stale_outputs_message(settings):
         print(f"headstart: {left}", file=sys.stderr)
 

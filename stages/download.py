@@ -1,4 +1,4 @@
-"""Fetch the files of this study's data set, verified and unpacked, so that every source gives the same bytes."""
+"""Download the dataset of the study, verified and unpacked, so that every source gives the same bytes."""
 
 import sys
 
@@ -10,11 +10,11 @@ from stages.paths import DOWNLOADS, PICTURES, RAW
 
 
 def main(study: str = "") -> None:
-    record = Run("download", study)
-    settings = record.settings
+    run = Run("download", study)
+    settings = run.settings
     with files.atomic_write(RAW) as raw:
         registry.fetch(settings.selected_study.dataset, settings.dataset_dir, PICTURES, downloads=DOWNLOADS, dest=raw)
-    record.finish()
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from stages.paths import model_file, predictions_file, prepared_file, scores_fol
 
 
 def main(name: str, study: str = "") -> None:
-    record = Run(f"evaluate@{name}", study)
-    settings = record.settings
+    run = Run(f"evaluate@{name}", study)
+    settings = run.settings
     logits, labels, classes = _predictions(name, settings)
     epochs = files.read_csv(model_file(settings, name, 0).with_name("epochs.csv"))
     metrics = {
@@ -39,7 +39,7 @@ def main(name: str, study: str = "") -> None:
         files.write_csv(folder / "calibration.csv", ["bin", "confidence", "accuracy", "images"],
                         [[at, *row] for at, row in enumerate(evaluation.calibration(**every).tolist(), 1)])  # fmt: skip
     files.write_json(f"metrics/{settings.study}/{name}.json", metrics)
-    record.finish()
+    run.finish()
 
 
 def _kept_accuracies(epochs: list[dict[str, str]], patience: int | None) -> list[float]:

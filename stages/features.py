@@ -1,4 +1,4 @@
-"""Run the frozen network of one start over all images, once for all configurations that begin from it."""
+"""Extract the features of all images with the frozen network, once for all configurations with its initial weights."""
 
 import sys
 from functools import partial
@@ -17,38 +17,40 @@ from headstart.training.inference import extract_features
 from pipeline.provenance import Run
 from stages.paths import features_file, initial_file, prepared_file
 
-REMEDY = "free some space (DVC's cache may want as much again), or set cache_activations to false in params.yaml"
+DISK_SPACE_HINT = "Free some space (DVC's cache may need as much again), or set cache_activations: false in params.yaml"
 
 
 def main(pretrained: str, study: str = "") -> None:
-    record = Run(f"features@{'pretrained' if pretrained == 'true' else 'random'}", study)
-    settings, device = record.settings, compute.configure()
+    run = Run(f"features@{'pretrained' if pretrained == 'true' else 'random'}", study)
+    settings, device = run.settings, compute.configure()
     prepared = prepared_file(settings)
     images = {split: torch.from_numpy(splits.read_split(prepared, split).images) for split in SPLITS}
-    # With pretrained weights all seeds share one file, which the first of them makes.
+    # With pretrained weights, all seeds share one file, which the first seed writes.
     seeds = {
         features_file(settings, pretrained == "true", seed): seed for seed in reversed(settings.selected_study.seeds)
     }
     folder = next(iter(seeds)).parent
-    with files.atomic_write(folder) as beside:
+    with files.atomic_write(folder) as tmp_folder:
         for path, seed in seeds.items():
-            start = SavedModel.read(initial_file(settings, pretrained == "true", seed))
+            initial = SavedModel.read(initial_file(settings, pretrained == "true", seed))
             backbone, pooled, _ = splitting.split_model(
-                start.build(), [settings.selected_study.finetune_from, start.classifier]
+                initial.build(), [settings.selected_study.finetune_from, initial.classifier]
             )
-            parts = {"activations": backbone, "features": pooled}
+            modules = {"activations": backbone, "features": pooled}
             if not settings.selected_study.cache_activations or not splitting.has_parameters(backbone):
-                parts = {"features": nn.Sequential(backbone, pooled)}
-            through = partial(extract_features, modules=tuple(parts.values()), compute=device, prepare=start.preprocess)
-            size = sum(one.nbytes for one in through(images["test"][:1])) * sum(map(len, images.values()))
-            still_to_write = len(seeds) - list(seeds).index(path)
-            files.require_disk_space(folder, size * still_to_write, REMEDY)
+                modules = {"features": nn.Sequential(backbone, pooled)}
+            extract = partial(
+                extract_features, modules=tuple(modules.values()), compute=device, prepare=initial.preprocess
+            )
+            size = sum(output.nbytes for output in extract(images["test"][:1])) * sum(map(len, images.values()))
+            n_remaining = len(seeds) - list(seeds).index(path)
+            files.require_disk_space(folder, size * n_remaining, DISK_SPACE_HINT)
             tensors: dict[str, torch.Tensor] = {}
             for split in SPLITS:
-                results = through(images[split], label=f"features of {split} images")
-                tensors |= {f"{split}_{name}": result for name, result in zip(parts, results, strict=True)}
-            files.write_tensors(beside / path.name, tensors, {"precision": device.precision})
-    record.finish(**device.describe(), **device.peak_memory())
+                results = extract(images[split], label=f"features of {split} images")
+                tensors |= {f"{split}_{name}": result for name, result in zip(modules, results, strict=True)}
+            files.write_tensors(tmp_folder / path.name, tensors, {"precision": device.precision})
+    run.finish(**device.describe(), **device.peak_memory())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the complete initial networks that all configurations of one start begin from, one a seed."""
+"""Write the initial weights for pretrained or random initialization: one complete network per seed."""
 
 import sys
 
@@ -14,10 +14,10 @@ from stages.paths import initial_file, prepared_file
 
 
 def main(pretrained: str, study: str = "") -> None:
-    record = Run(f"initialize@{'pretrained' if pretrained == 'true' else 'random'}", study)
-    settings, device = record.settings, compute.configure("cpu", dtype=torch.float32)
-    # No output depends on a configuration, so dvc.yaml lists none, and a new one does not re-run this stage. Its stage
-    # `train` is then the first to notice a wrong layer.
+    run = Run(f"initialize@{'pretrained' if pretrained == 'true' else 'random'}", study)
+    settings, device = run.settings, compute.configure("cpu", dtype=torch.float32)
+    # No output depends on the configurations, so dvc.yaml does not list them, and a new configuration does not re-run
+    # this stage. An invalid layer of a new configuration is then reported by its stage `train`.
     initial_weights.check_configurations(settings)
     training = splits.read_split(prepared_file(settings), "training")
     images = torch.from_numpy(training.images) if pretrained == "false" else None
@@ -29,7 +29,7 @@ def main(pretrained: str, study: str = "") -> None:
                 prepared_size=training.images.shape[-1],
             )  # fmt: skip
             start.write(folder / initial_file(settings, pretrained == "true", seed).name)
-    record.finish(**device.describe(), weights=start.weights, weights_sha256=start.sha256)
+    run.finish(**device.describe(), weights=start.weights, weights_sha256=start.sha256)
 
 
 if __name__ == "__main__":

@@ -1,62 +1,74 @@
-"""Where the stages put what they make; dvc.yaml says the same."""
+"""The paths of the outputs of the stages, as in dvc.yaml."""
 
 from pathlib import Path
 
 from headstart.params import Params
 
-PICTURES = Path("data/pictures")  # a folder in it is a data set of that name
-DOWNLOADS = Path("data/downloads")  # no output: what is downloaded, for all studies
-RAW = Path("data/raw")  # the files of a data set that is known by name
+PICTURES = Path("data/pictures")  # each folder in it is a dataset with its name
+DOWNLOADS = Path("data/downloads")  # not an output: downloaded files, shared by all studies
+RAW = Path("data/raw")  # the files of a built-in dataset
 
 
 def prepared_file(settings: Params) -> Path:
-    """The images and labels of the three splits."""
+    """Return the file with the images and labels of the three splits."""
     return Path(f"data/prepared/{settings.study}.safetensors")
 
 
 def initial_file(settings: Params, pretrained: bool, seed: int) -> Path:
-    """The network that configurations with and without pretrained weights begin from with ``seed``."""
+    """Return the file with the network before training."""
     return Path(f"data/initial/{settings.study}/pretrained-{str(pretrained).lower()}/seed-{seed}.safetensors")
 
 
 def features_file(settings: Params, pretrained: bool, seed: int) -> Path:
-    """What the frozen network of a start puts out; pretrained weights are the same whatever the seed is."""
+    """Return the file with the features of the frozen network. With pretrained weights, all seeds share it."""
     name = "all-seeds" if pretrained else f"seed-{seed}"
     return Path(f"data/features/{settings.study}/pretrained-{str(pretrained).lower()}/{name}.safetensors")
 
 
 def model_file(settings: Params, name: str, seed: int) -> Path:
-    """The network of the configuration ``name`` that was trained with ``seed``."""
+    """Return the file with the network of the configuration ``name`` trained with ``seed``."""
     return Path(f"models/{settings.study}/{name}/model-{seed}.safetensors")
 
 
 def training_file(settings: Params, name: str) -> Path:
-    """What the report says of the training of the configuration ``name``: precision, weights, trained layers."""
+    """Return the file with precision, weights and trained layers of the configuration ``name``, for the report."""
     return model_file(settings, name, 0).with_name("training.json")
 
 
 def predictions_file(settings: Params, name: str) -> Path:
-    """What the networks of the configuration ``name`` say of the test images: logits, [seeds, images, classes]."""
+    """Return the file with the logits of the configuration ``name`` for the test images, [seeds, images, classes]."""
     return Path(f"predictions/{settings.study}/{name}/logits.safetensors")
 
 
 def probes_file(settings: Params, pretrained: bool) -> Path:
-    """The classes that linear probes of a start's features predict for the test images, [counts, seeds, images]."""
+    """Return the file with the classes that the probes predict for the test images, [budgets, seeds, images]."""
     return Path(f"probes/{settings.study}/pretrained-{str(pretrained).lower()}/predictions.safetensors")
 
 
+def checkpoint_file(settings: Params, name: str, seed: int, budget: int) -> Path:
+    """Return the checkpoint file of one training of the configuration ``name``."""
+    is_full = budget == settings.selected_study.full_budget
+    return Path(f"checkpoints/{settings.study}/{name}/{seed}{'' if is_full else f'-{budget}'}.safetensors")
+
+
 def scores_folder(settings: Params, name: str) -> Path:
-    """The tables of how the configuration ``name`` does on the test images, all its seeds together."""
+    """Return the folder with the per-class tables of the configuration ``name``, all its seeds together."""
     return Path(f"scores/{settings.study}/{name}")
 
 
 def stale_outputs_message(settings: Params) -> str:
-    """What to say of files in the folders that `compare` depends on that no configuration has; nothing without any."""
-    ours = {probes_file(settings, pretrained).parent for pretrained in (True, False)}
+    """Return a message about outputs of configurations that are no longer in params.yaml; an empty text without any."""
+    expected = {probes_file(settings, pretrained).parent for pretrained in (True, False)}
     for name in settings.configurations:
-        ours |= {model_file(settings, name, 0).parent, predictions_file(settings, name).parent,
+        expected |= {model_file(settings, name, 0).parent, predictions_file(settings, name).parent,
                  scores_folder(settings, name)}  # fmt: skip
     folders = (Path(kind, settings.study) for kind in ("models", "predictions", "probes", "scores"))
-    others = sorted(path.as_posix() for folder in folders for path in folder.glob("*") if path not in ours)
-    remedy = "dvc.lock counts in what is of no configuration in params.yaml: delete it, and run `dvc repro`"
-    return f"{', '.join(others)}: {remedy}" if others else ""
+    stale = sorted(path.as_posix() for folder in folders for path in folder.glob("*") if path not in expected)
+    return (
+        (
+            f"stale outputs of configurations that are no longer in params.yaml: {', '.join(stale)}. `dvc repro` would "
+            "include them in dvc.lock. Delete these paths and run `dvc repro`"
+        )
+        if stale
+        else ""
+    )

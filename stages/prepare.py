@@ -1,4 +1,4 @@
-"""Read the images of this study once, and choose which are trained with, validated with and tested with."""
+"""Decode the images of the study once, and split them into training, validation and test images."""
 
 import sys
 
@@ -9,15 +9,15 @@ from stages.paths import PICTURES, RAW, prepared_file
 
 
 def main(study_name: str = "") -> None:
-    record = Run("prepare", study_name)
-    settings = record.settings
+    run = Run("prepare", study_name)
+    settings = run.settings
     study = settings.selected_study
     dataset = registry.load(
         study.dataset, RAW, PICTURES, image_size=study.image_size, skip_unusable=study.skip_unusable_images
     )
     sizes = {"training": study.training_images, "validation": study.validation_images}
     splits.write_splits(prepared_file(settings), dataset, sizes=sizes, seed=study.split_seed)
-    record.finish()
+    run.finish()
 
 
 if __name__ == "__main__":

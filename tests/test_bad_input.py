@@ -355,8 +355,8 @@ def test_more_memory_than_there_is(take):
 @pytest.mark.parametrize(
     ("lr", "batch_size", "message"),
     [
-        (1e15, 64, "the loss is not finite from epoch 2, batch 2 on: lower its lr"),
-        (1e21, 128, "the weights are not finite after epoch 2: lower its lr"),
+        (1e15, 64, "the loss is not finite from epoch 2, batch 2 on. Lower its lr"),
+        (1e21, 128, "the weights are not finite after epoch 2. Lower its lr"),
     ],
     ids=["loss", "weights"],
 )

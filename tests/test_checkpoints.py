@@ -10,7 +10,7 @@ from headstart.network import models, splitting
 from headstart.params import Configuration
 from headstart.training import compute as computing
 from headstart.training.checkpoints import Checkpoint, fingerprint
-from headstart.training.inference import CachedInputs, Examples, cache_or_recompute
+from headstart.training.inputs import CachedInputs, Examples, cache_or_recompute
 from headstart.training.loop import EpochMetrics, fit, make_optimizer
 
 ADAM = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
@@ -82,7 +82,7 @@ def test_a_resumed_head_whose_memory_is_channels_last(tmp_path, training_set, co
         backbone, head = splitting.split_backbone_head(models.build("resnet18", 10), "layer4")
         head.to(memory_format=torch.channels_last)
         inputs = cache_or_recompute(
-            images, backbone, compute=compute, prepare=Preprocess(64, (0.5,) * 3, (0.5,) * 3), keep=True
+            images, backbone, compute=compute, prepare=Preprocess(64, (0.5,) * 3, (0.5,) * 3), reuse=True
         )
         of = Examples(inputs, labels)
         for epoch in (1, 2):

@@ -59,12 +59,12 @@ def test_what_pytorch_holds_but_does_not_use_counts_as_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * GB)
     monkeypatch.setattr(computing, "free_ram", lambda: 0)
     compute = Compute(torch.device("cuda"), torch.bfloat16)
-    room = 34 * GB - computing.WORKSPACE["cuda"]
+    room = 34 * GB - computing.RESERVED_BYTES["cuda"]
     assert (compute.storage_for(room), compute.storage_for(room + 1)) == ("device", "recompute")
     compute = dataclasses.replace(compute, memory=20 * GB)  # of which 5 are in use
-    room = 15 * GB - computing.WORKSPACE["cuda"]
+    room = 15 * GB - computing.RESERVED_BYTES["cuda"]
     assert (compute.storage_for(room), compute.storage_for(room + 1)) == ("device", "recompute")
-    room = 15 * GB - 6 * GB  # what a computation was seen to take beyond WORKSPACE
+    room = 15 * GB - 6 * GB  # what a computation was seen to take beyond RESERVED_BYTES
     assert (compute.storage_for(room, 6 * GB), compute.storage_for(room + 1, 6 * GB)) == ("device", "recompute")
 
 
@@ -251,12 +251,12 @@ def test_the_environment_decides(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("HEADSTART_DEVICE", "gpu", "HEADSTART_DEVICE is 'gpu': it must be cpu, cuda or cuda:N"),
-        ("HEADSTART_DTYPE", "half", "HEADSTART_DTYPE is 'half': it must be one of float32, bfloat16"),
-        ("HEADSTART_GRAPHS", "no", "HEADSTART_GRAPHS is 'no': it must be 0 or 1"),
-        ("HEADSTART_MEMORY_GB", "much", "HEADSTART_MEMORY_GB is 'much': it must be a number of gigabytes greater "),
-        ("HEADSTART_MEMORY_GB", "-1", "HEADSTART_MEMORY_GB is '-1': it must be a number of gigabytes greater than 0"),
-        ("HEADSTART_MEMORY_GB", "nan", "HEADSTART_MEMORY_GB is 'nan': it must be a number of gigabytes greater than"),
+        ("HEADSTART_DEVICE", "gpu", "unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got 'gpu'"),
+        ("HEADSTART_DTYPE", "half", "unknown HEADSTART_DTYPE. Choose one of float32, bfloat16. Got 'half'"),
+        ("HEADSTART_GRAPHS", "no", "HEADSTART_GRAPHS must be 0 or 1. Got 'no'"),
+        ("HEADSTART_MEMORY_GB", "much", "HEADSTART_MEMORY_GB must be a number greater than 0. Got 'much'"),
+        ("HEADSTART_MEMORY_GB", "-1", "HEADSTART_MEMORY_GB must be a number greater than 0. Got '-1'"),
+        ("HEADSTART_MEMORY_GB", "nan", "HEADSTART_MEMORY_GB must be a number greater than 0. Got 'nan'"),
     ],
 )
 def test_an_impossible_wish_is_named(monkeypatch, name, value, message):

@@ -27,7 +27,8 @@ from headstart.params import Configuration
 from headstart.training import compute as computing
 from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
-from headstart.training.inference import CachedInputs, Examples, cache_or_recompute, extract_features, predict
+from headstart.training.inference import extract_features
+from headstart.training.inputs import CachedInputs, Examples, cache_or_recompute, predict
 from headstart.training.loop import make_optimizer
 from headstart.training.pooling import use_deterministic
 
@@ -73,10 +74,10 @@ def train(images, labels, compute, configuration, *, network="resnet18", layer="
     torch.manual_seed(0)
     model = models.build(network, 10, SIZE)
     backbone, head = splitting.split_backbone_head(model, layer)
-    inputs = cache_or_recompute(images, backbone, compute=compute, prepare=PREPROCESS, keep=place != "recompute")
+    inputs = cache_or_recompute(images, backbone, compute=compute, prepare=PREPROCESS, reuse=place != "recompute")
     if place == "host":
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())
-    assert inputs.place == place
+    assert inputs.storage == place
     examples, optimizer = Examples(inputs, labels), make_optimizer(configuration, head, compute)
     records = trained(head, examples, examples, configuration=configuration, n_epochs=epochs, batch_size=BATCH, seed=3,
                       compute=compute, optimizer=optimizer)  # fmt: skip
@@ -146,10 +147,10 @@ def test_where_activations_go_when_memory_is_short(training_set, gpu, monkeypatc
         little = computing.configure("cuda")
         assert_equal(train(images, labels, little, ADAM, place="recompute"), expected)
         backbone, _ = splitting.split_backbone_head(models.build("resnet18", 10), "layer4")
-        kept = cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, keep=True)
-        assert kept.place == "host"
+        kept = cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, reuse=True)
+        assert kept.storage == "host"
         monkeypatch.setattr(computing, "free_ram", lambda: 0)
-        assert cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, keep=True).place == "recompute"
+        assert cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, reuse=True).storage == "recompute"
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -160,7 +161,7 @@ def test_images_stay_in_host_memory_on_a_real_gpu(training_set, gpu):
     backbone, _ = splitting.split_backbone_head(models.build("resnet18", 10), "layer4")
     backbone.to(gpu.device)
     before = torch.cuda.memory_allocated()
-    recomputed = cache_or_recompute(images, backbone, compute=gpu, prepare=PREPROCESS, keep=False)
+    recomputed = cache_or_recompute(images, backbone, compute=gpu, prepare=PREPROCESS, reuse=False)
     assert torch.cuda.memory_allocated() - before < images.nbytes / 10
     [batch] = recomputed.batches(torch.arange(5), 5)
     assert batch.device == gpu.device
@@ -240,7 +241,7 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(
     images, labels = (tensor[:256] for tensor in training_set)
     torch.manual_seed(0)
     backbone, head = splitting.split_backbone_head(models.build("resnet18", 10), layer)
-    inputs = cache_or_recompute(images, backbone, compute=device, prepare=PREPROCESS, keep=True)
+    inputs = cache_or_recompute(images, backbone, compute=device, prepare=PREPROCESS, reuse=True)
     if place == "host":
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())
     nothing = Examples(CachedInputs.from_tensor(torch.empty(0, 1), device), labels[:0])
@@ -334,7 +335,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(device):
         trained(
             head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=4, seed=0, compute=device, name="x"
         )
-    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 3 on: lower its lr"
+    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 3 on. Lower its lr"
 
 
 class Waiting(nn.Module):
@@ -352,7 +353,7 @@ import torch
 from torch import nn
 from headstart.console import run_cli
 from headstart.training import compute
-from headstart.training.inference import Examples, CachedInputs
+from headstart.training.inputs import Examples, CachedInputs
 from tests.conftest import trained
 from tests.test_cuda import ADAM, Waiting
 device = compute.configure("cuda")

@@ -7,14 +7,8 @@ from torch import nn
 from headstart.data.preprocessing import Preprocess
 from headstart.network import models, splitting
 from headstart.training.compute import Compute
-from headstart.training.inference import (
-    BatchedInference,
-    CachedInputs,
-    RecomputedInputs,
-    cache_or_recompute,
-    extract_features,
-    predict,
-)
+from headstart.training.inference import BatchedInference, extract_features
+from headstart.training.inputs import CachedInputs, RecomputedInputs, cache_or_recompute, predict
 
 PREPROCESS = Preprocess(64, (0.5,) * 3, (0.5,) * 3)
 ROOMS = {"device": 10**9, "recompute": 0}
@@ -41,8 +35,8 @@ def test_kept_and_recomputed_inputs_are_the_same_to_the_bit(test_set, compute, l
     found = {}
     for place, room in ROOMS.items():
         made = cache_or_recompute(images, halves[0], compute=with_room(compute, room, monkeypatch), prepare=PREPROCESS,
-                           keep=True)  # fmt: skip
-        assert made.place == place
+                           reuse=True)  # fmt: skip
+        assert made.storage == place
         found[place] = [batch.clone() for batch in made.batches(order, batch_size)]
     full, rest = divmod(150, batch_size)
     assert [len(batch) for batch in found["recompute"]] == [batch_size] * full + [rest] * bool(rest)
@@ -76,7 +70,7 @@ def test_of_no_images_there_are_no_outputs(test_set, compute, halves):
 
 
 def test_inputs_used_once_are_not_kept(test_set, compute, halves):
-    made = cache_or_recompute(test_set[0][:9], halves[0], compute=compute, prepare=PREPROCESS, keep=False)
+    made = cache_or_recompute(test_set[0][:9], halves[0], compute=compute, prepare=PREPROCESS, reuse=False)
     assert isinstance(made, RecomputedInputs)
 
 
@@ -84,7 +78,7 @@ def test_images_stay_in_host_memory(test_set, compute, halves):
     """A data set can be larger than a GPU; "meta" is a device without memory."""
     images = test_set[0][:9]
     elsewhere = dataclasses.replace(compute, device=torch.device("meta"))
-    made = cache_or_recompute(images, halves[0], compute=elsewhere, prepare=PREPROCESS, keep=False)
+    made = cache_or_recompute(images, halves[0], compute=elsewhere, prepare=PREPROCESS, reuse=False)
     assert made.images is images
 
 
@@ -94,7 +88,7 @@ def test_trunk_and_head_are_the_whole_network(test_set, compute, halves, n):
     backbone, head = halves
     with torch.no_grad():
         expected = head(backbone(PREPROCESS(images)))
-    made = cache_or_recompute(images, backbone, compute=compute, prepare=PREPROCESS, keep=True)
+    made = cache_or_recompute(images, backbone, compute=compute, prepare=PREPROCESS, reuse=True)
     got = predict(head, made, n, compute)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -12,11 +12,11 @@ import headstart
 from headstart import files
 from headstart.console import UserError
 from headstart.data import splits
-from headstart.training import early_stopping
+from headstart.training import early_stopping, loading, trainings
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.inference import CachedInputs, RecomputedInputs
+from headstart.training.inputs import CachedInputs, RecomputedInputs
 from headstart.training.loop import EpochMetrics
-from stages import inputs, train
+from stages import train
 
 from .clones import KEPT, edit, tiny_clone
 from .conftest import run
@@ -41,7 +41,7 @@ class Killed(BaseException):
     """No error that anything would catch."""
 
 
-def extract_features(name: str) -> dict[str, bytes]:
+def read_outputs(name: str) -> dict[str, bytes]:
     folders = (Path(f"models/quick/{name}"), Path(f"predictions/quick/{name}"))
     return {str(path): path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
 
@@ -55,7 +55,7 @@ def uninterrupted(clone) -> dict[str, dict[str, bytes]]:
         for name in (NAME, FROZEN):
             train.main(name)
             assert not list(Path("checkpoints").rglob("*.safetensors"))
-            made[name] = extract_features(name)
+            made[name] = read_outputs(name)
     return made
 
 
@@ -93,13 +93,13 @@ def test_the_kept_network_is_that_of_the_best_epoch(clone, monkeypatch):
 @pytest.mark.parametrize("name", [NAME, FROZEN])
 @pytest.mark.parametrize(
     ("method", "at"),
-    [("save", 2), ("save", 7), ("finish", 1), ("finish", 3)],
+    [("save", 2), ("save", 7), ("write_result", 1), ("write_result", 3)],
     ids=["in the whole set", "with some labels", "when the first is done", "when the third is done"],
 )
 def test_killed_and_started_again(uninterrupted, clone, monkeypatch, method, at, name):
     monkeypatch.chdir(clone)
-    for interval in ("PAUSE", "WORTH"):  # a checkpoint after each epoch
-        monkeypatch.setattr(train, interval, -1)
+    for interval in ("CHECKPOINT_INTERVAL_S", "CHECKPOINT_COST_RATIO"):  # a checkpoint after each epoch
+        monkeypatch.setattr(trainings, interval, -1)
     calls = []
     original = getattr(Checkpoint, method)
 
@@ -116,20 +116,24 @@ def test_killed_and_started_again(uninterrupted, clone, monkeypatch, method, at,
     left = {path.name for path in Path("checkpoints").rglob("*.safetensors")}
     assert calls[-1] in left
     trained: list[str] = []
-    finish = Checkpoint.finish
+    write_result = Checkpoint.write_result
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "finish", lambda self, *given: trained.append(self.path.name) or finish(self, *given))
+        patch.setattr(
+            Checkpoint,
+            "write_result",
+            lambda self, *given: trained.append(self.path.name) or write_result(self, *given),
+        )
         train.main(name)
-    if method == "finish":
+    if method == "write_result":
         assert set(trained).isdisjoint(calls)
-    assert extract_features(name) == uninterrupted[name]
+    assert read_outputs(name) == uninterrupted[name]
 
 
 @pytest.mark.parametrize("written", [(), (1,)], ids=str)
 def test_a_resumed_training_is_the_same_whichever_epochs_had_a_checkpoint(uninterrupted, clone, monkeypatch, written):
     """How often one is written depends on time, so a kill can come any number of epochs after the last."""
     monkeypatch.chdir(clone)
-    monkeypatch.setattr(train, "WORTH", -1)
+    monkeypatch.setattr(trainings, "CHECKPOINT_COST_RATIO", -1)
     save, calls = Checkpoint.save, []
 
     def killed_in_the_third_epoch(self, *arguments) -> None:
@@ -146,14 +150,14 @@ def test_a_resumed_training_is_the_same_whichever_epochs_had_a_checkpoint(uninte
     assert calls[:2] == ["0.safetensors"] * 2
     assert [path.name for path in Path("checkpoints").rglob("*.safetensors")] == ["0.safetensors"] * bool(written)
     train.main(NAME)
-    assert extract_features(NAME) == uninterrupted[NAME]
+    assert read_outputs(NAME) == uninterrupted[NAME]
 
 
 def test_checkpoints_take_a_tenth_of_a_training_at_most(uninterrupted, clone, monkeypatch):
     """By a clock on which an epoch takes 2 seconds and a checkpoint 0.5: so after epochs 1, 4, 7 and 10."""
     monkeypatch.chdir(clone)
     clock, written = SimpleNamespace(now=0.0), []
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(trainings, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def fit(*arguments, epochs, **options) -> Iterator[EpochMetrics]:
         for number in epochs:
@@ -164,7 +168,7 @@ def test_checkpoints_take_a_tenth_of_a_training_at_most(uninterrupted, clone, mo
         clock.now += 0.5
         written.append(len(epochs))
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(trainings, "fit", fit)
     monkeypatch.setattr(Checkpoint, "save", save)
     before = Path("params.yaml").read_text(encoding="utf-8")
     edit(clone, lambda settings: settings["studies"]["quick"].update(n_epochs=12, seeds=[0], label_budgets=[]))
@@ -181,29 +185,29 @@ def test_the_next_configuration_of_the_same_initialization_uses_the_same_activat
         clone,
         lambda settings: settings["configurations"].update({other: settings["configurations"][NAME] | {"lr": 0.003}}),
     )
-    computed, cache_or_recompute = [], inputs.cache_or_recompute
+    computed, cache_or_recompute = [], loading.cache_or_recompute
 
     def counted(*given, **options) -> CachedInputs | RecomputedInputs:
         computed.append(options["label"])
         return cache_or_recompute(*given, **options)
 
-    monkeypatch.setattr(inputs, "cache_or_recompute", counted)
-    inputs.forget()
+    monkeypatch.setattr(loading, "cache_or_recompute", counted)
+    loading.clear_cache()
     train.main(other)
-    alone = extract_features(other)
+    alone = read_outputs(other)
     assert len(computed) == 3  # training, validation and test images; both seeds share them
     train.main(NAME)
     train.main(other)
     assert len(computed) == 3
-    assert extract_features(NAME) == uninterrupted[NAME]
-    assert extract_features(other) == alone
+    assert read_outputs(NAME) == uninterrupted[NAME]
+    assert read_outputs(other) == alone
     monkeypatch.setenv("HEADSTART_MEMORY_GB", "1")  # so there may be another place for them
     train.main(NAME)
     assert len(computed) == 6
     train.main(FROZEN)  # which needs the memory
-    assert not inputs._cached
+    assert not loading._cache
     Path("params.yaml").write_text(before, encoding="utf-8")
-    assert extract_features(NAME) == uninterrupted[NAME]
+    assert read_outputs(NAME) == uninterrupted[NAME]
 
 
 @pytest.mark.parametrize("name", [NAME, FROZEN])

@@ -53,7 +53,7 @@ def test_a_parameter_is_changed_while_a_stage_runs():
     edit("    image_size: 64", "    image_size: 96")
     with pytest.raises(UserError) as error:
         run.finish()
-    problem = "params.yaml was changed while prepare ran: run `dvc repro` again"
+    problem = "params.yaml changed while prepare ran: "
     assert str(error.value) == f"{problem} (studies.quick.image_size was 64, and is 96)"
     assert not Path("runs").exists()
     edit("    image_size: 96", "    image_size: 64")
@@ -66,7 +66,7 @@ def test_provenance_has_settings_times_and_hashes():
     Run("prepare", "quick").finish(device="2 CPU cores")
     content = files.read_json(run_file("quick", "prepare"))
     assert content["settings"]["studies.quick.image_size"] == 64
-    assert content["settings"].keys() == set(provenance.find("prepare", params.read_yaml(), "quick").params)
+    assert content["settings"].keys() == set(provenance.find_stage("prepare", params.read_yaml(), "quick").params)
     assert content["sha256"] == {
         "data/prepared/quick.safetensors": files.sha256("data/prepared/quick.safetensors"),
     }  # fmt: skip

@@ -10,9 +10,9 @@ from headstart import files, params
 from headstart.data.fashion_mnist import CLASSES
 from headstart.network import initial_weights, models
 from headstart.results import comparison
-from headstart.training import compute
-from headstart.training.inference import CachedInputs
-from stages import features, inputs
+from headstart.training import compute, loading
+from headstart.training.inputs import CachedInputs
+from stages import features, paths
 from stages.collect import _by_layer
 
 from .conftest import ROOT
@@ -115,8 +115,11 @@ def test_what_the_stage_features_stores_is_used_and_nothing_else_is(
     kept = files.read_tensors(stored).tensors
     assert ("test_activations" in kept) == (studys != "all")
     configuration, device = settings.configurations[NAME], compute.configure()
-    _, backbone, _, _ = inputs.trainable(configuration, settings, start)
-    examples = inputs.examples("test", configuration, settings, start, backbone, device, seed=0, keep=False)
+    _, backbone, _, _ = loading.split_for_training(configuration, settings.selected_study, start)
+    data = loading.TrainingData(configuration, settings.selected_study, start, backbone, loading.InputFiles(
+        paths.prepared_file(settings), paths.initial_file(settings, False, 0), paths.features_file(settings, False, 0)
+    ), device)  # fmt: skip
+    examples = data.test
     assert isinstance(examples.inputs, CachedInputs) == is_stored
     found = torch.cat(list(examples.inputs.batches(torch.arange(20), 20)))
     with torch.inference_mode():

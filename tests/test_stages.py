@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from headstart import files, params
+from headstart.training.loading import InputFiles
+from pipeline.provenance import Run
 from pipeline.runner import plan
 from stages import paths, train
 
@@ -51,7 +53,6 @@ def test_what_cannot_change_a_number_retrains_nothing():
             "comparison.py",
         ):
             assert not any(Path("src/headstart/results", file).is_relative_to(dep) for dep in code_deps(name))
-    assert [Path(path) for path in train.CODE] == code_deps("train")  # what a checkpoint was made from
 
 
 @pytest.mark.parametrize(
@@ -69,34 +70,39 @@ def test_a_change_of_code_runs_the_stages_that_use_it_without_dvc(tmp_path, monk
         shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, name)
-    before = {step.stage.name: step.made_from for step in plan()}
+    before = {planned.stage.name: planned.inputs_hash for planned in plan()}
     with (tmp_path / "src/headstart" / changed).open("a", encoding="utf-8") as file:
         file.write("\n")
-    same = {step.stage.name.partition("@")[0] for step in plan() if before[step.stage.name] == step.made_from}
+    same = {
+        planned.stage.name.partition("@")[0] for planned in plan() if before[planned.stage.name] == planned.inputs_hash
+    }
     assert same == as_it_was
 
 
-def test_a_checkpoint_is_of_the_code_that_made_it(tmp_path, monkeypatch, compute):
+def test_a_checkpoint_depends_on_the_code_the_inputs_and_the_label_budget(tmp_path, monkeypatch, compute):
     monkeypatch.chdir(tmp_path)
-    settings, name = params.read(ROOT / "params.yaml"), "pretrained-frozen-sgd"
-    for path in (
-        paths.prepared_file(settings),
-        paths.initial_file(settings, True, 0),
-        paths.features_file(settings, True, 0),
-    ):
-        files.write_text(path, "")
-    monkeypatch.setattr(train, "CODE", (*train.CODE, str(tmp_path / "room")))
-    made_from = []
-    for code in ("a = 1", "a = 2"):
-        files.write_text("room/module.py", code)
-        made_from.append(
-            train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint
-        )
-    assert made_from[0] != made_from[1]
-    assert (
-        train._checkpoint(name, settings, compute, (0, settings.selected_study.full_budget)).fingerprint == made_from[1]
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    run = Run("train@pretrained-frozen-sgd", "quick")
+    settings, source = run.settings, tmp_path / "module.py"
+    inputs = InputFiles(
+        paths.prepared_file(settings), paths.initial_file(settings, True, 0), paths.features_file(settings, True, 0)
     )
-    assert train._checkpoint(name, settings, compute, (0, 100)).fingerprint not in made_from
+    for path in inputs:
+        files.write_text(path, "")
+    assert {path.relative_to(ROOT) for path in run.code} >= {Path("stages/train.py"), Path("src/headstart/params.py")}
+    code = run.code
+    monkeypatch.setattr(Run, "code", property(lambda run: [*code, source]))
+
+    def fingerprint(content: str, budget: int = settings.selected_study.full_budget) -> str:
+        files.write_text(source, content)
+        return train._checkpoint("pretrained-frozen-sgd", run, compute, inputs, 0, budget).fingerprint
+
+    first = fingerprint("a = 1")
+    assert fingerprint("a = 2") != first
+    assert fingerprint("a = 1", budget=100) != first
+    assert fingerprint("a = 1") == first
+    files.write_text(inputs.features, "other features")
+    assert fingerprint("a = 1") != first
 
 
 def test_rooms_depend_to_the_left():
@@ -217,8 +223,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, change, m
 def test_an_unknown_device(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(TEXT, encoding="utf-8")
     for device, message in (
-        ("gpu", "HEADSTART_DEVICE is 'gpu': it must be cpu, cuda or cuda:N"),
-        ("cuda:99", "HEADSTART_DEVICE is 'cuda:99', and PyTorch sees"),
+        ("gpu", "unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got 'gpu'"),
+        ("cuda:99", "HEADSTART_DEVICE does not exist: PyTorch finds"),
     ):
         monkeypatch.setenv("HEADSTART_DEVICE", device)
         done = stage("features", "true", cwd=tmp_path)

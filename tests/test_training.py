@@ -11,7 +11,9 @@ from headstart.console import UserError
 from headstart.data.preprocessing import Preprocess
 from headstart.network import initial_weights, models, splitting
 from headstart.params import Configuration
-from headstart.training.inference import CachedInputs, Examples, cache_or_recompute, extract_features
+from headstart.training import plain
+from headstart.training.inference import extract_features
+from headstart.training.inputs import CachedInputs, Examples, cache_or_recompute
 from headstart.training.loop import image_order
 
 from .conftest import trained
@@ -33,31 +35,10 @@ def start(name: str, images: torch.Tensor) -> nn.Module:
     return model
 
 
-def plain_loop(
-    network: nn.Module, backbone: nn.Module, head: nn.Module, images: torch.Tensor, labels: torch.Tensor,
-    configuration: Configuration, *, n_epochs: int, batch_size: int, seed: int,
-) -> list[tuple[float, float]]:  # fmt: skip
-    """The slow and obvious way: the whole network on the images in every epoch, the backbone in eval mode."""
-    parameters = list(head.parameters())
+def plain_optimizer(head: nn.Module, configuration: Configuration) -> torch.optim.Optimizer:
     if configuration.optimizer == "Adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=configuration.lr)
-    else:
-        optimizer = torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=0.1)
-    records = []
-    for epoch in range(1, n_epochs + 1):
-        backbone.eval()
-        head.train()
-        total, right = 0.0, 0
-        for batch in image_order(seed, epoch, len(labels)).split(batch_size):
-            logits = network(prepare(images[batch]))
-            loss = F.cross_entropy(logits, labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(batch)
-            right += int((logits.argmax(1) == labels[batch]).sum())
-        records.append((total / len(labels), right / len(labels)))
-    return records
+        return torch.optim.Adam(head.parameters(), lr=configuration.lr)
+    return torch.optim.SGD(head.parameters(), lr=0.001, momentum=0.9, weight_decay=0.1)
 
 
 @pytest.fixture
@@ -70,7 +51,7 @@ def double():
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
-    ("name", "layer", "configuration", "keep"),
+    ("name", "layer", "configuration", "reuse"),
     [
         ("tf_efficientnet_lite0", "blocks.5", ADAM, True),
         ("tf_efficientnet_lite0", "blocks.5", SGD, False),
@@ -81,24 +62,19 @@ def double():
         ("resnet18", "conv1", SGD, False),
     ],
 )
-def test_the_fast_way_is_the_same_experiment(training_set, compute, name, layer, configuration, keep):
+def test_training_equals_the_plain_loop(training_set, compute, name, layer, configuration, reuse):
     # 40 images in batches of 16: two full batches and one of 8.
     images, labels = (tensor[:40] for tensor in training_set)
     network = start(name, images)
     slow = copy.deepcopy(network)
-    expected = plain_loop(
-        slow,
-        *splitting.split_backbone_head(slow, layer),
-        images,
-        labels,
-        configuration,
-        n_epochs=2,
-        batch_size=16,
-        seed=5,
-    )
+    slow_backbone, slow_head = splitting.split_backbone_head(slow, layer)
+    expected = plain.train(
+        slow, slow_backbone, slow_head, plain_optimizer(slow_head, configuration), prepare, images, labels,
+        n_epochs=2, batch_size=16, seed=5,
+    )  # fmt: skip
 
     backbone, head = splitting.split_backbone_head(network, layer)
-    inputs = cache_or_recompute(images, backbone, compute=compute, prepare=prepare, keep=keep)
+    inputs = cache_or_recompute(images, backbone, compute=compute, prepare=prepare, reuse=reuse)
     examples = Examples(inputs, labels)
     epochs = trained(
         head, examples, examples, configuration=configuration, n_epochs=2, batch_size=16, seed=5, compute=compute
@@ -176,7 +152,7 @@ def test_training_in_bfloat16_stays_within_two_percent(training_set, compute):
     for dtype in (torch.float32, torch.bfloat16):
         precision = dataclasses.replace(compute, dtype=dtype)
         backbone, head = splitting.split_backbone_head(start("tf_efficientnet_lite0", images), "blocks.5")
-        inputs = cache_or_recompute(images, backbone, compute=precision, prepare=PREPROCESS, keep=True)
+        inputs = cache_or_recompute(images, backbone, compute=precision, prepare=PREPROCESS, reuse=True)
         assert next(inputs.batches(torch.arange(2), 2)).dtype == dtype  # kept in the precision it was computed in
         examples = Examples(inputs, labels)
         [epoch] = trained(
@@ -217,7 +193,7 @@ def test_batch_norm_cannot_train_on_one_image(compute):
     data = Examples(CachedInputs.from_tensor(torch.randn(4, 3, 1, 1), compute), torch.tensor([0, 1, 0, 1]))
     options = {"configuration": ADAM, "n_epochs": 1, "batch_size": 1, "seed": 0, "compute": compute}
     for norm in (nn.BatchNorm2d(3), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3))):
-        with pytest.raises(UserError, match="must be at least 2, because batch norm cannot"):
+        with pytest.raises(UserError, match="batch_size is 1, and batch norm cannot"):
             trained(nn.Sequential(norm, nn.Flatten(), nn.Linear(3, 2)), data, data, **options)
     [epoch] = trained(nn.Sequential(nn.Flatten(), nn.LayerNorm(3), nn.Linear(3, 2)), data, data, **options)
     assert math.isfinite(epoch.train_loss)
@@ -231,4 +207,4 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(compute):
         trained(
             head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=4, seed=0, compute=compute, name="x"
         )
-    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 1 on: lower its lr"
+    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 1 on. Lower its lr"

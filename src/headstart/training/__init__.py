@@ -1,1 +1,1 @@
-"""How it is computed: device and precision, the frozen part once, the loop over the head, checkpoints."""
+"""Compute: device and precision, cached features, the training loop, early stopping, checkpoints."""

@@ -1,4 +1,4 @@
-"""A training's state after an epoch, in a file: from it a training that was killed goes on as if it had not been."""
+"""Checkpoints: a training that was killed resumes from its last one and ends with identical bytes."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from headstart.console import UserError
 from headstart.training.compute import generator_states, restore_generators
 from headstart.training.loop import EpochMetrics
 
-State = dict[str, torch.Tensor]  # tensors by name
+StateDict = dict[str, torch.Tensor]
 
 
 def fingerprint(settings: Any, paths: list[Path]) -> str:
-    """One SHA-256 of all that a training depends on: ``settings``, as JSON, and the files ``paths``."""
+    """Return a SHA-256 of everything that a training depends on: ``settings`` as JSON, and the files ``paths``."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in paths:
         digest.update(bytes.fromhex(files.cached_sha256(path)))
@@ -26,7 +26,7 @@ def fingerprint(settings: Any, paths: list[Path]) -> str:
 
 
 class TrainingResult(NamedTuple):
-    """What is left of a training: its epochs, and what its network says of the test images."""
+    """The metrics of all epochs, and the predictions for the test images."""
 
     epochs: list[EpochMetrics]
     logits: torch.Tensor  # float32 [N, classes]
@@ -34,16 +34,18 @@ class TrainingResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file of one training."""
+    """The checkpoint file of one training."""
 
     path: Path
     fingerprint: str
 
-    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[EpochMetrics], best: State) -> None:
-        """Write all that the next epoch depends on, with the records of the epochs so far.
+    def save(
+        self, head: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[EpochMetrics], best: StateDict
+    ) -> None:
+        """Write everything that the next epoch depends on, and the metrics of the epochs so far.
 
         Args:
-            best: what ``head`` was after the best of them; empty where that does not matter.
+            best: the weights of ``head`` after its best epoch; empty without patience.
         """
         tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
@@ -52,38 +54,39 @@ class Checkpoint:
         tensors |= {f"generator.{kind}": state for kind, state in generator_states(_device(head)).items()}
         self._write(tensors, epochs)
 
-    def restore(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[EpochMetrics], State]:
-        """Put ``head``, ``optimizer`` and the generators into the state of the file; return epochs and ``best``.
+    def restore(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[EpochMetrics], StateDict]:
+        """Restore ``head``, ``optimizer`` and the random generators; return the epochs so far and the best weights.
 
-        A file that is missing, damaged or of another training changes nothing and gives neither.
+        If the file is missing, damaged or has another fingerprint, nothing changes and both are empty.
         """
-        if (found := self._read()) is None:
+        content = self._read()
+        if content is None:
             return [], {}
-        tensors, epochs = found
-        head.load_state_dict(_part(tensors, "head."))
+        tensors, epochs = content
+        head.load_state_dict(_with_prefix(tensors, "head."))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         states: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in _part(tensors, "optimizer.").items():
+        for name, tensor in _with_prefix(tensors, "optimizer.").items():
             number, key = name.split(".")
-            states.setdefault(int(number), {})[key] = _laid_out_like(parameters[int(number)], tensor)
+            states.setdefault(int(number), {})[key] = _in_layout_of(parameters[int(number)], tensor)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-        restore_generators(_device(head), _part(tensors, "generator."))
-        return epochs, {name: tensor.to(_device(head)) for name, tensor in _part(tensors, "best.").items()}
+        restore_generators(_device(head), _with_prefix(tensors, "generator."))
+        return epochs, {name: tensor.to(_device(head)) for name, tensor in _with_prefix(tensors, "best.").items()}
 
     def write_result(self, result: TrainingResult) -> None:
-        """Write instead what is left of a training of which nothing else is wanted any more."""
+        """Replace the checkpoint by the result of the training."""
         self._write({"logits": result.logits}, result.epochs)
 
     def read_result(self) -> TrainingResult | None:
-        """What ``write_result`` has written, if it has."""
-        found = self._read()
-        return TrainingResult(found[1], found[0]["logits"]) if found is not None and "logits" in found[0] else None
+        """Return the result if ``write_result`` has written one, else None."""
+        tensors, epochs = self._read() or ({}, [])
+        return TrainingResult(epochs, tensors["logits"]) if "logits" in tensors else None
 
-    def _write(self, tensors: State, epochs: list[EpochMetrics]) -> None:
+    def _write(self, tensors: StateDict, epochs: list[EpochMetrics]) -> None:
         description = {"fingerprint": self.fingerprint, "epochs": [asdict(epoch) for epoch in epochs]}
         files.write_tensors(self.path, tensors, description)
 
-    def _read(self) -> tuple[State, list[EpochMetrics]] | None:
+    def _read(self) -> tuple[StateDict, list[EpochMetrics]] | None:
         try:
             tensors, description = files.read_tensors(self.path)
         except UserError:
@@ -97,12 +100,12 @@ def _device(head: nn.Module) -> torch.device:
     return next(head.parameters()).device
 
 
-def _laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` in memory as ``parameter`` is, which fused optimizers take for granted; files have one layout."""
-    if tensor.shape != parameter.shape:  # a count of steps
+def _in_layout_of(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in the memory layout of ``parameter``, which fused optimizers require."""
+    if tensor.shape != parameter.shape:  # the step count
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

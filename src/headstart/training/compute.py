@@ -1,4 +1,4 @@
-"""Device, precision and determinism: decided here and nowhere else."""
+"""Device, precision, memory and determinism: decided here and nowhere else."""
 
 import ctypes
 import math
@@ -21,11 +21,11 @@ from headstart.console import UserError
 T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Bytes for what is computed meanwhile: a chunk on its way, a training step.
+# Bytes that stay free for computations: a batch of inference, a training step.
 RESERVED_BYTES = {"cuda": 4 << 30, "cpu": 1 << 30}
 GIGABYTE = 10**9
-# By the controller's name in /proc/self/cgroup, which is empty for version 2: the folder in /sys/fs/cgroup, the files
-# of limit and usage, and the entry of memory.stat with the cached files that the kernel can drop.
+# For each controller name in /proc/self/cgroup, which is empty in version 2: the folder in /sys/fs/cgroup, the files
+# of limit and usage, and the entry of memory.stat with the page cache that the kernel can reclaim.
 CONTROL_GROUPS = {
     "": (".", "memory.max", "memory.selected_study", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -34,47 +34,47 @@ CONTROL_GROUPS = {
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a stage computes."""
+    """The device, precision and memory limit of a stage."""
 
     device: torch.device
     dtype: torch.dtype  # of convolutions; weights, logits and losses stay float32
-    memory: int | None = None  # bytes of the device's memory that may be used; None: all that is free
-    graphs: bool = False  # whether training steps are recorded as CUDA graphs
+    memory: int | None = None  # limit for the device's memory in bytes; None: all free memory
+    graphs: bool = False  # whether training steps are captured as CUDA graphs
 
     @property
     def inference_batch_size(self) -> int:
-        """Images in one pass without gradients: small enough for a CPU's cache, large enough to fill a GPU."""
+        """Return the batch size of inference: small enough for a CPU's cache, large enough for a GPU."""
         return 256 if self.device.type == "cuda" else 64
 
     @property
     def matmul_convolutions(self) -> bool:
-        """Whether convolutions on small maps are faster as matrix products than as PyTorch's own."""
+        """Return whether convolutions on small maps are faster as matrix products."""
         return self.device.type == "cpu"
 
     def autocast(self) -> torch.autocast:
-        # No cache of converted weights: it must not outlive the capture of a CUDA graph, and each is used once anyway.
+        # No cache of cast weights: it must not outlive the capture of a CUDA graph, and each is used once anyway.
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
     def storage_for(self, size: int, workspace: int = 0) -> str:
-        """Return where to keep ``size`` bytes that are read in every epoch, as things stand now: see ``choose_storage``.
+        """Return where to store ``size`` bytes that are read in every epoch: see ``choose_storage``.
 
         Args:
-            workspace: bytes that a computation takes on the device, as measured; at least RESERVED_BYTES stays free.
+            workspace: measured bytes that a computation needs on the device. At least RESERVED_BYTES stay free.
         """
         host = 0 if self.device.type == "cpu" else free_ram() - RESERVED_BYTES["cpu"]
         workspace = max(workspace, RESERVED_BYTES[self.device.type])
         return choose_storage(size, device=self._free() - workspace, host=host)
 
     def measure(self, work: Callable[[], T]) -> tuple[T, int]:
-        """Return what ``work`` returns, and the bytes that it took on a GPU for a time beyond what it left there."""
+        """Return the result of ``work`` and the peak of its temporary GPU memory in bytes."""
         if self.device.type == "cpu":
             return work(), 0
         peak = torch.cuda.max_memory_allocated(self.device)
-        _peaks[self.device] = max(_peaks.get(self.device, 0), peak)  # which the reset forgets
+        _peaks[self.device] = max(_peaks.get(self.device, 0), peak)  # the reset would lose it
         torch.cuda.reset_peak_memory_stats(self.device)
         result = work()
-        highest = torch.cuda.max_memory_allocated(self.device)
-        return result, highest - torch.cuda.memory_allocated(self.device)
+        peak = torch.cuda.max_memory_allocated(self.device)
+        return result, peak - torch.cuda.memory_allocated(self.device)
 
     def _free(self) -> int:
         if self.device.type == "cpu":
@@ -86,31 +86,31 @@ class Compute:
 
     @property
     def precision(self) -> str:
-        """``float32`` or ``bfloat16``."""
+        """Return ``float32`` or ``bfloat16``."""
         return str(self.dtype).removeprefix("torch.")
 
     def describe(self) -> dict[str, str]:
-        """What a reader of a result wants to know of the machine."""
+        """Return device, threads, precision and versions, for the provenance."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else f"{os.cpu_count()} CPU cores",
             "threads": str(torch.get_num_threads()),
             "precision": self.precision,
             "python": platform.python_version(),
-            "torch": torch.__version__,  # with the CUDA that it was built for
-            **({"cudnn": str(torch.backends.cudnn.version())} if cuda else {}),  # which chooses the algorithms
+            "torch": torch.__version__,  # includes the CUDA version
+            **({"cudnn": str(torch.backends.cudnn.version())} if cuda else {}),  # cuDNN chooses the algorithms
             **_versions("torchvision", "timm"),
         }
 
     def reproducible_on(self) -> dict[str, str]:
-        """Return what of the machine can change a result's last bits: not how many cores it has besides the threads."""
+        """Return the properties that can change the last bits of a result. The number of cores cannot."""
         kind = {} if self.device.type == "cuda" else {"device": f"CPU, {torch.backends.cpu.get_cpu_capability()}"}
         return {**self.describe(), **kind}
 
     def peak_memory(self) -> dict[str, int]:
-        """Return the most memory in MB that tensors have taken on a GPU since ``configure``; nothing on a CPU.
+        """Return the peak memory of tensors on a GPU since ``configure`` in MB; nothing on a CPU.
 
-        What PyTorch holds besides, to use again, may be left from the stage before in the same process.
+        PyTorch's reserved memory is not included: it may come from an earlier stage in the same process.
         """
         if self.device.type == "cpu":
             return {}
@@ -118,47 +118,47 @@ class Compute:
         return {"peak_gpu_memory_mb": round(peak / 1e6)}
 
 
-_peaks: dict[torch.device, int] = {}  # bytes by GPU, of the time before the last reset of PyTorch's own count
+_peaks: dict[torch.device, int] = {}  # bytes per GPU before the last reset of PyTorch's peak
 
 
 def choose_storage(size: int, *, device: int, host: int) -> str:
-    """Choose among "device", "host" (the RAM beside a GPU) and "recompute" the first with room for ``size`` bytes.
+    """Return "device" if ``size`` bytes fit in its memory, else "host" if they fit in RAM, else "recompute".
 
-    The numbers that are trained on are the same in each; the time is not.
+    The choice changes the time of a training, not its numbers.
     """
     return "device" if size <= device else "host" if size <= host else "recompute"
 
 
 def configure(device: str | None = None, dtype: torch.dtype | None = None) -> Compute:
-    """Choose what to compute on, and make PyTorch deterministic on it.
+    """Select the device and make PyTorch deterministic on it.
 
-    The environment decides: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),
-    ``HEADSTART_DTYPE`` is float32 or bfloat16 (default: bfloat16 on a GPU, float32 on a CPU, whichever CPU it is),
-    ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: what is free), and ``HEADSTART_GRAPHS`` is 0
-    or 1 (default: 1; whether training steps on a GPU are recorded as CUDA graphs).
+    Environment variables: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),
+    ``HEADSTART_DTYPE`` is float32 or bfloat16 (default: bfloat16 on a GPU, float32 on every CPU),
+    ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: all free memory), and ``HEADSTART_GRAPHS`` is 0
+    or 1 (default: 1; whether training steps on a GPU are captured as CUDA graphs).
 
     Args:
-        device: instead of ``HEADSTART_DEVICE``.
-        dtype: instead of ``HEADSTART_DTYPE``.
+        device: overrides ``HEADSTART_DEVICE``.
+        dtype: overrides ``HEADSTART_DTYPE``.
 
     Raises:
-        UserError: one of them is set to something else, or to a device that is not there.
+        UserError: an environment variable has another value, or names a device that does not exist.
     """
-    asked = device or os.environ.get("HEADSTART_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = _device(asked)
+    name = device or os.environ.get("HEADSTART_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = _device(name)
     dtype = dtype or _dtype(os.environ.get("HEADSTART_DTYPE"), chosen)
     memory = _memory(os.environ.get("HEADSTART_MEMORY_GB"))
     graphs = _graphs(os.environ.get("HEADSTART_GRAPHS")) and chosen.type == "cuda"
     _use_exact_float32()
     if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # where streams and graphs are made
-        torch.cuda.reset_peak_memory_stats(chosen)  # of a stage before, in the same process
+        torch.cuda.set_device(chosen)  # streams and graphs are created on it
+        torch.cuda.reset_peak_memory_stats(chosen)  # of an earlier stage in the same process
         _peaks.pop(chosen, None)
         if memory is not None:
             total = torch.cuda.get_device_properties(chosen).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total), chosen)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may add in another order
-    # The same as torch.use_deterministic_algorithms(True), which imports the compiler: two seconds in every stage.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS may sum in another order
+    # Equals torch.use_deterministic_algorithms(True), but does not import the compiler: two seconds per stage.
     torch.set_deterministic_debug_mode("error")
     # Every element is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -167,11 +167,11 @@ def configure(device: str | None = None, dtype: torch.dtype | None = None) -> Co
 
 
 def _use_exact_float32() -> None:
-    """Have float32 mean float32 on a GPU, not TF32, which has 10 bits instead of 23.
+    """Disable TF32, which has 10 bits of precision instead of 23, for float32 on a GPU.
 
-    For cuDNN that is not the default. For cuBLAS it is, unless ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` is set, as NVIDIA's
-    images have it. PyTorch refuses matrix products where its old and its new setting for cuBLAS differ: only the old
-    function changes both, with a warning in some versions.
+    cuDNN uses TF32 by default. cuBLAS uses it if ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` is set, as in NVIDIA's images.
+    PyTorch rejects matrix products if its old and its new setting for cuBLAS differ. Only the old function changes
+    both, with a warning in some versions.
     """
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     if torch.get_float32_matmul_precision() != "highest":
@@ -181,60 +181,59 @@ def _use_exact_float32() -> None:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
+    """Return the versions of the packages that are installed."""
+    versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
-def _device(asked: str) -> torch.device:
+def _device(name: str) -> torch.device:
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"HEADSTART_DEVICE is {asked!r}: it must be cpu, cuda or cuda:N")
+        raise UserError(f"unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"HEADSTART_DEVICE is {asked!r}, and PyTorch sees {torch.cuda.device_count()} GPUs here")
+        raise UserError(f"HEADSTART_DEVICE does not exist: PyTorch finds {torch.cuda.device_count()} GPUs. Got {name!r}")
     return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
-def _dtype(asked: str | None, device: torch.device) -> torch.dtype:
-    if asked and asked not in DTYPES:
-        raise UserError(f"HEADSTART_DTYPE is {asked!r}: it must be one of {', '.join(DTYPES)}")
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name and name not in DTYPES:
+        raise UserError(f"unknown HEADSTART_DTYPE. Choose one of {', '.join(DTYPES)}. Got {name!r}")
     default = "bfloat16" if device.type == "cuda" else "float32"
-    return DTYPES[asked or default]
+    return DTYPES[name or default]
 
 
-def _memory(asked: str | None) -> int | None:
-    if not asked:
+def _memory(text: str | None) -> int | None:
+    if not text:
         return None
     try:
-        gigabytes = float(asked)
+        gigabytes = float(text)
     except ValueError:
         gigabytes = 0.0
     if not 0 < gigabytes < math.inf:
-        raise UserError(f"HEADSTART_MEMORY_GB is {asked!r}: it must be a number of gigabytes greater than 0")
+        raise UserError(f"HEADSTART_MEMORY_GB must be a number greater than 0. Got {text!r}")
     return int(gigabytes * GIGABYTE)
 
 
-def _graphs(asked: str | None) -> bool:
-    if asked and asked not in ("0", "1"):
-        raise UserError(f"HEADSTART_GRAPHS is {asked!r}: it must be 0 or 1")
-    return asked != "0"
+def _graphs(text: str | None) -> bool:
+    if text and text not in ("0", "1"):
+        raise UserError(f"HEADSTART_GRAPHS must be 0 or 1. Got {text!r}")
+    return text != "0"
 
 
 def free_ram(root: str | Path = "/") -> int:
-    """Return the bytes of RAM that this process may still take.
+    """Return the bytes of RAM that this process may still allocate.
 
-    Containers, SLURM and systemd limit it by control groups, version 1 or 2. Groups are nested, and the limits of all
-    of them hold, from the process's own up to the root of those that it can see. Cached files that the kernel can drop
-    count as free, as they do in what the system says of itself.
+    Containers, SLURM and systemd limit RAM with control groups, version 1 or 2. Groups are nested, and the limits of
+    all visible groups apply. Reclaimable page cache counts as free, as in MemAvailable.
 
     Args:
-        root: the folder with ``proc`` and ``sys``.
+        root: the folder that contains ``proc`` and ``sys``.
     """
     return min([psutil.virtual_memory().available, *_free_in_groups(Path(root))])
 
@@ -248,31 +247,31 @@ def _free_in_groups(root: Path) -> Iterator[int]:
         for controller in CONTROL_GROUPS.keys() & controllers.split(","):
             folder, *names, cached = CONTROL_GROUPS[controller]
             for group in (PurePosixPath(path), *PurePosixPath(path).parents):
-                place = root / "sys/fs/cgroup" / folder / group.relative_to("/")
-                with suppress(OSError, ValueError, KeyError):  # no limit: no such file, or it is "max"
-                    limit, used = (int((place / name).read_text(encoding="ascii")) for name in names)
-                    entries = (place / "memory.stat").read_text(encoding="ascii").splitlines()
+                group_folder = root / "sys/fs/cgroup" / folder / group.relative_to("/")
+                with suppress(OSError, ValueError, KeyError):  # no limit: the file is missing or contains "max"
+                    limit, used = (int((group_folder / name).read_text(encoding="ascii")) for name in names)
+                    entries = (group_folder / "memory.stat").read_text(encoding="ascii").splitlines()
                     yield limit - used + int(dict(entry.split() for entry in entries)[cached])
 
 
 def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of the random generators that a computation on ``device`` uses: the CPU's, and the device's own."""
+    """Return the states of the random generators of the CPU and of ``device``."""
     states = {"cpu": torch.get_rng_state()}
     return states if device.type == "cpu" else {**states, "device": torch.cuda.get_rng_state(device)}
 
 
 def restore_generators(device: torch.device, states: Mapping[str, torch.Tensor]) -> None:
-    """Put the generators into ``states``, whatever number the device had then."""
+    """Restore the random generators, even if the index of the device differs."""
     torch.set_rng_state(states["cpu"])
     if "device" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["device"], device)
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse freed memory up to 1 GiB instead of returning it to the system at once.
+    """Let glibc reuse up to 1 GiB of freed memory instead of returning it to the system.
 
-    A network's intermediate results are a few megabytes each; getting fresh pages for every one of them takes a
-    third of the time of a forward pass on a CPU.
+    Intermediate results of a network take a few megabytes each. New pages for each of them take a third of the time of
+    a forward pass on a CPU.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
-"""Convolutions on small maps as matrix products: on a CPU several times faster than PyTorch's, most of all backward.
+"""Convolutions on small maps as matrix products: on a CPU several times faster than PyTorch's, especially backward.
 
-At the end of a network a map is 4×4 or 2×2 pixels, and a 3×3 or 5×5 kernel mostly covers padding. Written as one
-matrix from all input to all output positions, with the zeros left out, it is the same linear map.
+At the end of a network a map is 4×4 or 2×2 pixels, and a 3×3 or 5×5 kernel mostly covers padding. One matrix
+from all input to all output positions, without the zeros, is the same linear map.
 """
 
 import sys
@@ -15,30 +15,30 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 class MatmulConv2d(nn.Module):
-    """Computes what ``convolution`` does, with the same parameters under the same names.
+    """Equals ``convolution``, with the same parameters under the same names.
 
-    [N, C, H, W] to [N, C', H', W'], best in channels-last memory. Where the map is not small, or the convolution is
-    grouped but not depthwise, PyTorch's own runs.
+    [N, C, H, W] to [N, C', H', W'], fastest in channels-last memory. If the map is not small, or the convolution is
+    grouped but not depthwise, PyTorch's convolution runs.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.weight = convolution.weight
         self.bias = convolution.bias
-        self._own = [convolution]  # in a list: its parameters are registered above already
+        self._wrapped = [convolution]  # in a list: its parameters are registered above already
         self._connections: dict[torch.Size, tuple[torch.Tensor, torch.Size]] = {}
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        own = self._own[0]
-        if own.kernel_size == (1, 1) and own.groups == 1 and own.padding in ((0, 0), "same", "valid"):
-            rows = maps.permute(0, 2, 3, 1)[:, :: own.stride[0], :: own.stride[1]]
+        conv = self._wrapped[0]
+        if conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding in ((0, 0), "same", "valid"):
+            rows = maps.permute(0, 2, 3, 1)[:, :: conv.stride[0], :: conv.stride[1]]
             return F.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         taps, pixels = self.weight[0, 0].numel(), maps[0, 0].numel()
-        if own.groups == 1 and pixels <= taps:
+        if conv.groups == 1 and pixels <= taps:
             return self._dense(maps)
-        if own.groups == own.in_channels == own.out_channels and pixels <= 16:
+        if conv.groups == conv.in_channels == conv.out_channels and pixels <= 16:
             return self._depthwise(maps)
-        return own(maps)
+        return conv(maps)
 
     def _dense(self, maps: torch.Tensor) -> torch.Tensor:
         connections, shape = self._connect(maps)
@@ -59,24 +59,24 @@ class MatmulConv2d(nn.Module):
         return (maps if self.bias is None else maps + self.bias).permute(0, 3, 1, 2)
 
     def _connect(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
-        """Which kernel tap leads from which input to which output position: 0 or 1 [taps, outputs, inputs].
+        """Return which kernel tap connects which input to which output position: 0 or 1 [taps, outputs, inputs].
 
-        Asked of the convolution's own class, so stride, padding and dilation are right whatever they are: every tap
-        alone, as an output channel, sees every input position alone, as an image.
+        A convolution of the same class computes it, so every stride, padding and dilation is correct: each output
+        channel is one tap, and each image has one input position set.
         """
         size = maps.shape[2:]
         if size not in self._connections:
-            own = self._own[0]
-            taps, inputs = own.weight[0, 0].numel(), size.numel()
-            shape = (own.kernel_size, own.stride, own.padding, own.dilation)
-            with torch.random.fork_rng(devices=[]):  # the weights it would start with must not use up random numbers
-                probe = type(own)(1, taps, *shape, bias=False)  # type: ignore[arg-type]
-            probe.to(own.weight.device, own.weight.dtype)
+            conv = self._wrapped[0]
+            taps, inputs = conv.weight[0, 0].numel(), size.numel()
+            shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+            with torch.random.fork_rng(devices=[]):  # its initial weights must not consume random numbers
+                probe = type(conv)(1, taps, *shape, bias=False)  # type: ignore[arg-type]
+            probe.to(conv.weight.device, conv.weight.dtype)
             with torch.no_grad():
                 probe.weight.copy_(torch.eye(taps).view_as(probe.weight))
-                seen = probe(torch.eye(inputs).to(probe.weight).view(inputs, 1, *size))  # [inputs, taps, H', W']
-            connections = seen.flatten(2).permute(1, 2, 0).contiguous()
-            self._connections[size] = connections, seen.shape[2:]
+                outputs = probe(torch.eye(inputs).to(probe.weight).view(inputs, 1, *size))  # [inputs, taps, H', W']
+            connections = outputs.flatten(2).permute(1, 2, 0).contiguous()
+            self._connections[size] = connections, outputs.shape[2:]
         return self._connections[size]
 
 
@@ -90,10 +90,10 @@ def use_matmul(module: nn.Module) -> None:
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Return whether ``module`` computes a convolution with its weight as it is, and nothing else.
+    """Return whether ``module`` computes a convolution with its unchanged weight, and nothing else.
 
-    A subclass may standardize the weight first (timm's ``StdConv2d`` and ``ScaledStdConv2d``) or be constructed with
-    other arguments. A parametrization, which is a subclass too, and a hook may do anything.
+    A subclass may standardize the weight first (timm's ``StdConv2d`` and ``ScaledStdConv2d``) or have another
+    constructor. A parametrization, which is a subclass too, and a hook can do anything.
     """
     return (
         type(module) in _plain_types()
@@ -105,6 +105,6 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 def _plain_types() -> set[type[nn.Module]]:
     types: set[type[nn.Module]] = {nn.Conv2d}
-    if timm := sys.modules.get("timm.layers"):  # without timm there is no convolution of timm's
+    if timm := sys.modules.get("timm.layers"):  # without timm, no module is a convolution of timm
         types.add(timm.Conv2dSame)
     return types

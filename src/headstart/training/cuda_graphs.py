@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: recorded once, then replayed by one launch instead of hundreds."""
+"""A training step as a CUDA graph: captured once, then replayed with one launch instead of hundreds."""
 
 import copy
 import warnings
@@ -14,20 +14,20 @@ from headstart.training.compute import generator_states, restore_generators
 Results = tuple[torch.Tensor, ...]
 Step = Callable[[torch.Tensor, torch.Tensor], Results]
 
-WARM_UP = 3  # steps before recording, as PyTorch's notes on CUDA graphs have it
+WARM_UP_STEPS = 3  # before the capture, as in PyTorch's notes on CUDA graphs
 
 
 class GraphedStep:
-    """Does what ``step`` does with a batch; full batches on a GPU by replaying a graph of it.
+    """Runs ``step`` on a batch; for full batches on a GPU, by replaying a CUDA graph of it.
 
-    The results of a replay are overwritten by the next one: copy what is to stay.
+    The next replay overwrites the results: copy what you need.
     """
 
     def __init__(self, step: Step, batch_size: int, head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing is recorded before the first full batch on a GPU.
+        """Prepare the step. The graph is captured at the first full batch on a GPU.
 
         Args:
-            step: (inputs, labels) to tensors; it trains ``head`` with ``optimizer`` and never waits for the device.
+            step: from (inputs, labels) to tensors. It trains ``head`` with ``optimizer`` and never waits.
         """
         self._step = step
         self._batch_size = batch_size
@@ -38,31 +38,31 @@ class GraphedStep:
         if inputs.device.type != "cuda" or len(labels) != self._batch_size:
             return self._step(inputs, labels)
         if self._replay is None:
-            self._replay = self._record(inputs, labels)
+            self._replay = self._capture(inputs, labels)
         return self._replay(inputs, labels)
 
-    def _record(self, *batch: torch.Tensor) -> Step:
-        places = [tensor.clone() for tensor in batch]  # where the graph finds its batch
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), preserve_training_state(*self._trained), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*capturable")  # Adam: these steps are not recorded; right
-            for _ in range(WARM_UP):
-                self._step(*places)
-        torch.cuda.current_stream().wait_stream(side)
+    def _capture(self, *batch: torch.Tensor) -> Step:
+        static_inputs = [tensor.clone() for tensor in batch]  # the graph reads its batch from here
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream), preserve_training_state(*self._trained), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*capturable")  # Adam warns that these steps are not captured
+            for _ in range(WARM_UP_STEPS):
+                self._step(*static_inputs)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):  # records, and runs nothing
-                results = self._step(*places)
+            with torch.cuda.graph(graph):  # captures the step without running it
+                results = self._step(*static_inputs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # an operation waits for the GPU, say
-            raise UserError(f"the training step cannot be recorded as a CUDA graph ({error}): set "
+        except RuntimeError as error:  # for example, an operation waits for the GPU
+            raise UserError(f"the training step cannot be captured as a CUDA graph ({error}). Set "
                             "HEADSTART_GRAPHS=0 in the environment to train without") from error  # fmt: skip
 
         def replay(*batch: torch.Tensor) -> Results:
-            for place, tensor in zip(places, batch, strict=True):
-                place.copy_(tensor)
+            for static_input, tensor in zip(static_inputs, batch, strict=True):
+                static_input.copy_(tensor)
             graph.replay()
             return results
 
@@ -71,10 +71,10 @@ class GraphedStep:
 
 @contextmanager
 def preserve_training_state(head: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Take back, in place, what the block trains: parameters, buffers, the optimizer's state and the generators'.
+    """Restore parameters, buffers, optimizer state and random generators in place at the end of the block.
 
-    An optimizer that had no state yet is left with zeros, from which Adam and SGD continue as from no state: Adam's
-    moments and its count of steps begin at zero, and zero times the momentum plus a gradient is SGD's first velocity.
+    If the optimizer had no state, its state is set to zero. Adam and SGD then continue as without state: Adam's moments
+    and its step count start at zero, and SGD's first velocity is zero times the momentum plus the gradient.
     """
     before = copy.deepcopy(head.state_dict())
     states = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}

@@ -1,4 +1,4 @@
-"""Adaptive average pooling as matrix products: PyTorch's own has no deterministic gradient on a GPU."""
+"""Adaptive average pooling as matrix products, because PyTorch's has no deterministic gradient on a GPU."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class MatmulAdaptiveAvgPool2d(nn.Module):
-    """Computes what ``nn.AdaptiveAvgPool2d`` does: [N, C, H, W] to [N, C, H', W'], with sums in float32."""
+    """Equals ``nn.AdaptiveAvgPool2d``: [N, C, H, W] to [N, C, H', W'], with sums in float32."""
 
     def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def _weights(before: int, after: int, device: torch.device) -> torch.Tensor:
 def use_deterministic(module: nn.Module) -> None:
     """Replace every adaptive average pooling inside ``module`` that has no deterministic gradient on a GPU.
 
-    That to a single pixel has one: it is a plain mean.
+    Pooling to a single pixel has one: it is a mean.
     """
     for name, child in module.named_children():
         if type(child) is nn.AdaptiveAvgPool2d and child.output_size not in (1, (1, 1)):

@@ -1,0 +1,100 @@
+"""One training from its initial weights to its predictions: early stopping, checkpoints, resuming."""
+
+import time
+from dataclasses import dataclass
+
+from torch import nn
+
+from headstart.console import progress
+from headstart.params import Configuration, Study
+from headstart.training import early_stopping
+from headstart.training.checkpoints import Checkpoint, TrainingResult
+from headstart.training.compute import Compute
+from headstart.training.inputs import predict
+from headstart.training.loading import DataSubset, TrainingData
+from headstart.training.loop import EpochMetrics, fit, make_optimizer
+
+# Minimum optimizer steps per epoch on a subset of the labels. With fewer, early stopping would trigger too soon.
+MIN_STEPS_PER_EPOCH = 25
+# A checkpoint is due when training has taken this many times as long as writing the last checkpoint …
+CHECKPOINT_COST_RATIO = 10
+CHECKPOINT_INTERVAL_S = 20  # … or, on a subset of the labels, this many seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of a head, with everything that it depends on.
+
+    ``name`` identifies it in progress bars and errors, such as "random-frozen-sgd, seed 0".
+    """
+
+    name: str
+    budget: int  # number of labeled images, validation included
+    head: nn.Module  # from the inputs of the examples to logits; trained in place
+    data: TrainingData | DataSubset
+    configuration: Configuration
+    study: Study
+    seed: int
+    checkpoint: Checkpoint
+
+    @property
+    def is_subset(self) -> bool:
+        return isinstance(self.data, DataSubset)
+
+    @property
+    def passes_per_epoch(self) -> int:
+        """Return the passes that give an epoch MIN_STEPS_PER_EPOCH steps, or as many as an epoch on all images has."""
+        if not isinstance(self.data, DataSubset):
+            return 1
+        images, all_images = len(self.data.training.labels), len(self.data.base.training.labels)
+        steps, full_steps = (-(-n // self.study.batch_size) for n in (images, all_images))
+        return -(-min(MIN_STEPS_PER_EPOCH, full_steps) // steps)
+
+    def run(self, compute: Compute) -> list[EpochMetrics]:
+        """Train the head, from the last checkpoint if there is one; return the metrics of all epochs.
+
+        With patience, the head ends with the weights of its best epoch, else with those of the last one.
+        """
+        optimizer = make_optimizer(self.configuration, self.head, compute)
+        epochs, best_weights = self.checkpoint.restore(self.head, optimizer)
+        last = len(epochs) if self._should_stop(epochs) else self.study.n_epochs
+        images = self.passes_per_epoch * len(self.data.training.labels)
+        saved_at, cost = time.monotonic(), 0.0  # when the last checkpoint was written, and the seconds that it took
+        with progress(self.study.n_epochs * images, f"training {self.name}", len(epochs) * images) as bar:
+            for epoch in fit(
+                self.head, optimizer, self.data.training, self.data.validation, epochs=range(len(epochs) + 1, last + 1),
+                batch_size=self.study.batch_size, seed=self.seed, compute=compute,
+                passes_per_epoch=self.passes_per_epoch, name=self.name, on_batch=bar.update,
+            ):  # fmt: skip
+                epochs.append(epoch)
+                if self.study.patience and early_stopping.best_epoch(_validation_losses(epochs)) == len(epochs):
+                    best_weights = {name: tensor.clone() for name, tensor in self.head.state_dict().items()}
+                now = time.monotonic()
+                if now - saved_at > (CHECKPOINT_COST_RATIO * cost if not self.is_subset else CHECKPOINT_INTERVAL_S):
+                    self.checkpoint.save(self.head, optimizer, epochs, best_weights)
+                    saved_at = time.monotonic()
+                    cost = saved_at - now
+                if self._should_stop(epochs):
+                    break
+        if best_weights:
+            self.head.load_state_dict(best_weights)
+        return epochs
+
+    def result(self, compute: Compute) -> TrainingResult:
+        """Train the head and predict the test images. On a subset, use the result in the checkpoint if there is one."""
+        if self.is_subset and (stored := self.checkpoint.read_result()):
+            return stored
+        epochs = self.run(compute)
+        test = self.data.test
+        logits = predict(self.head.to(compute.device), test.inputs, len(test.labels), compute).cpu()
+        result = TrainingResult(epochs, logits)
+        if self.is_subset:
+            self.checkpoint.write_result(result)
+        return result
+
+    def _should_stop(self, epochs: list[EpochMetrics]) -> bool:
+        return early_stopping.should_stop(_validation_losses(epochs), self.study.patience)
+
+
+def _validation_losses(epochs: list[EpochMetrics]) -> list[float]:
+    return [epoch.validation_loss for epoch in epochs if epoch.validation_loss is not None]
