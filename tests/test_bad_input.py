@@ -164,8 +164,8 @@ def write_start(sha256: str | None = None) -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (torch.zeros(127, 1280), f"{FEATURES} does not fit {PREPARED}: {ANEW}"),
-        (torch.full((128, 1280), torch.nan), f"{FEATURES} does not fit {PREPARED}: {ANEW}"),
+        (torch.zeros(127, 1280), f"{FEATURES} does not match {PREPARED}. Delete it and run `dvc repro`"),
+        (torch.full((128, 1280), torch.nan), f"{FEATURES} does not match {PREPARED}. Delete it and run `dvc repro`"),
     ],
     ids=["too few", "not finite"],
 )
@@ -176,14 +176,17 @@ def test_features_of_other_images(workspace, features, message):
     assert complaint(stages.train, NAME) == f"headstart: {message}"
 
 
-REDO = "or compute all anew with `dvc repro --force`"
+REDO = "or compute everything again with `dvc repro --force`"
 
 
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ({"precision": "bfloat16"}, f"in bfloat16, and this is float32: set HEADSTART_DTYPE=bfloat16, {REDO}"),
-        ({}, f"in no known precision, and this is float32: set HEADSTART_DTYPE=float32, {REDO}"),
+        (
+            {"precision": "bfloat16"},
+            f"in bfloat16, and this training computes in float32. Set HEADSTART_DTYPE=bfloat16, {REDO}",
+        ),
+        ({}, f"in an unknown precision, and this training computes in float32. Set HEADSTART_DTYPE=float32, {REDO}"),
     ],
     ids=["bfloat16", "unknown"],
 )
@@ -219,8 +222,8 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
     assert complaint(stages.train, NAME) == f"headstart: {FEATURES} is missing: `dvc repro` makes it"
     with path.open("ab") as file:
         file.write(b"another byte")
-    remedy = "put that back, or run `dvc repro --force initialize@pretrained`"
-    expected = f"headstart: {path} is no longer the file that the start was made from: {remedy}"
+    remedy = "Restore it, or run `dvc repro --force initialize@pretrained`"
+    expected = f"headstart: {path} has changed since the initial weights were built. {remedy}"
     assert complaint(stages.train, NAME) == expected
 
 
@@ -230,7 +233,7 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
     needs = "needs 4,718,592 bytes, and the disk has 4,718,591"
-    remedy = "free some space (DVC's cache may want as much again), or set cache_activations to false in params.yaml"
+    remedy = "free some space (DVC's cache may need as much again), or set cache_activations: false in params.yaml"
     assert complaint(stages.features, "true") == (
         f"headstart: {workspace}/data/features/quick/pretrained-true {needs}: {remedy}"
     )
@@ -283,7 +286,7 @@ def test_weights_that_unpack_to_more_than_they_are(tmp_path):
         archive.writestr("archive/data.pkl", b"\x00" * 100_000_000)
     assert path.stat().st_size < 1_000_000
     with pytest.raises(UserError) as error:
-        initial_weights.resolve_weights("resnet18", str(path)).read()
+        initial_weights.resolve_weights("resnet18", str(path)).load_state_dict()
     problem = "is compressed, as no state dict that PyTorch saves is"
     assert str(error.value) == f"{path} {problem}: save the state dict alone, with torch.save(model.state_dict(), PATH)"
 

@@ -150,7 +150,9 @@ def test_where_activations_go_when_memory_is_short(training_set, gpu, monkeypatc
         kept = cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, reuse=True)
         assert kept.storage == "host"
         monkeypatch.setattr(computing, "free_ram", lambda: 0)
-        assert cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, reuse=True).storage == "recompute"
+        assert (
+            cache_or_recompute(images, backbone, compute=little, prepare=PREPROCESS, reuse=True).storage == "recompute"
+        )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -18,9 +18,15 @@ StateDict = dict[str, torch.Tensor]
 
 
 def fingerprint(settings: Any, paths: list[Path]) -> str:
-    """Return a SHA-256 of everything that a training depends on: ``settings`` as JSON, and the files ``paths``."""
+    """Return a SHA-256 of everything that a training depends on: ``settings`` as JSON, and the files ``paths``.
+
+    Raises:
+        UserError: a file is missing.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is missing: `dvc repro` makes it")
         digest.update(bytes.fromhex(files.cached_sha256(path)))
     return digest.hexdigest()
 

@@ -134,8 +134,8 @@ def configure(device: str | None = None, dtype: torch.dtype | None = None) -> Co
 
     Environment variables: ``HEADSTART_DEVICE`` is cpu, cuda or cuda:N (default: the GPU if there is one),
     ``HEADSTART_DTYPE`` is float32 or bfloat16 (default: bfloat16 on a GPU, float32 on every CPU),
-    ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: all free memory), and ``HEADSTART_GRAPHS`` is 0
-    or 1 (default: 1; whether training steps on a GPU are captured as CUDA graphs).
+    ``HEADSTART_MEMORY_GB`` limits the memory used on the device (default: all free memory), and ``HEADSTART_GRAPHS`` is
+    0 or 1 (default: 1; whether training steps on a GPU are captured as CUDA graphs).
 
     Args:
         device: overrides ``HEADSTART_DEVICE``.
@@ -197,7 +197,8 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"HEADSTART_DEVICE does not exist: PyTorch finds {torch.cuda.device_count()} GPUs. Got {name!r}")
+        n_gpus = torch.cuda.device_count()
+        raise UserError(f"HEADSTART_DEVICE does not exist: PyTorch finds {n_gpus} GPUs. Got {name!r}")
     return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
