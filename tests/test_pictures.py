@@ -489,11 +489,14 @@ def test_unknown_layouts_are_errors(folder, change, message):
     assert str(error.value) == message.format(folder=folder)
 
 
-def test_missing_and_empty_folders_are_errors(tmp_path):
+def test_missing_folders_empty_folders_and_archives_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"^no such folder: "):
         load(tmp_path / "x")
     with pytest.raises(UserError, match=r"^no class folders: "):
         load(tmp_path)
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"^not a folder: .*pets\.zip\. Unpack it first\.$"):
+        load(tmp_path / "pets.zip")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
