@@ -169,7 +169,7 @@ def interrupted(clone: Path, backend: str, nodes: Any, log: Path) -> tuple[set[s
     os.killpg(process.pid, INTERRUPTION[backend])
     process.wait()
     said = log.read_text(encoding="utf-8")
-    right = process.returncode == 1 and said.splitlines()[-1].startswith("headstart: interrupted; ")
+    right = process.returncode == 1 and said.splitlines()[-1].startswith("headstart: interrupted: ")
     return done(said), [] if right else [said]
 
 

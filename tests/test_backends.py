@@ -253,8 +253,8 @@ def test_without_an_engine_or_without_dvc(monkeypatch):
     [
         (1, "headstart: params.yaml: lr is -1: it must be greater than 0", True),
         (1, "headstart: the loss is not finite: [Errno 28] is no number", True),
-        (75, "headstart: /scratch/x.safetensors cannot be written (I/O error: No space left (os error 28))", False),
-        (75, "headstart: the GPU's memory is full: lower batch_size in params.yaml", False),
+        (75, "headstart: cannot write /scratch/x.safetensors (I/O error: No space left (os error 28))", False),
+        (75, "headstart: out of GPU memory. Lower batch_size in params.yaml", False),
         (1, "RuntimeError: CUDA error: an illegal memory access was encountered", False),
         (-9, "", False),
     ],

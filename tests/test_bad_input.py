@@ -100,14 +100,14 @@ def wrong_magic(raw):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (label_10, "train-labels-idx1-ubyte is damaged, its SHA-256 is wrong"),
-        (wrong_magic, "train-labels-idx1-ubyte is damaged, its SHA-256 is wrong"),
-        (truncate, "train-images-idx3-ubyte does not hold 47,040,016 bytes"),
-        (empty, "t10k-labels-idx1-ubyte does not hold 10,008 bytes"),
-        (html, "t10k-images-idx3-ubyte does not hold 7,840,016 bytes"),
-        (swap, "t10k-images-idx3-ubyte does not hold 7,840,016 bytes"),
-        (exchange_the_sets, "train-labels-idx1-ubyte does not hold 60,008 bytes"),
-        (lambda raw: raw.pop("t10k-images-idx3-ubyte"), "t10k-images-idx3-ubyte is missing"),
+        (label_10, "damaged file: {raw}/train-labels-idx1-ubyte has a wrong SHA-256."),
+        (wrong_magic, "damaged file: {raw}/train-labels-idx1-ubyte has a wrong SHA-256."),
+        (truncate, "wrong file size: {raw}/train-images-idx3-ubyte does not have 47,040,016 bytes."),
+        (empty, "wrong file size: {raw}/t10k-labels-idx1-ubyte does not have 10,008 bytes."),
+        (html, "wrong file size: {raw}/t10k-images-idx3-ubyte does not have 7,840,016 bytes."),
+        (swap, "wrong file size: {raw}/t10k-images-idx3-ubyte does not have 7,840,016 bytes."),
+        (exchange_the_sets, "wrong file size: {raw}/train-labels-idx1-ubyte does not have 60,008 bytes."),
+        (lambda raw: raw.pop("t10k-images-idx3-ubyte"), "missing file: {raw}/t10k-images-idx3-ubyte."),
     ],
 )
 def test_raw_files_that_are_not_the_original_ones(workspace, raw, change, message):
@@ -116,8 +116,8 @@ def test_raw_files_that_are_not_the_original_ones(workspace, raw, change, messag
     Path("data/raw").mkdir(parents=True)
     for name, value in content.items():
         Path("data/raw", name).write_bytes(value)
-    remedy = "delete the folder, and `dvc repro` makes it anew"
-    assert complaint(stages.prepare) == f"headstart: data/raw/{message}: {remedy}"
+    remedy = "Delete the folder and run `dvc repro`."
+    assert complaint(stages.prepare) == f"headstart: {message.format(raw='data/raw')} {remedy}"
 
 
 def prepared(n: int = 128) -> dict[str, torch.Tensor]:
@@ -148,8 +148,10 @@ def test_prepared_data_whose_content_was_replaced(workspace, change):
     tensors = prepared()
     change(tensors)
     files.write_tensors(PREPARED, tensors, DESCRIPTION)
-    expected = f"headstart: {PREPARED} has other training images or labels than `prepare` writes: {ANEW}"
-    assert complaint(stages.initialize, "false") == expected
+    assert complaint(stages.initialize, "false") == (
+        f"headstart: damaged file: {PREPARED} does not have the training images or labels that `prepare` writes "
+        "(shape, dtype or label range). Delete it and run `dvc repro`."
+    )
 
 
 def write_start(sha256: str | None = None) -> None:
@@ -219,7 +221,7 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
     Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     write_start(sha256=files.sha256(path))
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
-    assert complaint(stages.train, NAME) == f"headstart: {FEATURES} is missing: `dvc repro` makes it"
+    assert complaint(stages.train, NAME) == f"headstart: missing file: {FEATURES}. Run `dvc repro` to create it."
     with path.open("ab") as file:
         file.write(b"another byte")
     remedy = "Restore it, or run `dvc repro --force initialize@pretrained`"
@@ -232,10 +234,10 @@ def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch)
     write_start()
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
-    needs = "needs 4,718,592 bytes, and the disk has 4,718,591"
-    remedy = "free some space (DVC's cache may need as much again), or set cache_activations: false in params.yaml"
+    needs = "needs 4,718,592 bytes, and 4,718,591 are free"
+    remedy = "Free some space (DVC's cache may need as much again), or set cache_activations: false in params.yaml."
     assert complaint(stages.features, "true") == (
-        f"headstart: {workspace}/data/features/quick/pretrained-true {needs}: {remedy}"
+        f"headstart: not enough disk space: {workspace}/data/features/quick/pretrained-true {needs}. {remedy}"
     )
 
 
@@ -272,12 +274,12 @@ def test_a_start_that_is_something_else(workspace):
 def test_a_start_cut_short(workspace):
     Path(START).parent.mkdir(parents=True)
     Path(START).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    assert complaint(stages.train, NAME).startswith(f"headstart: {START} is damaged (")
+    assert complaint(stages.train, NAME).startswith(f"headstart: damaged file: {START} (")
 
 
 def test_predictions_that_are_missing(workspace):
     path = f"predictions/quick/{NAME}/logits.safetensors"
-    assert complaint(stages.evaluate, NAME) == f"headstart: {path} is missing: `dvc repro` makes it"
+    assert complaint(stages.evaluate, NAME) == f"headstart: missing file: {path}. Run `dvc repro` to create it."
 
 
 def test_weights_that_unpack_to_more_than_they_are(tmp_path):
@@ -310,10 +312,10 @@ def test_a_full_disk(small_disk, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_cli(lambda: files.write_tensors(path, {"a": torch.zeros(1_000_000)}))
     assert stopped.value.code == MACHINE_STATUS
-    assert str(stopped.value).startswith(f"headstart: {path} cannot be written (")
+    assert str(stopped.value).startswith(f"headstart: cannot write {path} (")
     assert "No space left on device" in str(stopped.value)
     monkeypatch.chdir(small_disk)
-    with pytest.raises(SystemExit, match=f"No space left on device: '{small_disk}/x.csv': free some space") as stopped:
+    with pytest.raises(SystemExit, match=rf"No space left on device: '{small_disk}/x.csv'\. Free some") as stopped:
         run_cli(lambda: files.write_csv("x.csv", ["a"], [["x" * 1_000]] * 2_000))
     assert stopped.value.code == MACHINE_STATUS
     assert capsys.readouterr().err.count("headstart: ") == 2
@@ -323,7 +325,7 @@ def test_a_full_disk(small_disk, monkeypatch, capsys):
 
 def test_a_read_only_disk(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(SystemExit, match=r"Read-only file system.*: make the folder writable"):
+    with pytest.raises(SystemExit, match=r"Read-only file system.*\. Make the folder writable\."):
         run_cli(lambda: files.write_json(small_disk / "x.json", {}))
 
 
@@ -331,9 +333,9 @@ def test_a_read_only_disk(small_disk):
     ("error", "message"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-         "the GPU's memory is full: free memory that other processes hold, lower batch_size or image_size in "
-         "params.yaml, or set HEADSTART_MEMORY_GB lower, so that activations are kept in RAM"),
-        (KeyboardInterrupt(), "interrupted; no partial output was left: run the same command to continue"),
+         "out of GPU memory. Free memory that other processes hold, lower batch_size or image_size in params.yaml, or "
+         "lower HEADSTART_MEMORY_GB, so that activations are cached in RAM."),
+        (KeyboardInterrupt(), "interrupted: no partial output was left. Run the same command again to resume."),
     ],
     ids=["GPU", "Ctrl-C"],
 )  # fmt: skip
@@ -350,8 +352,8 @@ def test_limits_of_the_machine(error, message):
 def test_more_memory_than_there_is(take):
     with pytest.raises(SystemExit) as stopped:
         run_cli(take)
-    remedy = "lower training_images or image_size in params.yaml, or close other programs"
-    assert str(stopped.value) == f"headstart: out of memory: {remedy}"
+    remedy = "Lower training_images or image_size in params.yaml, or close other programs."
+    assert str(stopped.value) == f"headstart: out of memory. {remedy}"
     assert stopped.value.code == MACHINE_STATUS
 
 
@@ -411,6 +413,6 @@ def test_an_operation_without_a_deterministic_implementation():
     with pytest.raises(SystemExit) as stopped:
         run_cli(main)
     assert stopped.value.code == (
-        "headstart: put_ has no deterministic implementation on this device: set finetune_from in params.yaml to a "
-        "layer behind it, or HEADSTART_DEVICE=cpu in the environment"
+        "headstart: no deterministic implementation on this device: put_. Set finetune_from in params.yaml to a layer "
+        "after it, or HEADSTART_DEVICE=cpu in the environment."
     )

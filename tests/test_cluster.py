@@ -87,7 +87,7 @@ def test_a_unit_that_is_told_to_end_leaves_nothing(home, tmp_path):
         time.sleep(0.01)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate()[1].startswith("headstart: interrupted; no partial output was left")
+    assert process.communicate()[1].startswith("headstart: interrupted: no partial output was left")
     assert process.returncode == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Terminals and pipes of every kind: a message is shown, whatever they can show."""
+"""Messages on terminals and pipes of every encoding."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ run_cli(main)
 """
 
 
-def output(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run_program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-c", PROGRAM, *arguments]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, check=False)
 
@@ -33,25 +33,25 @@ def output(*arguments: str, **environment: str) -> subprocess.CompletedProcess[b
         {"LC_ALL": "C", "PYTHONUTF8": "0"},
     ],
 )
-def test_what_an_encoding_lacks_is_escaped(environment):
-    done = output(**environment)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"\\udce4" in done.stdout
-    refused = output("fail", **environment)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(b"headstart: ")
-    assert len(refused.stderr.splitlines()) == 2
+def test_characters_outside_the_encoding_are_escaped(environment):
+    success = run_program(**environment)
+    assert (success.returncode, success.stderr) == (0, b"")
+    assert b"\\udce4" in success.stdout
+    failure = run_program("fail", **environment)
+    assert failure.returncode == 1
+    assert failure.stderr.startswith(b"headstart: ")
+    assert len(failure.stderr.splitlines()) == 2
 
 
 @pytest.mark.parametrize("command", ["scripts.table", "scripts.studies", "scripts.pictures --help"])
-def test_commands_in_ascii(command):
-    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, check=False,
-                          env=os.environ | {"PYTHONIOENCODING": "ascii"})  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.isascii()
+def test_commands_print_ascii_if_the_encoding_is_ascii(command):
+    result = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, check=False,
+                            env=os.environ | {"PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.isascii()
 
 
-def test_a_reader_that_has_enough_is_no_mistake():
+def test_a_closed_pipe_is_not_an_error():
     endless = "from headstart.console import run_cli; run_cli(lambda: [print('x' * 99) for _ in range(100_000)])"
     with subprocess.Popen([sys.executable, "-c", endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Studies of people's own pictures, in a copy of the repository: what `make pictures` does, and what comes of it."""
+"""Studies of the user's own images in a copy of the repository: `make pictures`, the stages, and DVC."""
 
 import re
 import shutil
@@ -30,15 +30,15 @@ def clone(tmp_path_factory) -> Path:
 
 
 def export(images, labels, folder: Path) -> None:
-    """Images as PNG files, whose names say their order, in folders of their classes."""
+    """Write images as PNG files to class folders; the file names give the order."""
     for number, (image, label) in enumerate(zip(images.numpy(), labels.tolist(), strict=True)):
         path = folder / f"{label} {fashion_mnist.CLASSES[label]}".replace("/", " or ") / f"{number:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
 
 
-def test_fashion_mnist_as_pictures_has_the_same_metrics(clone, training_set, test_set):
-    """The same images from their original files and from folders: all that differs is what the classes are called."""
+def test_fashion_mnist_as_a_folder_of_images_has_the_same_metrics(clone, training_set, test_set):
+    """The original files and a folder of the same images differ only in the names of the classes."""
     run(sys.executable, "-m", "stages", cwd=clone)
     folder = clone / "data/pictures/png"
     export(*(tensor[:TRAINING_IMAGES] for tensor in training_set), folder / "train")
@@ -51,21 +51,21 @@ def test_fashion_mnist_as_pictures_has_the_same_metrics(clone, training_set, tes
     edit(clone, add)
     run(sys.executable, "-m", "stages", cwd=clone)
     for split in splits.SPLITS:
-        ours, theirs = (splits.read_split(clone / f"data/prepared/{name}.safetensors", split) for name in
-                        ("png", "quick"))  # fmt: skip
-        assert (ours.images == theirs.images).all()
-        assert (ours.labels == theirs.labels).all()
-    found = results(clone)
-    compared = [name for name in found if re.match(r"(metrics|predictions)/png/|plots/png/(acc|learn).*csv", name)]
+        from_images, original = (splits.read_split(clone / f"data/prepared/{name}.safetensors", split) for name in
+                                 ("png", "quick"))  # fmt: skip
+        assert (from_images.images == original.images).all()
+        assert (from_images.labels == original.labels).all()
+    contents = results(clone)
+    compared = [name for name in contents if re.match(r"(metrics|predictions)/png/|plots/png/(acc|learn).*csv", name)]
     assert len(compared) == len(KEPT) + 4 + len(KEPT) + 2
-    assert {name: found[name] for name in compared} == {
-        name: found[name.replace("/png/", "/quick/")] for name in compared
+    assert {name: contents[name] for name in compared} == {
+        name: contents[name.replace("/png/", "/quick/")] for name in compared
     }
 
 
 @pytest.fixture(scope="module")
 def stamps(tmp_path_factory) -> Path:
-    """Drawings and photographs with transparency, of very different sizes, in classes of very different sizes."""
+    """Drawings and photographs with transparency; image sizes and class sizes differ widely."""
     if not STAMPS.is_dir():
         pytest.skip("Debian's tuxpaint-stamps-default is not installed")
     folder = tmp_path_factory.mktemp("own") / "Stamps & more"
@@ -77,24 +77,24 @@ def stamps(tmp_path_factory) -> Path:
     return folder
 
 
-def pictures(clone: Path, *arguments: object, check: bool = True):
+def make_pictures(clone: Path, *arguments: object, check: bool = True):
     return run(sys.executable, "-m", "scripts.pictures", *map(str, arguments), cwd=clone, check=check)
 
 
-def test_a_folder_becomes_a_study(clone, stamps):
+def test_a_folder_of_images_becomes_a_study(clone, stamps):
     before = (clone / "params.yaml").read_text(encoding="utf-8")
-    refused = pictures(clone, stamps, check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[0].startswith(f"headstart: {stamps} has ")
-    # Of the transparent drawings only this one is white, and blank on white.
-    assert [line.split()[0] for line in refused.stderr.splitlines() if "transparent" in line] == [
+    failure = make_pictures(clone, stamps, check=False)
+    assert failure.returncode == 1
+    assert re.fullmatch(rf"headstart: [\d,]+ files? cannot be used: {stamps}\. .*", failure.stderr.splitlines()[0])
+    # This is the only transparent drawing that is blank on white.
+    assert [line.split()[0] for line in failure.stderr.splitlines() if "transparent" in line] == [
         "naturalforces/lightningbolt.png"
     ]
     assert not (clone / "data/pictures/stamps-more").exists()
     assert (clone / "params.yaml").read_text(encoding="utf-8") == before
 
-    said = pictures(clone, stamps, "--skip-unusable").stdout
-    n, classes, skipped_files = map(int, re.findall(r"(\d+) (?:pictures|classes|files left out)", said))
+    output = make_pictures(clone, stamps, "--skip-unusable").stdout
+    n, classes, skipped_files = map(int, re.findall(r"(\d+) (?:images|classes|skipped files)", output))
     assert n + skipped_files == sum(path.is_file() for path in stamps.rglob("*"))
     assert classes == 16
     settings = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
@@ -119,131 +119,130 @@ def test_a_folder_becomes_a_study(clone, stamps):
 
 
 def noise(folder: Path, numbers: range) -> None:
-    """Small squares in the classes a and b."""
+    """Draw small squares of noise in the classes a and b."""
     for number in numbers:
         path = folder / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(path)
 
 
-def test_dvc_sees_the_pictures(tmp_path):
+def test_dvc_detects_changed_images(tmp_path):
     clone = tiny_clone(tmp_path / "clone")
     folder = clone / "data/pictures/two"
     noise(folder, range(40))
     few = {"dataset": "two", "training_images": 20, "validation_images": 5, "probe_budgets": []}
     edit(clone, lambda settings: settings["studies"]["quick"].update(few))
-    to_start = ("download", "prepare", "initialize@random")
-    assert repro(clone, *to_start) == set(to_start)
-    assert repro(clone, *to_start) == set()
-    noise(clone / "data/pictures/other", range(4))  # another data set: the folder is looked at as a whole
-    assert repro(clone, *to_start) == {"prepare"}
+    stages = ("download", "prepare", "initialize@random")
+    assert repro(clone, *stages) == set(stages)
+    assert repro(clone, *stages) == set()
+    noise(clone / "data/pictures/other", range(4))  # another dataset: DVC tracks data/pictures as a whole
+    assert repro(clone, *stages) == {"prepare"}
     noise(folder, range(40, 42))
-    assert repro(clone, *to_start) == {"prepare", "initialize@random"}
-    # Versioned with DVC, the pictures come back as they were.
+    assert repro(clone, *stages) == {"prepare", "initialize@random"}
+    # DVC restores versioned images unchanged.
     run("dvc", "add", "-q", "data/pictures/two", cwd=clone)
     assert run("git", "status", "-s", "-uall", "data", cwd=clone).stdout == "?? data/pictures/two.dvc\n"
-    repro(clone, *to_start)
+    repro(clone, *stages)
     shutil.rmtree(folder)
     run("dvc", "checkout", "-q", "data/pictures/two.dvc", cwd=clone)
     assert len(list(folder.rglob("*.png"))) == 42
-    assert repro(clone, *to_start) == set()
+    assert repro(clone, *stages) == set()
 
 
 def commit(clone: Path) -> None:
     run("git", "add", "-A", cwd=clone)
-    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "pictures", cwd=clone)
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "images", cwd=clone)
 
 
-def names(folder: Path) -> list[str]:
+def list_images(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
-def test_versioned_pictures_are_seen_by_dvc(tmp_path):
-    """What `dvc add` has: status, push, gc, pull, a second `make pictures`, `exp run --temp` and a cluster's job."""
+def test_images_versioned_with_dvc_survive_all_commands(tmp_path):
+    """After `dvc add`: status, push, gc, pull, a second `make pictures`, `exp run --temp`, and a job on a cluster."""
     clone = tiny_clone(tmp_path / "clone")
     noise(tmp_path / "two", range(40))
-    pictures(clone, tmp_path / "two")
-    there, expected = clone / "data/pictures/two", names(tmp_path / "two")
+    make_pictures(clone, tmp_path / "two")
+    copy, expected = clone / "data/pictures/two", list_images(tmp_path / "two")
     run("dvc", "add", "-q", "data/pictures/two", cwd=clone)
     commit(clone)
     run("dvc", "remote", "add", "-q", "-d", "shared", str(tmp_path / "remote"), cwd=clone)
     assert "two.dvc" not in run("dvc", "status", cwd=clone).stdout
     noise(tmp_path / "two", range(40, 42))
-    pictures(clone, tmp_path / "two")  # adds to what DVC has linked into its cache
-    assert names(there) == [*names(tmp_path / "two")]
+    make_pictures(clone, tmp_path / "two")  # adds to files that are links into DVC's cache
+    assert list_images(copy) == list_images(tmp_path / "two")
     assert "data/pictures/two.dvc:" in run("dvc", "status", cwd=clone).stdout
     run("dvc", "add", "-q", "data/pictures/two", cwd=clone)
     commit(clone)
-    expected = names(there)
+    expected = list_images(copy)
 
     run("dvc", "gc", "-q", "--workspace", "--force", cwd=clone)
-    shutil.rmtree(there)
+    shutil.rmtree(copy)
     run("dvc", "checkout", "-q", "data/pictures/two.dvc", cwd=clone)
-    assert names(there) == expected
+    assert list_images(copy) == expected
     run("dvc", "push", "-q", cwd=clone)
-    shutil.rmtree(there)
+    shutil.rmtree(copy)
     shutil.rmtree(clone / ".dvc/cache")
-    run("dvc", "pull", "-q", cwd=clone, check=False)  # the study's own outputs are not in this remote
-    assert names(there) == expected
+    run("dvc", "pull", "-q", cwd=clone, check=False)  # the remote does not have the outputs of the study
+    assert list_images(copy) == expected
 
     run("dvc", "exp", "run", "--temp", "prepare", cwd=clone)
     job = ("cluster.job", "prepare", "--commit", run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip())
     run(sys.executable, "-m", "cluster.job", "download", *job[2:], cwd=clone)
     run(sys.executable, "-m", *job, cwd=clone, check=False)
-    assert names(there) == expected
+    assert list_images(copy) == expected
     run("make", "clean", cwd=clone)
-    assert names(there) == expected
+    assert list_images(copy) == expected
     assert (clone / ".dvc/cache").is_dir()
 
 
-def test_pictures_that_come_and_go(clone, tmp_path):
-    """A second time, what is new in the folder is taken; nothing that was there is lost."""
+def test_a_second_run_adds_new_images_and_deletes_none(clone, tmp_path):
     folder = tmp_path / "two"
     noise(folder, range(8))
-    assert "8 pictures in 2 classes" in pictures(clone, folder).stdout
+    assert "8 images in 2 classes" in make_pictures(clone, folder).stdout
     assert sizes(clone, "two") == (6, 0)
-    (clone / "data/pictures/two/.DS_Store").write_bytes(b"x")  # somebody has looked at it
+    (clone / "data/pictures/two/.DS_Store").write_bytes(b"x")  # a file of the operating system
     shutil.copyfile(folder / "a/0.png", tmp_path / "0.png")
     Image.new("RGB", (9, 9), "red").save(folder / "a/9.png")
     noise(folder, range(100, 160))
-    assert "69 pictures in 2 classes" in pictures(clone, folder).stdout
+    assert "69 images in 2 classes" in make_pictures(clone, folder).stdout
     assert sizes(clone, "two") == (50, 5)
     edit(clone, lambda settings: settings["studies"]["two"].update(n_epochs=4))
-    assert "the sizes of the study two stay as they are in params.yaml" in pictures(clone, folder).stdout
+    assert "kept your settings of the study two in params.yaml" in make_pictures(clone, folder).stdout
     assert sizes(clone, "two") == (50, 5)
     (folder / "a/0.png").unlink()
-    refused = pictures(clone, folder, check=False)
-    assert refused.stderr == (
-        f"headstart: data/pictures/two has pictures that {folder} has not: give the study another name with NAME=…, or "
-        "delete data/pictures/two\n"
+    failure = make_pictures(clone, folder, check=False)
+    assert failure.stderr == (
+        f"headstart: data/pictures/two has images that are not in {folder}. Choose another study name with NAME=…, or "
+        "delete data/pictures/two.\n"
     )
     assert (clone / "data/pictures/two/a/0.png").read_bytes() == (tmp_path / "0.png").read_bytes()
-    # What a link leads to is copied; a link to nothing is left out.
+    # Targets of links are copied; broken links are skipped.
     (tmp_path / "more").mkdir()
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "more/blue.png")
     (folder / "a/more").symlink_to("../../more")
     (folder / "b/0.png").symlink_to("nowhere")
-    said = pictures(clone, folder, "--name", "fewer", "--skip-unusable").stdout
-    assert "69 pictures in 2 classes, 1 files left out" in said
-    there = clone / "data/pictures/fewer"
-    assert {path.relative_to(there) for path in there.rglob("*.png")} == {
+    output = make_pictures(clone, folder, "--name", "fewer", "--skip-unusable").stdout
+    assert "69 images in 2 classes, 1 skipped files" in output
+    copy = clone / "data/pictures/fewer"
+    assert {path.relative_to(copy) for path in copy.rglob("*.png")} == {
         path.relative_to(folder) for path in folder.rglob("*.png") if not path.is_symlink()
     } | {Path("a/more/blue.png")}
     assert sizes(clone, "fewer")[0] > 40
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_probes_with_few_pictures_still_have_every_class(seed):
-    """Classes of any sizes: in the smallest number of labels that is chosen, whichever images are labeled first."""
+def test_every_probe_budget_has_all_classes(seed):
+    """Whatever the class sizes are, and whichever images are labeled first."""
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(8), generator.integers(5, 200, 8))
     training, validation = len(labels), len(labels) // 9
-    counts = scripts.pictures._halves(training, validation, labels)
-    assert counts == sorted(counts)
-    assert len(counts) < 5 or counts[-1] == (training + validation) // 2
-    for n in counts:
-        of_training = n - round(n * validation / (training + validation))
-        assert set(labels[splits.nested_subset(labels, of_training, seed=seed)]) == set(range(8))
+    budgets = scripts.pictures._probe_budgets(training, validation, labels)
+    assert budgets == sorted(budgets)
+    assert len(budgets) < 5 or budgets[-1] == (training + validation) // 2
+    for n in budgets:
+        n_training = n - round(n * validation / (training + validation))
+        assert set(labels[splits.nested_subset(labels, n_training, seed=seed)]) == set(range(8))
 
 
 def sizes(clone: Path, study: str) -> tuple[int, int]:
@@ -254,18 +253,18 @@ def sizes(clone: Path, study: str) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "which folder? For example: make pictures FOLDER=~/flowers"),
-        (("nowhere",), "there is no folder nowhere"),
-        (("docs", "--name", "mnist"), "mnist is a data set already: give yours another name with NAME=…"),
-        (("docs", "--name", "quick"), "params.yaml has a study quick of other images: give yours another name with "),
-        (("docs", "--name", "../x"), "a study cannot be called '../x': give it a name with NAME=…, and use letters, "),
-        (("docs",), "docs has no folders: give each class one, with its pictures in it"),
+        ((), "no folder of images given. For example: make pictures FOLDER=~/flowers"),
+        (("nowhere",), "no such folder: nowhere"),
+        (("docs", "--name", "mnist"), "reserved study name: mnist is a built-in dataset. Choose another name with N"),
+        (("docs", "--name", "quick"), "study name in use: params.yaml has a study quick of other images. Choose "),
+        (("docs", "--name", "../x"), "invalid study name: '../x'. Choose a name with NAME=…, and use letters, "),
+        (("docs",), "no class folders: docs. Create one folder per class and put its images there"),
     ],
 )  # fmt: skip
-def test_what_is_no_folder_of_pictures(clone, arguments, message):
+def test_wrong_arguments_are_errors(clone, arguments, message):
     before = (clone / "params.yaml").read_bytes()
-    refused = pictures(clone, *arguments, check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(f"headstart: {message}")
-    assert len(refused.stderr.splitlines()) == 1
+    failure = make_pictures(clone, *arguments, check=False)
+    assert failure.returncode == 1
+    assert failure.stderr.startswith(f"headstart: {message}")
+    assert len(failure.stderr.splitlines()) == 1
     assert (clone / "params.yaml").read_bytes() == before

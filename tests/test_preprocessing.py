@@ -4,8 +4,8 @@ import torch
 from headstart.data.preprocessing import Preprocess
 
 
-def test_by_hand():
-    # 2×2 to 4×4, bilinear with pixel centres at half-integers: the outer pixels are copied, the inner ones mixed 3:1.
+def test_resizing_and_normalization_computed_by_hand():
+    # 2×2 to 4×4, bilinear with pixel centers at half-integers: the outer pixels are copied, the inner ones mixed 3:1.
     images = torch.tensor([[[0, 255], [0, 255]]], dtype=torch.uint8)
     result = Preprocess(4, (0.5, 0.0, 0.25), (0.5, 1.0, 0.25))(images)
     row = torch.tensor([0, 0.25, 0.75, 1])
@@ -14,7 +14,7 @@ def test_by_hand():
         torch.testing.assert_close(result[0, channel], expected.expand(4, 4))
 
 
-def test_as_torchvision_s_tensor_transforms(test_set):
+def test_results_equal_torchvision_transforms(test_set):
     from torchvision.transforms.v2.functional import normalize, resize
 
     images = test_set[0][:16]
@@ -27,17 +27,17 @@ def test_shrinking_is_antialiased():
     stripes = torch.zeros(1, 28, 28, dtype=torch.uint8)
     stripes[:, :, ::2] = 255
     result = Preprocess(7, (0.0,) * 3, (1.0,) * 3)(stripes)
-    assert (result - 0.5).abs().max().item() == pytest.approx(0, abs=0.1)  # without, 0.5 would be 0 or 1
+    assert (result - 0.5).abs().max().item() == pytest.approx(0, abs=0.1)  # without antialias, 0.5 would be 0 or 1
 
 
-def test_batches_do_not_matter_and_memory_is_channels_last(test_set):
+def test_results_do_not_depend_on_the_batch_and_are_channels_last(test_set):
     preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
-    whole = preprocess(test_set[0][:8])
-    assert whole.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(whole[3:5], preprocess(test_set[0][3:5]))
+    batch = preprocess(test_set[0][:8])
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch[3:5], preprocess(test_set[0][3:5]))
 
 
-def test_colour_is_three_channels_each_as_grey():
+def test_each_color_channel_is_processed_like_a_gray_image():
     images = torch.randint(0, 256, (4, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     preprocess = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     result = preprocess(images)
@@ -46,7 +46,7 @@ def test_colour_is_three_channels_each_as_grey():
         assert torch.equal(result[:, channel], preprocess(images[:, channel])[:, channel])
 
 
-def test_bicubic_as_torchvision_and_never_beyond_black_and_white(test_set):
+def test_bicubic_equals_torchvision_and_is_clamped(test_set):
     from torchvision.transforms.v2.functional import InterpolationMode, resize
 
     images = test_set[0][:16]

@@ -17,22 +17,23 @@ def test_the_split_is_stratified_disjoint_and_exact(training_set):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31])
-def test_the_order_is_pytorch_s(seed):
-    ours, theirs = np.random.RandomState(seed), torch.Generator().manual_seed(seed)
+def test_permutations_are_those_of_pytorch(seed):
+    numpy_generator, torch_generator = np.random.RandomState(seed), torch.Generator().manual_seed(seed)
     for n in (0, 1, 2, 10, 60_000):
-        assert splits.permutation(n, ours).tolist() == torch.randperm(n, generator=theirs).tolist()
+        expected = torch.randperm(n, generator=torch_generator).tolist()
+        assert splits.permutation(n, numpy_generator).tolist() == expected
 
 
-def test_all_images_can_be_used_and_validation_does_not_depend_on_training(training_set):
+def test_all_images_can_be_used_and_validation_does_not_depend_on_the_training_size(training_set):
     labels = training_set[1].numpy()
-    nothing, everything = splits.stratified_split(labels, sizes=[0, 60_000], seed=3)
-    assert len(nothing) == 0
-    assert sorted(everything.tolist()) == list(range(60_000))
-    few, _ = splits.stratified_split(labels, sizes=[500, 1_000], seed=3)
-    same, _ = splits.stratified_split(labels, sizes=[500, 50_000], seed=3)
-    assert sorted(few.tolist()) == sorted(same.tolist())
-    other, _ = splits.stratified_split(labels, sizes=[500, 1_000], seed=4)
-    assert sorted(few.tolist()) != sorted(other.tolist())
+    empty, full = splits.stratified_split(labels, sizes=[0, 60_000], seed=3)
+    assert len(empty) == 0
+    assert sorted(full.tolist()) == list(range(60_000))
+    validation, _ = splits.stratified_split(labels, sizes=[500, 1_000], seed=3)
+    with_more_training, _ = splits.stratified_split(labels, sizes=[500, 50_000], seed=3)
+    assert sorted(validation.tolist()) == sorted(with_more_training.tolist())
+    with_another_seed, _ = splits.stratified_split(labels, sizes=[500, 1_000], seed=4)
+    assert sorted(validation.tolist()) != sorted(with_another_seed.tolist())
 
 
 @given(
@@ -41,30 +42,30 @@ def test_all_images_can_be_used_and_validation_does_not_depend_on_training(train
     st.floats(0, 1),
     st.integers(0, 3),
 )
-def test_splits_of_any_size_keep_the_proportions(counts, first, second, seed):
+def test_splits_of_any_size_have_the_class_proportions(counts, first, second, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
     n = len(labels)
     a = int(first * n)
     b = int(second * (n - a))
-    left, right = splits.stratified_split(labels, sizes=[a, b], seed=seed)
-    assert (len(left), len(right)) == (a, b)
-    assert len({*left.tolist(), *right.tolist()}) == a + b
-    for chosen in (left, right):
+    validation, training = splits.stratified_split(labels, sizes=[a, b], seed=seed)
+    assert (len(validation), len(training)) == (a, b)
+    assert len({*validation.tolist(), *training.tolist()}) == a + b
+    for chosen in (validation, training):
         expected = np.array(counts) * len(chosen) / n
-        off = abs(np.bincount(labels[chosen], minlength=len(counts)) - expected)
-        assert (off <= 1 + len(counts) * np.array(counts) / n).all()
+        error = abs(np.bincount(labels[chosen], minlength=len(counts)) - expected)
+        assert (error <= 1 + len(counts) * np.array(counts) / n).all()
 
 
-def test_more_images_than_there_are():
+def test_choosing_more_images_than_exist_is_an_error():
     with pytest.raises(UserError) as error:
         splits.stratified_split(np.zeros(5), sizes=[3, 3], seed=0)
-    assert str(error.value) == "6 images are asked for, and there are 5: ask for fewer"
+    assert str(error.value) == "too few images: cannot choose 6 of 5. Choose fewer."
 
 
 def dataset(labels: list[int], n_classes: int) -> splits.Dataset:
     images = np.zeros((len(labels), 4, 4), dtype=np.uint8)
-    part = splits.Partition(np.array(labels, dtype=np.int64), images.__getitem__)
-    return splits.Dataset("some", tuple("abcdefghij"[:n_classes]), part, None)
+    partition = splits.Partition(np.array(labels, dtype=np.int64), images.__getitem__)
+    return splits.Dataset("Pets", tuple("abcdefghij"[:n_classes]), partition, None)
 
 
 def test_a_fifth_of_each_class_is_held_out():
@@ -81,16 +82,17 @@ def test_a_fifth_of_each_class_is_held_out():
     [
         (
             {"training": 40, "validation": 10},
-            "training_images and validation_images must add up to at most 48, the images there are for both in some "
-            "(it is 50): lower one in params.yaml",
+            "training_images and validation_images are too large for Pets: together they must be at most 48. Lower one "
+            "in params.yaml. Got 50.",
         ),
         (
             {"training": 3, "validation": 0},
-            "training_images leaves none of b, c to train with (2 of 3 classes): raise it, or lower validation_images",
+            "training_images is too small: 2 of 3 classes (b, c) have no training image. Increase training_images, or "
+            "decrease validation_images.",
         ),
     ],
 )
-def test_sizes_that_do_not_fit_the_images(tmp_path, sizes, message):
+def test_sizes_that_do_not_fit_the_dataset_are_errors(tmp_path, sizes, message):
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError) as error:
         splits.write_splits(path, dataset([0] * 50 + [1] * 5 + [2] * 5, 3), sizes=sizes, seed=0)
@@ -98,11 +100,11 @@ def test_sizes_that_do_not_fit_the_images(tmp_path, sizes, message):
     assert not path.exists()
 
 
-def test_the_first_labelled_are_stratified_and_nested():
+def test_subsets_are_stratified_and_nested():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [500, 300, 200]))
-    chosen = [splits.nested_subset(labels, n, seed=3) for n in (10, 100, 1_000)]
-    assert [len(one) for one in chosen] == [10, 100, 1_000]
-    assert set(chosen[0]) < set(chosen[1]) < set(chosen[2]) == set(range(1_000))
-    for one, n in zip(chosen, (10, 100, 1_000), strict=True):
-        assert np.abs(np.bincount(labels[one], minlength=3) - n * np.array([0.5, 0.3, 0.2])).max() <= 1
-    assert set(splits.nested_subset(labels, 10, seed=4)) != set(chosen[0])
+    subsets = [splits.nested_subset(labels, n, seed=3) for n in (10, 100, 1_000)]
+    assert [len(subset) for subset in subsets] == [10, 100, 1_000]
+    assert set(subsets[0]) < set(subsets[1]) < set(subsets[2]) == set(range(1_000))
+    for subset, n in zip(subsets, (10, 100, 1_000), strict=True):
+        assert np.abs(np.bincount(labels[subset], minlength=3) - n * np.array([0.5, 0.3, 0.2])).max() <= 1
+    assert set(splits.nested_subset(labels, 10, seed=4)) != set(subsets[0])

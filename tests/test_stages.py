@@ -175,7 +175,7 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (
             ["train", "pretrained-frozen-sgd"],
             ("", ""),
-            "data/initial/quick/pretrained-true/seed-0.safetensors is missing: `dvc repro` makes it",
+            "missing file: data/initial/quick/pretrained-true/seed-0.safetensors. Run `dvc repro` to create it.",
         ),
         (
             ["initialize", "true"],

@@ -13,7 +13,7 @@ from headstart.data import decoding, pictures
 from headstart.network import models
 from headstart.network.saved_model import Classifier, SavedModel
 
-from .test_pictures import half_transparent, picture, save
+from .test_pictures import half_transparent, save, smooth_image
 
 SIZE = 48
 
@@ -36,24 +36,26 @@ def turned(orientation: int) -> Image.Exif:
 
 
 def sixteen_bits() -> Image.Image:
-    values = np.asarray(picture(5, (80, 50), "L")).astype(np.uint16) * 257
+    values = np.asarray(smooth_image(5, (80, 50), "L")).astype(np.uint16) * 257
     return Image.fromarray(values)
 
 
 FILES = {
-    "landscape.png": lambda path: save(picture(1, (91, 60)), path),
-    "portrait.png": lambda path: save(picture(2, (60, 90)), path),
-    "square.png": lambda path: save(picture(3, (70, 70)), path),
-    "turned.png": lambda path: save(picture(4, (90, 61)), path, exif=turned(6)),
-    "mirrored.tif": lambda path: save(picture(4, (90, 60)), path, exif=turned(5)),
+    "landscape.png": lambda path: save(smooth_image(1, (91, 60)), path),
+    "portrait.png": lambda path: save(smooth_image(2, (60, 90)), path),
+    "square.png": lambda path: save(smooth_image(3, (70, 70)), path),
+    "turned.png": lambda path: save(smooth_image(4, (90, 61)), path, exif=turned(6)),
+    "mirrored.tif": lambda path: save(smooth_image(4, (90, 60)), path, exif=turned(5)),
     "transparent.png": lambda path: save(half_transparent("RGBA").resize((64, 41)), path),
     "16 bits.png": lambda path: save(sixteen_bits(), path),
-    "gray.png": lambda path: save(picture(6, (90, 60), "L"), path),
-    "palette.gif": lambda path: save(picture(7, (90, 60)).quantize(16), path),
-    "cmyk.jpg": lambda path: save(picture(8, (90, 60), "CMYK"), path),
-    "large.jpg": lambda path: save(picture(9, (1_203, 900)), path, exif=turned(6)),
-    "large.mpo": lambda path: save(picture(10, (900, 1_200)), path, save_all=True, append_images=[picture(0)]),
-    "tiny.bmp": lambda path: save(picture(11, (9, 12)), path),
+    "gray.png": lambda path: save(smooth_image(6, (90, 60), "L"), path),
+    "palette.gif": lambda path: save(smooth_image(7, (90, 60)).quantize(16), path),
+    "cmyk.jpg": lambda path: save(smooth_image(8, (90, 60), "CMYK"), path),
+    "large.jpg": lambda path: save(smooth_image(9, (1_203, 900)), path, exif=turned(6)),
+    "large.mpo": lambda path: save(
+        smooth_image(10, (900, 1_200)), path, save_all=True, append_images=[smooth_image(0)]
+    ),
+    "tiny.bmp": lambda path: save(smooth_image(11, (9, 12)), path),
 }
 
 
@@ -86,7 +88,7 @@ def test_a_file_has_the_logits_of_the_same_file_among_the_training_images(folder
 def test_gray_files_have_the_logits_of_one_channel(tmp_path):
     """`prepare` stores one channel where all images are gray."""
     network = write_model(tmp_path, SIZE)
-    image = picture(6, (90, 60), "L")
+    image = smooth_image(6, (90, 60), "L")
     path = save(image, tmp_path / "x.png")
     gray = network.read(path)
     whole = torch.from_numpy(np.array(image))
@@ -100,12 +102,12 @@ def test_gray_files_have_the_logits_of_one_channel(tmp_path):
 def test_images_of_equally_small_squares_are_reduced_as_those_were(tmp_path):
     """A network that was trained with 20 pixels, enlarged to its input, has never seen more detail than 20 have."""
     for number in range(4):
-        save(picture(number, (20, 20)), tmp_path / "x" / "ab"[number % 2] / f"{number}.png")
+        save(smooth_image(number, (20, 20)), tmp_path / "x" / "ab"[number % 2] / f"{number}.png")
     dataset = pictures.load(tmp_path / "x", image_size=SIZE, skip_unusable=False)
     small = torch.from_numpy(dataset.training.read(np.arange(4)))
     network = write_model(tmp_path, small.shape[-1])
     assert torch.equal(network.read(*sorted((tmp_path / "x").glob("*/*"), key=lambda path: path.name)), small)
-    path = save(picture(9, (100, 80)), tmp_path / "photo.png")
+    path = save(smooth_image(9, (100, 80)), tmp_path / "photo.png")
     assert network.read(path).shape == (1, 3, 20, 20)
     with torch.inference_mode(), Image.open(path) as image:
         pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1))
@@ -126,7 +128,7 @@ def test_files_without_a_usable_image(tmp_path):
     network = write_model(tmp_path, SIZE)
     for name, content in (("x.png", b"no image"), ("y.png", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"^{tmp_path / name} is (no image in|empty)"):
+        with pytest.raises(UserError, match=rf"^{tmp_path / name} is (not an image in|empty)"):
             network.read(tmp_path / name)
     with pytest.raises(UserError, match=r"nowhere.png cannot be read \(No such file or directory\)"):
         network.read(tmp_path / "nowhere.png")

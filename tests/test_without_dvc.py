@@ -47,7 +47,7 @@ def test_interrupted_killed_and_meddled_with(alone, tmp_path):
         if "features@pretrained" in line:
             break
     process.send_signal(signal.SIGINT)
-    interrupted = "headstart: interrupted; no partial output was left: run the same command to continue\n"
+    interrupted = "headstart: interrupted: no partial output was left. Run the same command again to resume.\n"
     assert process.communicate()[1] == interrupted
     assert process.returncode == 1
     assert ran(run(*stages, cwd=clone).stdout).isdisjoint({"download", "prepare", "features@pretrained"})

@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 def load(folder: str | Path, seed: int | None = None) -> Classifier:
     """Return the complete trained network of ``folder``, for example ``models/quick/pretrained-finetuned-adam``.
 
-    It is in eval mode. Its method ``read`` reads image files as the training images were read. Called with what that
-    returns, or with uint8 images of any size, gray [N, height, width] or in color [N, 3, height, width], it returns
-    logits [N, classes]; ``probabilities`` returns probabilities.
+    The network is in eval mode. Its method ``read`` reads image files as the training images were read. Call the
+    network with the images that ``read`` returns, or with uint8 images of any size, gray [N, height, width] or color
+    [N, 3, height, width]: it returns logits [N, classes]; ``probabilities`` returns probabilities.
 
     Args:
-        seed: the network trained with it; without one the only network, or that of the smallest seed.
+        seed: the seed of the training; the default is the smallest of those in ``folder``.
 
     Raises:
-        UserError: the folder holds no such network.
+        UserError: the folder has no such network.
     """
     from headstart.console import UserError
-    from headstart.network.saved_model import (  # PyTorch takes seconds to import, so only who loads pays
+    from headstart.network.saved_model import (  # imported here because PyTorch takes seconds to import
         Classifier,
         SavedModel,
     )
 
-    there = {int(path.stem.removeprefix("model-")): path for path in Path(folder).glob("model-*.safetensors")}
-    if not there or (seed is not None and seed not in there):
-        which = "no trained network" if seed is None else f"no network trained with seed {seed}"
-        raise UserError(f"{folder} has {which}: `dvc repro` makes them")
-    return Classifier(SavedModel.read(there[min(there) if seed is None else seed]))
+    model_files = {int(path.stem.removeprefix("model-")): path for path in Path(folder).glob("model-*.safetensors")}
+    if not model_files or (seed is not None and seed not in model_files):
+        missing = "no trained network" if seed is None else f"no network trained with seed {seed}"
+        raise UserError(f"{missing}: {folder}. Run `dvc repro` to train it.")
+    return Classifier(SavedModel.read(model_files[min(model_files) if seed is None else seed]))

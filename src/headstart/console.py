@@ -1,4 +1,4 @@
-"""The terminal: one line for a mistake, a progress bar for a wait."""
+"""Terminal output: error messages of one line, and progress bars."""
 
 import errno
 import io
@@ -10,14 +10,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-USER_STATUS = 1  # of a process that a UserError has ended
-MACHINE_STATUS = 75  # that a MachineError has ended: the EX_TEMPFAIL of sysexits.h
+USER_STATUS = 1  # exit status after a UserError
+MACHINE_STATUS = 75  # exit status after a MachineError: EX_TEMPFAIL of sysexits.h
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, and what to do.
+    """An error that the user can fix. The message is one line: "<what is wrong>: <where>. <how to fix it>."
 
-    ``details``: what it is wrong with, a line each, where that is many things.
+    ``details``: one more line per item if several items have the same error, such as damaged files.
     """
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
@@ -26,78 +26,78 @@ class UserError(Exception):
 
 
 class MachineError(UserError):
-    """Something that this machine lacks now, such as room on its disk: the same may work elsewhere or later."""
+    """A resource that this machine lacks, such as disk space; a retry may succeed later or on another machine."""
 
 
 def run_cli(main: Callable[..., object], *arguments: str) -> None:
-    """Run a stage; turn a mistake of the user's into one line on stderr and exit status 1.
+    """Run ``main``; print a user's error as one line on stderr, and exit with status 1.
 
-    What the machine lacks, such as memory or room on its disk, ends with status 75.
-    ``HEADSTART_TRACEBACK=1`` in the environment shows the traceback instead.
+    Exit with status 75 if the machine lacks a resource, such as memory or disk space. With ``HEADSTART_TRACEBACK=1``
+    in the environment, show the traceback instead.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         main(*arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes as it exits
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout as it exits
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("headstart: interrupted; no partial output was left: run the same command to continue")
+        sys.exit("headstart: interrupted: no partial output was left. Run the same command again to resume.")
     except Exception as error:
-        line = _explain(error)
-        if line is None or os.environ.get("HEADSTART_TRACEBACK") == "1":
+        explanation = _explain(error)
+        if explanation is None or os.environ.get("HEADSTART_TRACEBACK") == "1":
             raise
-        lines = [line, *getattr(error, "details", ())]
-        message = "headstart: " + "\n  ".join(" ".join(each.split()) for each in lines)
-        if not _is_the_machines(error):
+        lines = [explanation, *getattr(error, "details", ())]
+        message = "headstart: " + "\n  ".join(" ".join(line.split()) for line in lines)
+        if not _is_machine_error(error):
             sys.exit(message)
         print(message, file=sys.stderr)
-        ended = SystemExit(message)
-        ended.code = MACHINE_STATUS
-        raise ended from None
+        system_exit = SystemExit(message)
+        system_exit.code = MACHINE_STATUS
+        raise system_exit from None
 
 
-def _is_the_machines(error: Exception) -> bool:
-    """Return whether ``error`` is a lack of the machine. A path that does not exist is a mistake of the user's."""
+def _is_machine_error(error: Exception) -> bool:
+    """Return whether the machine lacks a resource. A path that does not exist is the user's error."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return False
     return isinstance(error, (MachineError, MemoryError, OSError)) or _is_out_of_memory(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether PyTorch, which is not imported for this, found no memory on a GPU or in RAM."""
+    """Return whether PyTorch ran out of memory on a GPU or in RAM, without importing PyTorch."""
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _explain(error: Exception) -> str | None:
-    """What to tell the user of a mistake or of a machine's limit; None of a defect of the program's."""
+    """Return the message for an error of the user or the machine, or None for a bug of the program."""
     if isinstance(error, UserError):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":
-        return ("the GPU's memory is full: free memory that other processes hold, lower batch_size or image_size in "
-                "params.yaml, or set HEADSTART_MEMORY_GB lower, so that activations are kept in RAM")  # fmt: skip
+        return ("out of GPU memory. Free memory that other processes hold, lower batch_size or image_size in "
+                "params.yaml, or lower HEADSTART_MEMORY_GB, so that activations are cached in RAM.")  # fmt: skip
     if "does not have a deterministic implementation" in str(error):
         operation = str(error).split()[0]
-        return (f"{operation} has no deterministic implementation on this device: set finetune_from in params.yaml to "
-                "a layer behind it, or HEADSTART_DEVICE=cpu in the environment")  # fmt: skip
+        return (f"no deterministic implementation on this device: {operation}. Set finetune_from in params.yaml to a "
+                "layer after it, or HEADSTART_DEVICE=cpu in the environment.")  # fmt: skip
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return "out of memory: lower training_images or image_size in params.yaml, or close other programs"
+        return "out of memory. Lower training_images or image_size in params.yaml, or close other programs."
     if isinstance(error, OSError):
         if error.errno in DISK_FULL and isinstance(error.filename, str):
-            error.filename = str(Path(error.filename).resolve())  # or nobody knew which disk
+            error.filename = str(Path(error.filename).resolve())  # a relative path does not tell which disk
         remedy = {
-            errno.ENOSPC: "free some space",
-            errno.EDQUOT: "free some space, or ask for a larger quota",
-            errno.EROFS: "make the folder writable",
-            errno.EACCES: "make it readable, and its folder writable",
+            errno.ENOSPC: "Free some space.",
+            errno.EDQUOT: "Free some space, or ask for a larger quota.",
+            errno.EROFS: "Make the folder writable.",
+            errno.EACCES: "Make the file readable and its folder writable.",
         }.get(error.errno or 0)
-        return str(error) if remedy is None else f"{error}: {remedy}"
+        return str(error) if remedy is None else f"{error}. {remedy}"
     return None
 
 
 def progress(total: int, label: str, done: int = 0, unit: str = " images") -> tqdm:
-    """A bar that says what, how far and how long still; silent where stderr is not a terminal."""
+    """Return a progress bar with the remaining time, which stays silent if stderr is not a terminal."""
     return tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=True, disable=None, leave=False, delay=1)

@@ -1,4 +1,4 @@
-"""What is worth knowing of one run of a stage: how long it took, when, with which code, and how much memory."""
+"""Metadata of one run of a stage: duration, timestamps, commit, peak memory."""
 
 import datetime
 import os
@@ -14,25 +14,25 @@ except ImportError:  # Windows has no such module
 
 
 class RunInfo:
-    """When a stage began, and what is to be said of its run."""
+    """Measure the run of a stage that starts when this object is created."""
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._began = _now()
-        self._commit = commit()  # of the code that was imported, whatever is committed meanwhile
+        self._start_time = time.perf_counter()
+        self._started_at = _now()
+        self._commit = commit()  # of the imported code, even if another commit follows during the run
 
     def describe(self) -> dict[str, float | str]:
-        """Seconds since the clock was made, when that was and is, the commit, and the process's peak memory in MB.
+        """Return the duration in seconds, start and finish time, commit, and the process's peak memory in MB.
 
-        The last is missing where the system does not tell it.
+        Systems without ``getrusage`` do not report peak memory.
         """
-        found: dict[str, float | str] = {
-            "seconds": round(time.perf_counter() - self._started, 3),
-            "started_at": self._began,
+        info: dict[str, float | str] = {
+            "seconds": round(time.perf_counter() - self._start_time, 3),
+            "started_at": self._started_at,
             "finished_at": _now(),
             "commit": self._commit,
         }
-        return found if resource is None else {**found, "peak_memory_mb": _peak_memory_mb()}
+        return info if resource is None else {**info, "peak_memory_mb": _peak_memory_mb()}
 
 
 def _now() -> str:
@@ -40,12 +40,12 @@ def _now() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the code that runs, with a ``+`` where that was changed since.
+    """Return the commit of the running code, with a ``+`` if the code has uncommitted changes.
 
-    ``HEADSTART_COMMIT`` says it for a copy of the code without git; without both it is empty.
+    ``HEADSTART_COMMIT`` overrides it, for a copy of the code without git. Without either, return an empty string.
     """
-    if told := os.environ.get("HEADSTART_COMMIT"):
-        return told
+    if override := os.environ.get("HEADSTART_COMMIT"):
+        return override
     root = Path(__file__).parent
     try:
         head = _git(root, "rev-parse", "HEAD")
@@ -56,10 +56,10 @@ def commit() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
 
 
 def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, but bytes on macOS
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3))

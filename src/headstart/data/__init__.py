@@ -1,1 +1,1 @@
-"""What is looked at: data sets, their splits, and how an image becomes the input of a network."""
+"""Datasets, their splits, and preprocessing: from image files to the input of a network."""

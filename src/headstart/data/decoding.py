@@ -1,7 +1,7 @@
-"""From an image file to the uint8 square that a network is trained with and used with.
+"""Decode an image file to the uint8 square that a network is trained with and used with.
 
 EXIF orientation → composite transparency on white → three channels → largest center square → resize (bilinear, with
-antialias). `prepare` and a trained network both call ``prepare_image``, so both see the same bytes for the same file.
+antialias). `prepare` and trained networks read files in this way, so both see the same bytes for the same file.
 """
 
 import errno
@@ -13,25 +13,25 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-# Pillow's formats that are recognized by their first bytes and decoded without an external program, with their
-# suffixes. EPS, for example, would run Ghostscript; TGA has no signature, so any file might be taken for one.
+# Pillow's formats with a signature and without an external program, and their suffixes. For example, EPS would run
+# Ghostscript, and TGA has no signature, so any file might be taken for TGA.
 FORMATS = {
     "JPEG": ".jpg .jpeg .jpe .jfif .mpo", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif .tiff",
     "BMP": ".bmp", "PPM": ".ppm .pgm .pbm .pnm", "AVIF": ".avif", "JPEG2000": ".jp2 .j2k .jpx .jpf .j2c",
 }  # fmt: skip
 SUFFIXES = frozenset(" ".join(FORMATS.values()).split())
-# Suffixes of images that are in none of these formats: such a file is reported, not passed over.
+# Suffixes of images in other formats: these files are reported, not ignored.
 UNREADABLE_SUFFIXES = frozenset({
     ".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".icns", ".dng", ".cr2", ".cr3", ".nef", ".arw",
     ".orf", ".rw2", ".raf", ".dcm",
 })  # fmt: skip
-DRAFT_FORMATS = ("JPEG", "MPO")  # whose decoder reduces images while it decodes, much faster; MPO are JPEGs of phones
-MIN_SIDE = 8  # pixels of the shorter side: less shows nothing
+DRAFT_FORMATS = ("JPEG", "MPO")  # decoded at a reduced size, which is much faster; MPO are JPEGs of phones
+MIN_SIDE = 8  # pixels of the shorter side; smaller images show nothing
 MODES_16_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-UINT16_MAX = 65_535  # their largest value
-MIN_UINT16_PEAK = 4_096  # of what cannot be meant to be seen with 16 bits: cameras of 12 bits end below it
-MIN_CONTRAST = 8  # levels of 255: an image whose values on white differ by less is blank
-# What EXIF's orientation says has to be done to the image.
+UINT16_MAX = 65_535
+MIN_UINT16_PEAK = 4_096  # images of 12-bit cameras, for example, stay below it and would look black
+MIN_CONTRAST = 8  # of 255; an image is blank if its values on white differ by less
+# EXIF orientation to the operation that makes the image upright.
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -41,7 +41,7 @@ ORIENTATION = 0x0112
 
 
 class UnusableError(Exception):
-    """Why an image cannot be used, as the rest of a sentence that begins with its name."""
+    """The reason why an image cannot be used, as the rest of a sentence that begins with its name."""
 
 
 def prepare_image(source: str | Path | Image.Image, side: int) -> np.ndarray:
@@ -49,21 +49,20 @@ def prepare_image(source: str | Path | Image.Image, side: int) -> np.ndarray:
 
     Args:
         source: an image file, or an image that Pillow has opened. A JPEG file much larger than ``side`` is decoded at
-            a reduced size; given as an opened image it is not, which changes values slightly.
+            a reduced size, but an opened image is not, which changes values slightly.
 
     Raises:
         UnusableError: there is no usable image in ``source``.
     """
-    return resize_and_center_crop(
-        as_rgb(source) if isinstance(source, Image.Image) else decode_image(Path(source), side), side
-    )
+    image = as_rgb(source) if isinstance(source, Image.Image) else decode_image(Path(source), side)
+    return resize_and_center_crop(image, side)
 
 
 def decode_image(path: Path, side: int | None) -> Image.Image:
-    """Return the image in the file ``path`` as ``as_rgb`` does.
+    """Decode the image in the file ``path`` and convert it with ``as_rgb``.
 
     Args:
-        side: a JPEG may be decoded at a reduced size, with sides at least twice as long; None for its full size.
+        side: decode a JPEG at a reduced size whose sides are at least twice ``side``; None for its full size.
 
     Raises:
         UnusableError: there is no usable image in ``path``.
@@ -77,19 +76,19 @@ def decode_image(path: Path, side: int | None) -> Image.Image:
     except (UnusableError, MemoryError):
         raise
     except OSError as error:
-        if error.errno is None:  # Pillow's way to say that a file ends too early
+        if error.errno is None:  # Pillow raises these if a file ends too early
             raise UnusableError(f"is damaged ({error})") from None
         remedy = ": change its permissions" if error.errno in (errno.EACCES, errno.EPERM) else ""
         raise UnusableError(f"cannot be read ({error.strerror}){remedy}") from None
-    except Exception as error:  # whatever a damaged file makes a decoder raise
+    except Exception as error:  # any error that a damaged file causes in a decoder
         raise UnusableError(f"is damaged ({error or type(error).__name__})") from None
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Return the image in ``file``, not yet decoded.
+    """Open the image in ``file`` without decoding it.
 
     Raises:
-        UnusableError: there is none, or it is too small or too large.
+        UnusableError: there is no image, or it is too small or too large.
     """
     if not os.fstat(file.fileno()).st_size:
         raise UnusableError("is empty")
@@ -99,52 +98,52 @@ def open_image(file: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError:
         raise UnusableError(limit) from None
     except Image.UnidentifiedImageError:
-        raise UnusableError(_why_not_identified(file)) from None
-    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # of which Pillow only warns
+        raise UnusableError(_explain_unidentified(file)) from None
+    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns
         raise UnusableError(limit)
     if min(image.size) < MIN_SIDE:
         raise UnusableError(f"is too small with {image.width}×{image.height} pixels")
     return image
 
 
-def _why_not_identified(file: BinaryIO) -> str:
+def _explain_unidentified(file: BinaryIO) -> str:
     file.seek(0)
     start = file.read(32)
     brands = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
     if start[4:8] == b"ftyp" and start[8:12] in brands:
-        return "is HEIC, which Pillow does not read: convert it to JPEG, for example with ImageMagick's `magick`"
-    return f"is no image in {', '.join(FORMATS)}: convert it to one of these"
+        return "is HEIC, which Pillow cannot read: convert it to JPEG, for example with ImageMagick's `magick`"
+    return f"is not an image in a supported format: convert it to one of {', '.join(FORMATS)}"
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return ``image`` upright, on white, with three channels of 8 bits; gray values of 16 bits are rounded.
+    """Return ``image`` upright, on white, with three channels of 8 bits; 16-bit gray values are rounded.
 
     Raises:
-        UnusableError: its values have no known range, or only its transparency shows anything.
+        UnusableError: the range of its values is unknown, or it is blank on white.
     """
-    image.load()  # which turns a TIFF, and removes its orientation
-    image = _upright(image)
+    image.load()  # turns a TIFF and removes its orientation
+    image = _apply_exif_orientation(image)
     if image.mode in MODES_16_BIT:
         values = np.asarray(image)
         lowest, highest = int(values.min()), int(values.max())
         if lowest < 0 or highest > UINT16_MAX:
-            raise UnusableError("has values of more than 16 bits: save it with 8 or 16")
+            raise UnusableError("has values of more than 16 bits: save it with 8 or 16 bits")
         if highest < MIN_UINT16_PEAK:
-            raise UnusableError(f"has 16 bits a pixel, and no value above {highest:,} of {UINT16_MAX:,}: stretch them")
+            raise UnusableError(f"has 16-bit values of at most {highest:,} (of {UINT16_MAX:,}): rescale them")
         image = Image.fromarray((values.astype(np.float32) * np.float32(255 / UINT16_MAX) + 0.5).astype(np.uint8))
     if image.mode == "F":
-        raise UnusableError("has floating-point values: save it with 8 or 16 bits a channel")
+        raise UnusableError("has floating-point values: save it with 8 or 16 bits per channel")
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     try:
-        turn = EXIF_TRANSPOSE.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # EXIF that cannot be read turns nothing
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        transpose = EXIF_TRANSPOSE.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # unreadable EXIF is ignored
+        transpose = None
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -159,13 +158,13 @@ def _is_flat(image: Image.Image) -> bool:
 
 
 def pixel_hash(image: Image.Image) -> bytes:
-    """Return a hash of the size and the pixels of ``image``: equal for the same picture in another file format."""
-    hashed = hashlib.blake2b(str(image.size).encode())
-    hashed.update(np.asarray(image).data)
-    return hashed.digest()
+    """Return a hash of the size and the pixels of ``image``, which does not depend on the file format."""
+    pixels = hashlib.blake2b(str(image.size).encode())
+    pixels.update(np.asarray(image).data)
+    return pixels.digest()
 
 
 def resize_and_center_crop(image: Image.Image, side: int) -> np.ndarray:
-    """Return the largest square in the center of ``image`` (RGB), resized with antialias: uint8 [3, side, side]."""
+    """Return the largest center square of ``image`` (RGB), resized with antialias: uint8 [3, side, side]."""
     fitted = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
     return np.asarray(fitted).transpose(2, 0, 1)

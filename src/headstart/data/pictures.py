@@ -1,7 +1,7 @@
-"""A folder of pictures as a data set: `<class>/…`, or `train/<class>/…` and `test/<class>/…`.
+"""Load a folder of images as a dataset: `<class>/…`, or `train/<class>/…` and `test/<class>/…`.
 
-The pictures are in the order of their file names, whatever class they are in, and of their content where names are the
-same: so it is the same pictures that are trained and tested with when a class gets another name.
+Images are ordered by file name, and by content if names are equal. Their class does not matter, so renaming a class
+does not change the split.
 """
 
 import hashlib
@@ -20,121 +20,125 @@ from headstart.data import decoding
 from headstart.data.scanning import ImageFile, Scan, display_name, scan
 from headstart.data.splits import Dataset, Partition
 
-THREADS = 8  # at most, because each has a whole picture in memory
+MAX_THREADS = 8  # because each thread has a whole image in memory
 
 
 class DecodeResult(NamedTuple):
-    """What is in a file."""
+    """The result of decoding a file."""
 
-    digest: bytes  # of its pixels, the same for the same picture in another format
-    problem: str  # why it cannot be used; empty if it can
+    digest: bytes  # hash of the pixels; the file format does not matter
+    problem: str  # the reason why the file cannot be used, or an empty string
 
 
 def load(folder: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
-    """The data set in ``folder``, its pictures as uint8 [N, 3, side, side].
+    """Load the dataset in ``folder``, with images uint8 [N, 3, side, side].
 
-    The side is ``image_size``, or less where all pictures are equally small squares: these stay as they are.
+    The side is ``image_size``, or less if all images are squares of the same smaller size, which are not resized.
 
     Raises:
-        UserError: there are no two classes, or one has too few pictures; or some files cannot be used and
-            ``skip_unusable`` is false: then all of them are named.
+        UserError: there are fewer than two classes, or a class has too few images; or some files cannot be used and
+            ``skip_unusable`` is false: then the error lists all of them.
     """
     return read(scan(folder, follow_links=False), image_size=image_size, skip_unusable=skip_unusable)
 
 
 def read(scanned: Scan, *, image_size: int, skip_unusable: bool) -> Dataset:
-    """Return the data set of which ``scanned`` has the files; ``load`` says the rest."""
-    folder, pictures = scanned.folder, scanned.pictures
-    headers = [_header(picture.path) for picture in pictures]
-    images, found = _read(pictures, headers, _side(headers, image_size), folder.name)
+    """Read the dataset whose files are in ``scanned``; see ``load``."""
+    folder, image_files = scanned.folder, scanned.image_files
+    headers = [_read_header(file.path) for file in image_files]
+    images, results = _decode(image_files, headers, _output_side(headers, image_size), folder.name)
     problems = dict(scanned.problems)
-    problems |= {picture.path: each.problem for picture, each in zip(pictures, found, strict=True) if each.problem}
-    problems |= _copies(pictures, found, folder)
+    problems |= {file.path: result.problem for file, result in zip(image_files, results, strict=True) if result.problem}
+    problems |= _find_duplicates(image_files, results, folder)
     skipped_files = {display_name(path.relative_to(folder)): problem for path, problem in sorted(problems.items())}
     if problems and not skip_unusable:
-        remedy = (
-            "mend or remove them, or have them left out: skip_unusable_images: true in params.yaml, or SKIP=1 after "
-            "`make pictures`"
-        )
-        count = "a file" if len(problems) == 1 else f"{len(problems):,} files"
+        count = "1 file" if len(problems) == 1 else f"{len(problems):,} files"
         details = [f"{name} {problem}" for name, problem in skipped_files.items()]
-        raise UserError(f"{folder} has {count} that cannot be used: {remedy}", details)
-    usable, kept = _in_order(pictures, [index for index, each in enumerate(pictures) if each.path not in problems])
-    classes = _classes(usable, scanned)
-    parts = {part: _part(usable, images, kept, part, classes) for part in {each.part for each in usable}}
-    names = tuple(display_name(name) for name in classes)
-    return Dataset(folder.name, names, parts.get("train") or parts[""], parts.get("test"), skipped_files)
+        raise UserError(f"{count} cannot be used: {folder}. Repair or remove them, or skip them: set "
+                        "skip_unusable_images: true in params.yaml, or add SKIP=1 to `make pictures`.",
+                        details)  # fmt: skip
+    indices = _image_order(image_files, [i for i, file in enumerate(image_files) if file.path not in problems])
+    usable_files = [image_files[index] for index in indices]
+    class_names = _check_classes(usable_files, scanned)
+    partitions = {
+        partition: _partition(usable_files, images, indices, partition, class_names)
+        for partition in {file.partition for file in usable_files}
+    }
+    classes = tuple(map(display_name, class_names))
+    training = partitions.get("train") or partitions[""]
+    return Dataset(folder.name, classes, training, partitions.get("test"), skipped_files)
 
 
-def _in_order(pictures: Sequence[ImageFile], indices: Sequence[int]) -> tuple[list[ImageFile], np.ndarray]:
-    """Return the pictures at ``indices`` by file name, those of the same name by the bytes in them; and their indices.
+def _image_order(image_files: Sequence[ImageFile], indices: Sequence[int]) -> np.ndarray:
+    """Sort the files at ``indices`` by file name, and files of the same name by their bytes; return the indices.
 
-    The order depends neither on the names of the classes nor on the size that images are reduced to.
+    The order depends neither on the names of the classes nor on the image size.
     """
-    names = Counter(pictures[index].path.name for index in indices)
+    name_counts = Counter(image_files[index].path.name for index in indices)
 
     def key(index: int) -> tuple[str, bytes]:
-        path = pictures[index].path
-        if names[path.name] == 1:
+        path = image_files[index].path
+        if name_counts[path.name] == 1:
             return path.name, b""
         with path.open("rb") as file:
             return path.name, hashlib.file_digest(file, "blake2b").digest()
 
-    order = sorted(indices, key=key)
-    return [pictures[index] for index in order], np.array(order, dtype=np.int64)
+    return np.array(sorted(indices, key=key), dtype=np.int64)
 
 
-def _part(
-    pictures: Sequence[ImageFile], images: np.ndarray, indices: np.ndarray, part: str, classes: list[str]
+def _partition(
+    image_files: Sequence[ImageFile], images: np.ndarray, indices: np.ndarray, partition: str, class_names: list[str]
 ) -> Partition:
-    mask = np.array([picture.part == part for picture in pictures])
-    numbers = {label: number for number, label in enumerate(classes)}
-    labels = np.array([numbers[picture.label] for picture in pictures], dtype=np.int64)
-    part_indices = indices[mask]
-    return Partition(labels[mask], lambda chosen: images[part_indices[chosen]])
+    mask = np.array([file.partition == partition for file in image_files])
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of[file.class_name] for file in image_files], dtype=np.int64)
+    partition_indices = indices[mask]
+    return Partition(labels[mask], lambda chosen: images[partition_indices[chosen]])
 
 
-def _classes(pictures: Sequence[ImageFile], scanned: Scan) -> list[str]:
-    """The names of the classes, in order.
+def _check_classes(image_files: Sequence[ImageFile], scanned: Scan) -> list[str]:
+    """Return the sorted names of the classes.
 
     Raises:
-        UserError: there are no two, or one has too few pictures.
+        UserError: there are fewer than two classes, or a class has too few images.
     """
-    folder, labels = scanned.folder, scanned.labels
-    counts = Counter((picture.part, picture.label) for picture in pictures)
-    classes = sorted(labels)
-    if len(classes) < 2 or not pictures:
-        has = f"only the class {display_name(classes[0])}" if pictures else "no picture that can be used"
-        nested = {picture.path.relative_to(folder).parts[1:-1] for picture in pictures}
-        hint = f"; if the folders in it are the classes, use FOLDER={folder / classes[0]}" if len(nested) > 1 else ""
-        raise UserError(f"{folder} has {has}: a study needs two classes, each a folder with pictures{hint}")
-    if empty := sorted(labels - {label for _, label in counts}):
+    folder = scanned.folder
+    counts = Counter((file.partition, file.class_name) for file in image_files)
+    classes = sorted(scanned.class_names)
+    if not image_files:
+        raise UserError(f"no usable image: {folder}. Create at least two class folders with images.")
+    if len(classes) < 2:
+        nested = {file.path.relative_to(folder).parts[1:-1] for file in image_files}
+        hint = f" If the folders in it are the classes, use FOLDER={folder / classes[0]}." if len(nested) > 1 else ""
+        raise UserError(f"only one class: {folder} has only the class {display_name(classes[0])}. Create at least two "
+                        f"class folders with images.{hint}")  # fmt: skip
+    if empty := sorted(scanned.class_names - {class_name for _, class_name in counts}):
         names = ", ".join(map(display_name, empty))
-        raise UserError(f"{folder} has no picture that can be used in {names}: put some there, or remove the folder")
-    if len({display_name(label) for label in classes}) < len(classes):
-        raise UserError(f"{folder} has two classes whose names look the same: rename one")
-    for label in classes:
-        if counts["", label] == 1:
-            raise UserError(
-                f"{folder} has one picture in {display_name(label)}: it needs two, to train with and to test with"
-            )
-        if not counts["", label]:
-            for part in ("train", "test"):
-                if not counts[part, label]:
-                    raise UserError(f"{folder} has no picture in {part}/{display_name(label)}: put one there, or remove the "
-                                    "class")  # fmt: skip
+        raise UserError(f"class without usable images: {folder} has no usable image in {names}. Add images, or remove "
+                        "the folder.")  # fmt: skip
+    if len({display_name(name) for name in classes}) < len(classes):
+        raise UserError(f"{folder} has two classes whose names look the same. Rename one of them.")
+    for name in classes:
+        if counts["", name] == 1:
+            raise UserError(f"class with a single image: {folder} has one image in {display_name(name)}. Add another: "
+                            "a class needs one for training and one for testing.")  # fmt: skip
+        if not counts["", name]:
+            for partition in ("train", "test"):
+                if not counts[partition, name]:
+                    raise UserError(f"empty class: {folder} has no image in {partition}/{display_name(name)}. Add an "
+                                    "image, or remove the class.")  # fmt: skip
     return classes
 
 
 class Header(NamedTuple):
-    """What a file says of its picture before it is decoded."""
+    """Format and size of an image, which can be read without decoding it."""
 
     format: str
-    size: tuple[int, ...]  # the smaller side first, because it may have to be turned
+    size: tuple[int, ...]  # the smaller side first, because EXIF may rotate the image
 
 
-def _header(path: Path) -> Header | None:
-    """Return None for a file that cannot be used: it is reported when it is read."""
+def _read_header(path: Path) -> Header | None:
+    """Return None for an unreadable file, which is reported when it is decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -145,25 +149,28 @@ def _header(path: Path) -> Header | None:
         return None
 
 
-def _side(headers: Sequence[Header | None], image_size: int) -> int:
-    """The side of all pictures if they are equally small squares, else ``image_size``."""
+def _output_side(headers: Sequence[Header | None], image_size: int) -> int:
+    """Return the side of all images if they are squares of the same smaller size, else ``image_size``."""
     sizes = {header.size for header in headers if header is not None}
-    [(width, height), *others] = sizes or {(image_size, image_size)}
-    return width if not others and width == height <= image_size else image_size
+    if len(sizes) == 1:
+        [(width, height)] = sizes
+        if width == height <= image_size:
+            return width
+    return image_size
 
 
-def _read(
-    pictures: Sequence[ImageFile], headers: Sequence[Header | None], side: int, name: str
+def _decode(
+    image_files: Sequence[ImageFile], headers: Sequence[Header | None], side: int, name: str
 ) -> tuple[np.ndarray, list[DecodeResult]]:
-    """All pictures, uint8 [N, 3, side, side], and what is found in each; black where it cannot be used."""
-    images = np.zeros((len(pictures), 3, side, side), dtype=np.uint8)
-    # Of these sizes a JPEG may be the same picture as a file that is decoded at its full size.
+    """Return all images, uint8 [N, 3, side, side], black if unusable, and one result per file."""
+    images = np.zeros((len(image_files), 3, side, side), dtype=np.uint8)
+    # A JPEG of one of these sizes may be a duplicate of a file that is decoded at its full size.
     full_sizes = {
         header.size for header in headers if header is not None and header.format not in decoding.DRAFT_FORMATS
     }
 
-    def read_one(index: int) -> DecodeResult:
-        path, header = pictures[index].path, headers[index]
+    def decode_file(index: int) -> DecodeResult:
+        path, header = image_files[index].path, headers[index]
         try:
             image = decoding.decode_image(path, side)
             images[index] = decoding.resize_and_center_crop(image, side)
@@ -173,51 +180,53 @@ def _read(
             return DecodeResult(b"", str(error))
         return DecodeResult(decoding.pixel_hash(image), "")
 
-    found = []
+    results = []
     with (
         warnings.catch_warnings(),
-        progress(len(pictures), f"reading {name}") as bar,
-        ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
+        progress(len(image_files), f"reading {name}") as bar,
+        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
     ):
-        warnings.simplefilter("ignore")  # filters are the whole process's, so this holds in the threads too
+        warnings.simplefilter("ignore")  # warning filters are global, so this applies to the threads too
         try:
-            for each in pool.map(read_one, range(len(pictures))):
-                found.append(each)
+            for result in pool.map(decode_file, range(len(image_files))):
+                results.append(result)
                 bar.update()
-        except BaseException:  # Ctrl-C: what has not begun need not be waited for
+        except BaseException:  # Ctrl-C: do not wait for files that are still queued
             pool.shutdown(cancel_futures=True)
             raise
-    return images, found
+    return images, results
 
 
-def _copies(pictures: Sequence[ImageFile], found: Sequence[DecodeResult], folder: Path) -> dict[Path, str]:
-    """Pictures that are there already, and which they are the same as: to be left out, in both classes if in two.
+def _find_duplicates(
+    image_files: Sequence[ImageFile], results: Sequence[DecodeResult], folder: Path
+) -> dict[Path, str]:
+    """Map each duplicate to the file that it duplicates; if the copies are in different classes, skip all of them.
 
-    What is in test stays: a network must not be tested with what it was trained with.
+    Test images are preferred: a network must not be trained with an image that it is tested with.
     """
     problems = {}
-    for same in _equal(pictures, found):
-        first, *others = sorted(same, key=lambda picture: picture.part != "test")
-        if len({picture.label for picture in same}) > 1:
-            problems[first.path] = f"is the same picture as {display_name(others[0].path.relative_to(folder))}"
-        for other in others:
-            problems[other.path] = f"is the same picture as {display_name(first.path.relative_to(folder))}"
+    for group in _group_equal(image_files, results):
+        first, *duplicates = sorted(group, key=lambda file: file.partition != "test")
+        if len({file.class_name for file in group}) > 1:
+            problems[first.path] = f"is the same image as {display_name(duplicates[0].path.relative_to(folder))}"
+        for file in duplicates:
+            problems[file.path] = f"is the same image as {display_name(first.path.relative_to(folder))}"
     return problems
 
 
-def _equal(pictures: Sequence[ImageFile], found: Sequence[DecodeResult]) -> list[list[ImageFile]]:
-    """Return the groups of equal pictures.
+def _group_equal(image_files: Sequence[ImageFile], results: Sequence[DecodeResult]) -> list[list[ImageFile]]:
+    """Return the groups of equal images.
 
-    Pictures that are equal as they were decoded are compared at their full size, so that groups do not depend on the
-    size that images are reduced to.
+    Images that are equal at the decoded size are compared at their full size, so the groups do not depend on the image
+    size.
     """
     candidates: dict[bytes, list[ImageFile]] = {}
-    for picture, each in zip(pictures, found, strict=True):
-        if not each.problem:
-            candidates.setdefault(each.digest, []).append(picture)
+    for file, result in zip(image_files, results, strict=True):
+        if not result.problem:
+            candidates.setdefault(result.digest, []).append(file)
     groups: dict[bytes, list[ImageFile]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for picture in (each for group in candidates.values() if len(group) > 1 for each in group):
-            groups.setdefault(decoding.pixel_hash(decoding.decode_image(picture.path, None)), []).append(picture)
+        for file in (file for group in candidates.values() if len(group) > 1 for file in group):
+            groups.setdefault(decoding.pixel_hash(decoding.decode_image(file.path, None)), []).append(file)
     return [group for group in groups.values() if len(group) > 1]

@@ -1,4 +1,4 @@
-"""From uint8 images to the input of a network, a batch at a time, on the device that the batch is on."""
+"""Preprocess a batch of uint8 images on its device to the input of a network."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Preprocess:
-    """uint8 [N, height, width] or [N, 3, height, width] to float32 [N, 3, image_size, image_size], channels last.
+    """Convert uint8 [N, height, width] or [N, 3, height, width] to float32 [N, 3, image_size, image_size].
 
-    [0, 255] → [0, 1] → ``interpolation`` with antialias → of gray images three equal channels → minus ``mean``, over
-    ``std`` (one a channel).
+    [0, 255] → [0, 1] → resize (``interpolation``, with antialias) → repeat the channel of gray images → subtract
+    ``mean`` and divide by ``std`` (one value per channel). Memory is channels last.
     """
 
     image_size: int
@@ -23,7 +23,7 @@ class Preprocess:
         images = (images.unsqueeze(1) if images.dim() == 3 else images).float() / 255
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, size=(self.image_size,) * 2, mode=self.interpolation, antialias=True)
-            images = images.clamp(0, 1) if self.interpolation == "bicubic" else images  # which overshoots at edges
-        three = images.expand(-1, 3, -1, -1).split(1, dim=1)
-        channels = [(channel - mean) / std for channel, mean, std in zip(three, self.mean, self.std, strict=True)]
+            images = images.clamp(0, 1) if self.interpolation == "bicubic" else images  # bicubic overshoots at edges
+        rgb = images.expand(-1, 3, -1, -1).split(1, dim=1)
+        channels = [(channel - mean) / std for channel, mean, std in zip(rgb, self.mean, self.std, strict=True)]
         return torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)

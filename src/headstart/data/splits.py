@@ -1,4 +1,4 @@
-"""The three splits of a data set: what `prepare` writes of them, and which images are in which."""
+"""Training, validation and test split of a dataset: choose, write and read them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from headstart import files
 from headstart.console import UserError
 
 SPLITS = ("training", "validation", "test")
-TEST_SHARE = 0.2  # of each class, where a data set names no test images
+TEST_SHARE = 0.2  # of each class, if a dataset has no test partition
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Images that a data set keeps together, such as its official test set."""
+    """Images that a dataset provides together: those to train and validate with, or its test images."""
 
     labels: np.ndarray  # int64 [N]
     read: Callable[[np.ndarray], np.ndarray]  # indices [n] to uint8 [n, height, width] or [n, 3, height, width]
@@ -24,17 +24,17 @@ class Partition:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set before its images are read."""
+    """A dataset before its images are read and split."""
 
     title: str
     classes: tuple[str, ...]
     training: Partition
-    test: Partition | None  # without one, some of the training images are kept for testing
-    skipped_files: Mapping[str, str] = field(default_factory=dict)  # files that could not be used, and why
+    test: Partition | None  # if None, some of the training images are held out for testing
+    skipped_files: Mapping[str, str] = field(default_factory=dict)  # name to problem, of files that cannot be used
 
 
 class Split(NamedTuple):
-    """Images, uint8 [N, height, width] if they are gray, else [N, 3, height, width]; labels, int64 [N]; the classes."""
+    """Images, uint8 [N, height, width] if gray, else [N, 3, height, width]; labels, int64 [N]; and the class names."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -42,57 +42,62 @@ class Split(NamedTuple):
 
 
 class DatasetMetadata(NamedTuple):
-    """What is to be said of a data set."""
+    """The metadata that are stored with the splits."""
 
     classes: tuple[str, ...]
-    skipped_files: dict[str, str]  # files that could not be used, and why
+    skipped_files: dict[str, str]  # name to problem, of files that cannot be used
 
 
 def write_splits(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed: int) -> None:
-    """Choose the images of the three splits, read them, and write them with all that belongs to them.
+    """Choose the images of the three splits, read them, and write images, labels and metadata to ``path``.
 
     Args:
-        sizes: how many "training" and "validation" images; the test images are all that there are.
-        seed: of the choice.
+        sizes: number of images in the "training" and "validation" splits; the test split has all test images.
+        seed: seed of the choice.
 
     Raises:
-        UserError: there are fewer images.
+        UserError: there are too few images.
     """
     labels = dataset.training.labels
-    pool, test = (np.arange(len(labels)), None) if dataset.test else hold_out(labels, seed=seed)
-    wanted = [sizes["validation"], sizes["training"]]
-    if sum(wanted) > len(pool):
-        raise UserError(f"training_images and validation_images must add up to at most {len(pool):,}, the images there "
-                        f"are for both in {dataset.title} (it is {sum(wanted)}): lower one in params.yaml")  # fmt: skip
+    if dataset.test is None:
+        (pool, test), test_partition = hold_out(labels, seed=seed), dataset.training
+    else:
+        pool, test, test_partition = np.arange(len(labels)), np.arange(len(dataset.test.labels)), dataset.test
+    split_sizes = [sizes["validation"], sizes["training"]]
+    if sum(split_sizes) > len(pool):
+        raise UserError(f"training_images and validation_images are too large for {dataset.title}: together they must "
+                        f"be at most {len(pool):,}. Lower one in params.yaml. Got {sum(split_sizes)}.")  # fmt: skip
     # Validation comes first: its images stay the same when the number of training images changes.
-    validation, training = (pool[chosen] for chosen in stratified_split(labels[pool], sizes=wanted, seed=seed))
+    validation, training = (pool[chosen] for chosen in stratified_split(labels[pool], sizes=split_sizes, seed=seed))
     if missing := missing_classes(labels[training], dataset.classes):
-        named = abbreviate(missing)
-        problem = f"training_images leaves none of {named} to train with ({len(missing):,} of {len(dataset.classes):,} "
-        raise UserError(f"{problem}classes): raise it, or lower validation_images")
-    parts = {"training": (dataset.training, training), "validation": (dataset.training, validation)}
-    parts["test"] = (dataset.training, test) if dataset.test is None else (dataset.test, None)
+        raise UserError(f"training_images is too small: {len(missing):,} of {len(dataset.classes):,} classes "
+                        f"({abbreviate(missing)}) have no training image. Increase training_images, or decrease "
+                        "validation_images.")  # fmt: skip
+    chosen_images = {
+        "training": (dataset.training, training),
+        "validation": (dataset.training, validation),
+        "test": (test_partition, test),
+    }
     arrays: dict[str, np.ndarray] = {}
-    for split, (part, chosen) in parts.items():
-        indices = np.arange(len(part.labels)) if chosen is None else chosen
-        arrays |= {f"{split}_images": part.read(indices), f"{split}_labels": part.labels[indices]}
-    description = {"classes": dataset.classes, "skipped_files": dict(dataset.skipped_files)}
-    files.write_arrays(path, _without_colour(arrays), description)
+    for split, (partition, indices) in chosen_images.items():
+        arrays |= {f"{split}_images": partition.read(indices), f"{split}_labels": partition.labels[indices]}
+    metadata = {"classes": dataset.classes, "skipped_files": dict(dataset.skipped_files)}
+    files.write_arrays(path, _drop_equal_channels(arrays), metadata)
 
 
 def missing_classes(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """The names of the classes that none of ``labels`` is."""
-    there = set(labels.tolist())
-    return [name for label, name in enumerate(classes) if label not in there]
+    """Return the names of the classes that do not occur in ``labels``."""
+    present = set(labels.tolist())
+    return [name for label, name in enumerate(classes) if label not in present]
 
 
 def abbreviate(names: Sequence[str]) -> str:
-    """The first three, for a line that says which."""
+    """Return the first three names, with an ellipsis if there are more."""
     return ", ".join(names[:3]) + (" …" if names[3:] else "")
 
 
-def _without_colour(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same with one channel of the images, where the three are equal in all of them."""
+def _drop_equal_channels(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keep one channel of the images if the three channels are equal in all of them."""
     images = {name: array for name, array in arrays.items() if array.ndim == 4}
     if any((array[:, :1] != array[:, channel : channel + 1]).any() for array in images.values() for channel in (1, 2)):
         return arrays
@@ -100,27 +105,27 @@ def _without_colour(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path: str | Path) -> DatasetMetadata:
-    """Read what a file that ``write`` wrote says of its data set; ``read_split`` says what it raises."""
-    return _description(path, files.read_arrays(path, "test_labels").description)
+    """Read the metadata of a file that ``write_splits`` wrote. See ``read_split`` for errors."""
+    return _parse_metadata(path, files.read_arrays(path, "test_labels").metadata)
 
 
-def _description(path: str | Path, found: Mapping[str, Any]) -> DatasetMetadata:
-    if found.keys() != set(DatasetMetadata._fields):
-        raise UserError(f"{path} does not say what `prepare` writes of a data set: delete it, and `dvc repro` makes it "
-                        "anew")  # fmt: skip
-    return DatasetMetadata(tuple(found["classes"]), found["skipped_files"])
+def _parse_metadata(path: str | Path, metadata: Mapping[str, Any]) -> DatasetMetadata:
+    if metadata.keys() != set(DatasetMetadata._fields):
+        raise UserError(f"unexpected metadata: {path} does not have the metadata that `prepare` writes. Delete it and "
+                        "run `dvc repro`.")  # fmt: skip
+    return DatasetMetadata(tuple(metadata["classes"]), metadata["skipped_files"])
 
 
 def read_split(path: str | Path, split: str) -> Split:
-    """Read one of ``SPLITS`` of a file that ``write`` wrote.
+    """Read one of ``SPLITS`` from a file that ``write_splits`` wrote.
 
     Raises:
-        UserError: the file is missing, or what is in it are not images and as many labels of its classes.
+        UserError: the file is missing, or its images and labels do not have the expected shape, dtype or label range.
     """
     labels, classes = read_labels(path, split)
     [images] = files.read_arrays(path, f"{split}_images").arrays.values()
-    square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
-    if images.dtype != np.uint8 or not square or images.shape[:-2] not in ((len(labels),), (len(labels), 3)):
+    is_square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
+    if images.dtype != np.uint8 or not is_square or images.shape[:-2] not in ((len(labels),), (len(labels), 3)):
         raise _damaged(path, split)
     return Split(images, labels, classes)
 
@@ -129,10 +134,10 @@ def read_labels(path: str | Path, split: str) -> tuple[np.ndarray, tuple[str, ..
     """Read the labels, int64 [N], and the class names of one of ``SPLITS``, without its images.
 
     Raises:
-        UserError: the file is missing, or has no labels of its classes.
+        UserError: the file is missing, or its labels do not have the expected shape, dtype or range.
     """
-    arrays, description = files.read_arrays(path, f"{split}_labels")
-    classes = _description(path, description).classes
+    arrays, metadata = files.read_arrays(path, f"{split}_labels")
+    classes = _parse_metadata(path, metadata).classes
     [labels] = arrays.values()
     if labels.dtype != np.int64 or labels.ndim != 1:
         raise _damaged(path, split)
@@ -142,12 +147,16 @@ def read_labels(path: str | Path, split: str) -> tuple[np.ndarray, tuple[str, ..
 
 
 def _damaged(path: str | Path, split: str) -> UserError:
-    return UserError(f"{path} has other {split} images or labels than `prepare` writes: delete it, and `dvc repro` "
-                     "makes it anew")  # fmt: skip
+    return UserError(f"damaged file: {path} does not have the {split} images or labels that `prepare` writes (shape, "
+                     "dtype or label range). Delete it and run `dvc repro`.")  # fmt: skip
 
 
 def hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of what is left, and those of a fifth of each class, at least one, to test with: ascending int64."""
+    """Hold out a fifth of each class, at least one image, for testing.
+
+    Returns:
+        The indices of the remaining images and those of the test images: ascending int64.
+    """
     order = permutation(len(labels), np.random.RandomState(seed % 2**32))
     test = []
     for label in np.unique(labels):
@@ -157,30 +166,30 @@ def hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stratified_split(labels: np.ndarray, *, sizes: list[int], seed: int) -> list[np.ndarray]:
-    """Choose disjoint sets of indices, each with every class in the proportion that it has in ``labels``.
+    """Choose disjoint sets of indices, each with every class in the same proportion as in ``labels``.
 
-    Images get a random order within their class; taking them class by class in turn, in proportion to the classes'
-    sizes, makes every stretch of that order stratified: classes that are equally common to within one image, and of
-    any others one that has the share p of the images to within 1 + p times the number of classes.
+    Images get a random order within their class and are then taken from the classes in turn, in proportion to the class
+    sizes. Every contiguous part of that order is therefore stratified: to within one image if all classes have the same
+    size; otherwise to within 1 + p times the number of classes, for a class with the share p of the images.
 
     Args:
         labels: integers [N].
-        sizes: how many indices for each set; together at most N.
-        seed: of the random order, the same whatever the sizes are.
+        sizes: number of indices in each set; together at most N.
+        seed: seed of the random order, which does not depend on ``sizes``.
 
     Returns:
-        One int64 array [size] for each of ``sizes``, each in random order.
+        One int64 array [size] per entry of ``sizes``, each in random order.
     """
     if sum(sizes) > len(labels):
-        raise UserError(f"{sum(sizes):,} images are asked for, and there are {len(labels):,}: ask for fewer")
+        raise UserError(f"too few images: cannot choose {sum(sizes):,} of {len(labels):,}. Choose fewer.")
     generator = np.random.RandomState(seed % 2**32)
-    turn = _stratified_order(labels, generator)
-    sets = np.split(turn[: sum(sizes)], np.cumsum(sizes)[:-1])
+    order = _stratified_order(labels, generator)
+    sets = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
     return [chosen[permutation(len(chosen), generator)] for chosen in sets]
 
 
 def _stratified_order(labels: np.ndarray, generator: np.random.RandomState) -> np.ndarray:
-    """A random order of which every stretch is stratified: see ``stratified_split``."""
+    """Return a random order in which every contiguous part is stratified; see ``stratified_split``."""
     order = permutation(len(labels), generator)
     position = np.empty(len(labels), dtype=np.float32)
     for label in np.unique(labels):
@@ -190,25 +199,25 @@ def _stratified_order(labels: np.ndarray, generator: np.random.RandomState) -> n
 
 
 def nested_subset(labels: np.ndarray, n: int, *, seed: int) -> np.ndarray:
-    """The indices of the ``n`` images that are labeled first: int64 [n], in random order.
+    """Choose ``n`` images as a stratified subset: int64 indices [n], in random order.
 
-    They are stratified, and with the same seed among those of any larger ``n``.
+    Subsets with the same seed are nested: a larger ``n`` includes the images of every smaller one.
 
     Args:
         labels: integers [N].
-        seed: of the order in which images are labeled.
+        seed: seed of the order in which images are labeled.
     """
     return _stratified_order(labels, np.random.RandomState(seed % 2**32))[:n]
 
 
 def permutation(n: int, generator: np.random.RandomState) -> np.ndarray:
-    """The order of ``n`` things that torch.randperm gives with a CPU generator of the same seed: int64 [n].
+    """Return the permutation that torch.randperm gives with a CPU generator of the same seed: int64 [n].
 
-    Both have the same Mersenne Twister, and the same shuffle (Fisher and Yates 1938, Durstenfeld 1964). So a study's
-    images were the same when PyTorch chose them, and stay the same whatever PyTorch does.
+    Both use the Mersenne Twister and the same shuffle (Fisher and Yates 1938, Durstenfeld 1964). The splits are
+    therefore those of earlier versions, which used PyTorch, and do not depend on the version of PyTorch.
     """
     draws = generator.randint(2**32, size=max(n - 1, 0), dtype=np.uint32) % np.arange(n, 1, -1)
     order = list(range(n))
-    for at, draw in enumerate(draws.tolist()):
-        order[at], order[at + draw] = order[at + draw], order[at]
+    for i, draw in enumerate(draws.tolist()):
+        order[i], order[i + draw] = order[i + draw], order[i]
     return np.array(order, dtype=np.int64)

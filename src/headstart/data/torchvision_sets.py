@@ -1,8 +1,8 @@
-"""torchvision's data sets by name: fetched by torchvision, with its checksums, and read by it."""
+"""Datasets of torchvision by name: torchvision downloads them, verifies their checksums and reads them."""
 
 import filecmp
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,25 +17,25 @@ from headstart.data.decoding import resize_and_center_crop
 from headstart.data.splits import Dataset, Partition
 
 DIGITS = tuple("0123456789")
-IDX = tuple(f"{split}-{what}-ubyte.gz" for split in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
-Options = dict[str, Any]  # torchvision's
+IDX = tuple(f"{prefix}-{kind}-ubyte.gz" for prefix in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+Options = dict[str, Any]  # arguments of a torchvision dataset
 TRAIN_FLAG: Any = {"training": (Options(train=True),), "test": Options(train=False)}
 TRAIN_AND_VAL = (Options(split="train"), Options(split="val"))
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set of torchvision's."""
+    """A dataset of torchvision."""
 
     title: str
     class_name: str  # of torchvision.datasets
-    archives: tuple[str, ...]  # what is downloaded
-    subdir: str = ""  # where in torchvision's folder they lie
-    side: int | None = None  # pixels, where all images have that size
-    training: tuple[Options, ...] = (Options(split="train"),)  # several where torchvision has divided them once more
+    archives: tuple[str, ...]  # the downloaded files
+    subdir: str = ""  # folder of the archives inside torchvision's root folder
+    side: int | None = None  # pixels, if all images have that size
+    training: tuple[Options, ...] = (Options(split="train"),)  # several if torchvision divides the training images
     test: Options = field(default_factory=lambda: Options(split="test"))
-    transposed: bool = False  # rows are columns, as EMNIST's authors have it
-    classes: tuple[str, ...] | None = None  # where torchvision does not name them
+    transposed: bool = False  # rows and columns are swapped, as in EMNIST
+    classes: tuple[str, ...] | None = None  # if torchvision does not name them
 
 
 SETS = {
@@ -63,93 +63,93 @@ SETS = {
 
 
 def fetch(name: str, folder: Path, *, downloads: Path, dest: Path) -> None:
-    """Put the data set ``name`` dest ``dest``: from the archives in ``folder``, or else downloaded; all verified.
+    """Put the verified dataset ``name`` into ``dest``, from the archives in ``folder`` or from torchvision's servers.
 
     Args:
-        downloads: where archives that are downloaded are kept, for the next time.
+        downloads: the folder that caches downloaded archives.
 
     Raises:
-        UserError: an archive is in neither place, or damaged.
+        UserError: an archive is damaged, or is not in ``folder`` and cannot be downloaded.
     """
-    entry = SETS[name]
-    for archive in entry.archives:
+    spec = SETS[name]
+    for archive in spec.archives:
         for source in (downloads / archive, folder / archive):
             if source.is_file():
-                place = dest / entry.subdir / archive
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, place)
+                target = dest / spec.subdir / archive
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
                 break
     try:
-        for options in (*entry.training, entry.test):
-            _open(entry, dest, options, download=True)
-    except Exception as error:  # no network, a checksum that does not fit, and whatever a damaged archive makes of it
-        problem = f"{entry.title} is not whole in {folder} and cannot be downloaded ({type(error).__name__}: {error})"
-        raise MachineError(f"{problem}: put {', '.join(entry.archives)} there") from None
-    for archive in entry.archives:
-        place = dest / entry.subdir / archive
-        if not any(_same(place, source / archive) for source in (downloads, folder)):
-            with files.atomic_write(downloads / archive) as beside:
-                shutil.copyfile(place, beside)
-        if not archive.endswith(".mat"):  # all others are unpacked now
-            place.unlink()
+        for options in (*spec.training, spec.test):
+            _open(spec, dest, options, download=True)
+    except Exception as error:  # no network, a wrong checksum, or any error that a damaged archive causes
+        problem = f"{spec.title} is not complete in {folder} and cannot be downloaded ({type(error).__name__}: {error})"
+        raise MachineError(f"missing dataset: {problem}. Put {', '.join(spec.archives)} there.") from None
+    for archive in spec.archives:
+        target = dest / spec.subdir / archive
+        if not any(_is_same_file(target, source / archive) for source in (downloads, folder)):
+            with files.atomic_write(downloads / archive) as tmp_path:
+                shutil.copyfile(target, tmp_path)
+        if not archive.endswith(".mat"):  # torchvision has unpacked all other archives
+            target.unlink()
 
 
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and filecmp.cmp(one, other, shallow=False)
+def _is_same_file(path: Path, source: Path) -> bool:
+    return source.is_file() and filecmp.cmp(path, source, shallow=False)
 
 
 def load(name: str, raw: str | Path, *, image_size: int) -> Dataset:
-    """The data set ``name``, of what ``fetch`` put dest ``raw``; images larger than ``image_size`` are reduced to it.
+    """Load the dataset ``name`` from ``raw``, the folder that ``fetch`` filled; reduce images to ``image_size``.
 
     Raises:
-        UserError: ``raw`` does not hold it.
+        UserError: ``raw`` does not have the dataset.
     """
-    entry = SETS[name]
+    spec = SETS[name]
     try:
-        training = [_open(entry, raw, options) for options in entry.training]
-        test = [_open(entry, raw, entry.test)]
-    except Exception as error:  # whatever their code makes of files that are not as it left them
-        raise UserError(f"{raw} is not {entry.title} as torchvision fetches it ({type(error).__name__}: {error}): "
-                        "delete the folder, and `dvc repro` makes it anew") from None  # fmt: skip
-    classes = entry.classes or tuple(training[0].classes)
-    if classes[0] == "N/A":  # EMNIST's letters are counted from 1
+        training = [_open(spec, raw, options) for options in spec.training]
+        test = [_open(spec, raw, spec.test)]
+    except Exception as error:  # any error that changed files cause in torchvision
+        problem = f"{raw} is not {spec.title} as torchvision downloads it ({type(error).__name__}: {error})"
+        raise UserError(f"damaged dataset: {problem}. Delete the folder and run `dvc repro`.") from None
+    classes = spec.classes or tuple(training[0].classes)
+    if classes[0] == "N/A":  # the labels of EMNIST letters start at 1
         classes = classes[1:]
-    side = image_size if entry.side is None else min(entry.side, image_size)
-    parts = [_part(entry, sets, len(classes), side) for sets in (training, test)]
-    return Dataset(entry.title, classes, training=parts[0], test=parts[1])
+    side = image_size if spec.side is None else min(spec.side, image_size)
+    partitions = [_concatenate(spec, datasets, len(classes), side) for datasets in (training, test)]
+    return Dataset(spec.title, classes, training=partitions[0], test=partitions[1])
 
 
-def _open(entry: DatasetSpec, root: str | Path, options: Options, *, download: bool = False) -> Any:
+def _open(spec: DatasetSpec, root: str | Path, options: Options, *, download: bool = False) -> Any:
     import torchvision.datasets
 
-    return getattr(torchvision.datasets, entry.class_name)(root=str(root), download=download, **options)
+    return getattr(torchvision.datasets, spec.class_name)(root=str(root), download=download, **options)
 
 
-def _part(entry: DatasetSpec, sets: Sequence[Any], n_classes: int, side: int) -> Partition:
-    """Several of torchvision's data sets as one."""
-    labels = np.concatenate([_labels(one) for one in sets])
+def _concatenate(spec: DatasetSpec, datasets: Sequence[Any], n_classes: int, side: int) -> Partition:
+    """Return one partition with the images of all ``datasets``, which are torchvision's."""
+    labels = np.concatenate([_read_labels(dataset) for dataset in datasets])
     if labels.min() == 1 and labels.max() == n_classes:
         labels -= 1
-    ends = np.cumsum([len(one) for one in sets])
+    ends = np.cumsum([len(dataset) for dataset in datasets])
 
-    def image(index: int) -> Any:
-        at = int(np.searchsorted(ends, index, side="right"))
-        found = sets[at][index - int(ends[at - 1]) if at else index][0]
-        return found.transpose(Image.Transpose.TRANSPOSE) if entry.transposed else found
+    def read_image(index: int) -> Any:
+        i = int(np.searchsorted(ends, index, side="right"))
+        image = datasets[i][index - int(ends[i - 1]) if i else index][0]
+        return image.transpose(Image.Transpose.TRANSPOSE) if spec.transposed else image
 
-    return Partition(labels, partial(_read, image, side, entry.title))
-
-
-def _labels(one: Any) -> np.ndarray:
-    """torchvision has no common name for them."""
-    found = next(getattr(one, name) for name in ("targets", "labels", "_labels") if hasattr(one, name))
-    return np.asarray(found, dtype=np.int64)
+    return Partition(labels, partial(_read_images, read_image, side, spec.title))
 
 
-def _read(image: Any, side: int, title: str, indices: np.ndarray) -> np.ndarray:
+def _read_labels(dataset: Any) -> np.ndarray:
+    """Return the labels, int64 [N], whose attribute has different names in torchvision's datasets."""
+    labels = next(getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name))
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _read_images(read_image: Callable[[int], Any], side: int, title: str, indices: np.ndarray) -> np.ndarray:
     images = np.empty((len(indices), 3, side, side), dtype=np.uint8)
     with progress(len(indices), f"reading {title}") as bar:
-        for at, index in enumerate(indices.tolist()):
-            images[at] = resize_and_center_crop(image(index).convert("RGB"), side)
+        for i, index in enumerate(indices.tolist()):
+            images[i] = resize_and_center_crop(read_image(index).convert("RGB"), side)
             bar.update()
     return images
