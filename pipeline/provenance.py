@@ -51,7 +51,7 @@ class Run:
         for key, value in used.items():
             if now[key] != value:
                 raise UserError(f"params.yaml changed while {stage.name} ran: {key} was {value} and is {now[key]}. "
-                                "Run `dvc repro` again")  # fmt: skip
+                                "Run `dvc repro` again.")  # fmt: skip
         outputs = {path.as_posix(): files.cached_sha256(path) for path in files.list_source_files(stage.outs)}
         content = {**self._info.describe(), **facts, "settings": used, "sha256": outputs}
         files.write_json(run_file(study, stage.name), content)

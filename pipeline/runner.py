@@ -43,7 +43,7 @@ def main() -> None:
             finally:
                 gc.unfreeze()  # else libraries report objects that were never freed
     except Timeout:
-        raise UserError("another `python -m stages` runs in this folder. Wait until it ends, or stop it") from None
+        raise UserError("another `python -m stages` runs in this folder. Wait until it ends, or stop it.") from None
 
 
 def _run(state_file: Path) -> None:
@@ -63,7 +63,7 @@ def _run(state_file: Path) -> None:
         gc.collect()  # the next stage starts with the memory of a new process
         gc.freeze()  # the remaining half a million objects are modules: exclude them from the next collections
         if planned not in plan():
-            raise UserError(f"settings or code changed while {stage.name} ran. Run the same command again")
+            raise UserError(f"settings or code changed while {stage.name} ran. Run the same command again.")
         done[stage.name] = [planned.inputs_hash, _state(stage.outs)]
         files.write_json(state_file, done)
         print(f"{time.perf_counter() - began:8.1f} s  {stage.name}", flush=True)

@@ -67,7 +67,7 @@ def stale_outputs_message(settings: Params) -> str:
     return (
         (
             f"stale outputs of configurations that are no longer in params.yaml: {', '.join(stale)}. `dvc repro` would "
-            "include them in dvc.lock. Delete these paths and run `dvc repro`"
+            "include them in dvc.lock. Delete these paths and run `dvc repro`."
         )
         if stale
         else ""

@@ -166,8 +166,8 @@ def write_start(sha256: str | None = None) -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (torch.zeros(127, 1280), f"{FEATURES} does not match {PREPARED}. Delete it and run `dvc repro`"),
-        (torch.full((128, 1280), torch.nan), f"{FEATURES} does not match {PREPARED}. Delete it and run `dvc repro`"),
+        (torch.zeros(127, 1280), f"{FEATURES} does not match {PREPARED}. Delete it and run `dvc repro`."),
+        (torch.full((128, 1280), torch.nan), f"{FEATURES} does not match {PREPARED}. Delete it and run `dvc repro`."),
     ],
     ids=["too few", "not finite"],
 )
@@ -178,7 +178,7 @@ def test_features_of_other_images(workspace, features, message):
     assert complaint(stages.train, NAME) == f"headstart: {message}"
 
 
-REDO = "or compute everything again with `dvc repro --force`"
+REDO = "or compute everything again with `dvc repro --force`."
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
     assert complaint(stages.train, NAME) == f"headstart: missing file: {FEATURES}. Run `dvc repro` to create it."
     with path.open("ab") as file:
         file.write(b"another byte")
-    remedy = "Restore it, or run `dvc repro --force initialize@pretrained`"
+    remedy = "Restore it, or run `dvc repro --force initialize@pretrained`."
     expected = f"headstart: {path} has changed since the initial weights were built. {remedy}"
     assert complaint(stages.train, NAME) == expected
 
@@ -360,8 +360,8 @@ def test_more_memory_than_there_is(take):
 @pytest.mark.parametrize(
     ("lr", "batch_size", "message"),
     [
-        (1e15, 64, "the loss is not finite from epoch 2, batch 2 on. Lower its lr"),
-        (1e21, 128, "the weights are not finite after epoch 2. Lower its lr"),
+        (1e15, 64, "the loss is not finite from epoch 2, batch 2 on. Lower its lr."),
+        (1e21, 128, "the weights are not finite after epoch 2. Lower its lr."),
     ],
     ids=["loss", "weights"],
 )

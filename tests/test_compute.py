@@ -251,12 +251,12 @@ def test_the_environment_decides(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("HEADSTART_DEVICE", "gpu", "unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got 'gpu'"),
-        ("HEADSTART_DTYPE", "half", "unknown HEADSTART_DTYPE. Choose one of float32, bfloat16. Got 'half'"),
-        ("HEADSTART_GRAPHS", "no", "HEADSTART_GRAPHS must be 0 or 1. Got 'no'"),
-        ("HEADSTART_MEMORY_GB", "much", "HEADSTART_MEMORY_GB must be a number greater than 0. Got 'much'"),
-        ("HEADSTART_MEMORY_GB", "-1", "HEADSTART_MEMORY_GB must be a number greater than 0. Got '-1'"),
-        ("HEADSTART_MEMORY_GB", "nan", "HEADSTART_MEMORY_GB must be a number greater than 0. Got 'nan'"),
+        ("HEADSTART_DEVICE", "gpu", "unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got 'gpu'."),
+        ("HEADSTART_DTYPE", "half", "unknown HEADSTART_DTYPE. Choose one of float32, bfloat16. Got 'half'."),
+        ("HEADSTART_GRAPHS", "no", "HEADSTART_GRAPHS must be 0 or 1. Got 'no'."),
+        ("HEADSTART_MEMORY_GB", "much", "HEADSTART_MEMORY_GB must be a number greater than 0. Got 'much'."),
+        ("HEADSTART_MEMORY_GB", "-1", "HEADSTART_MEMORY_GB must be a number greater than 0. Got '-1'."),
+        ("HEADSTART_MEMORY_GB", "nan", "HEADSTART_MEMORY_GB must be a number greater than 0. Got 'nan'."),
     ],
 )
 def test_an_impossible_wish_is_named(monkeypatch, name, value, message):

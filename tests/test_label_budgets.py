@@ -237,6 +237,6 @@ def test_a_class_without_an_image_is_named_before_anything_is_trained(clone, mon
     Path("params.yaml").write_text(before, encoding="utf-8")
     assert str(error.value).startswith("label budget 9 (8 training images) is too small: ")
     assert str(error.value).endswith(
-        " would have no training image. Increase the smallest of label_budgets and probe_budgets"
+        " would have no training image. Increase the smallest of label_budgets and probe_budgets."
     )
     assert not list(Path("checkpoints").rglob("*.safetensors"))

@@ -54,7 +54,7 @@ def test_a_parameter_is_changed_while_a_stage_runs():
     with pytest.raises(UserError) as error:
         run.finish()
     problem = "params.yaml changed while prepare ran: studies.quick.image_size was 64 and is 96. "
-    assert str(error.value) == f"{problem}Run `dvc repro` again"
+    assert str(error.value) == f"{problem}Run `dvc repro` again."
     assert not Path("runs").exists()
     edit("    image_size: 96", "    image_size: 64")
     edit("    n_epochs: 2", "    n_epochs: 3")  # which prepare does not use

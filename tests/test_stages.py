@@ -223,7 +223,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, change, m
 def test_an_unknown_device(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(TEXT, encoding="utf-8")
     for device, message in (
-        ("gpu", "unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got 'gpu'"),
+        ("gpu", "unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got 'gpu'."),
         ("cuda:99", "HEADSTART_DEVICE does not exist: PyTorch finds"),
     ):
         monkeypatch.setenv("HEADSTART_DEVICE", device)

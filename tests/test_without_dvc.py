@@ -38,7 +38,7 @@ def test_interrupted_killed_and_meddled_with(alone, tmp_path):
     stages = (sys.executable, "-m", "stages")
     (clone / "checkpoints").mkdir()
     with FileLock(clone / "checkpoints/stages.lock"):
-        busy = "headstart: another `python -m stages` runs in this folder. Wait until it ends, or stop it\n"
+        busy = "headstart: another `python -m stages` runs in this folder. Wait until it ends, or stop it.\n"
         assert run(*stages, cwd=clone, check=False).stderr == busy
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # workers of pytest-xdist ignore Ctrl-C
     process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -39,7 +39,7 @@ def label_subsets(prepared: Path, study: Study, budgets: Sequence[int]) -> dict[
         if missing := splits.missing_classes(training[subset.training], classes):
             raise UserError(
                 f"label budget {budget} ({sizes[0]} training images) is too small: {splits.abbreviate(missing)} would "
-                "have no training image. Increase the smallest of label_budgets and probe_budgets"
+                "have no training image. Increase the smallest of label_budgets and probe_budgets."
             )
         subsets[seed, budget] = subset
     return subsets

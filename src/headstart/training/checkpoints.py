@@ -26,7 +26,7 @@ def fingerprint(settings: Any, paths: list[Path]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is missing: `dvc repro` makes it")
+            raise UserError(f"missing file: {path}. Run `dvc repro` to create it.")
         digest.update(bytes.fromhex(files.cached_sha256(path)))
     return digest.hexdigest()
 

@@ -195,16 +195,16 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got {name!r}")
+        raise UserError(f"unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         n_gpus = torch.cuda.device_count()
-        raise UserError(f"HEADSTART_DEVICE does not exist: PyTorch finds {n_gpus} GPUs. Got {name!r}")
+        raise UserError(f"HEADSTART_DEVICE does not exist: PyTorch finds {n_gpus} GPUs. Got {name!r}.")
     return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
 def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name and name not in DTYPES:
-        raise UserError(f"unknown HEADSTART_DTYPE. Choose one of {', '.join(DTYPES)}. Got {name!r}")
+        raise UserError(f"unknown HEADSTART_DTYPE. Choose one of {', '.join(DTYPES)}. Got {name!r}.")
     default = "bfloat16" if device.type == "cuda" else "float32"
     return DTYPES[name or default]
 
@@ -217,13 +217,13 @@ def _memory(text: str | None) -> int | None:
     except ValueError:
         gigabytes = 0.0
     if not 0 < gigabytes < math.inf:
-        raise UserError(f"HEADSTART_MEMORY_GB must be a number greater than 0. Got {text!r}")
+        raise UserError(f"HEADSTART_MEMORY_GB must be a number greater than 0. Got {text!r}.")
     return int(gigabytes * GIGABYTE)
 
 
 def _graphs(text: str | None) -> bool:
     if text and text not in ("0", "1"):
-        raise UserError(f"HEADSTART_GRAPHS must be 0 or 1. Got {text!r}")
+        raise UserError(f"HEADSTART_GRAPHS must be 0 or 1. Got {text!r}.")
     return text != "0"
 
 

@@ -68,7 +68,7 @@ def require_unchanged_weights(weights: str, initial: SavedModel) -> None:
     if initial.sha256 and path.is_file() and files.cached_sha256(path) != initial.sha256:
         raise UserError(
             f"{path} has changed since the initial weights were built. Restore it, or run "
-            "`dvc repro --force initialize@pretrained`"
+            "`dvc repro --force initialize@pretrained`."
         )
 
 
@@ -147,12 +147,12 @@ class TrainingData:
             raise UserError(
                 f"{self.paths.features} was computed in {precision or 'an unknown precision'}, and this training "
                 f"computes in {self.compute.precision}. Set HEADSTART_DTYPE={precision or self.compute.precision}, or "
-                "compute everything again with `dvc repro --force`"
+                "compute everything again with `dvc repro --force`."
             )
         rows = tensors[key]
         if len(rows) != len(labels) or not rows.isfinite().all():
             raise UserError(
-                f"{self.paths.features} does not match {self.paths.prepared}. Delete it and run `dvc repro`"
+                f"{self.paths.features} does not match {self.paths.prepared}. Delete it and run `dvc repro`."
             )
         return Examples(CachedInputs.from_tensor(rows, self.compute), labels)
 

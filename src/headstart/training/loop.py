@@ -82,7 +82,7 @@ def fit(
         UserError: the loss or a weight is not finite, or ``head`` has batch norm and ``batch_size`` is 1.
     """
     if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in head.modules()):
-        raise UserError("batch_size is 1, and batch norm cannot train on one image. Set it to 2 or more in params.yaml")
+        raise UserError("batch_size is 1, and batch norm cannot train on one image. Set it to 2 or more in params.yaml.")
     if compute.matmul_convolutions:
         use_matmul(head)
     if compute.device.type == "cuda":
@@ -165,7 +165,7 @@ def _require_finite(losses: torch.Tensor, head: nn.Module, epoch: int, batch_siz
     if len(not_finite):
         pass_index, image = not_finite[0].tolist()
         batch = pass_index * -(-losses.shape[1] // batch_size) + image // batch_size + 1
-        raise UserError(f"{name}: the loss is not finite from epoch {epoch}, batch {batch} on. Lower its lr")
+        raise UserError(f"{name}: the loss is not finite from epoch {epoch}, batch {batch} on. Lower its lr.")
     # The last step's update is not reflected in any loss yet.
     if not all(tensor.isfinite().all() for tensor in head.state_dict().values()):
-        raise UserError(f"{name}: the weights are not finite after epoch {epoch}. Lower its lr")
+        raise UserError(f"{name}: the weights are not finite after epoch {epoch}. Lower its lr.")
