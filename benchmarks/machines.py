@@ -71,9 +71,9 @@ def main() -> None:
 
 
 def _repository(folder: Path) -> Path:
-    """Create a repository with a remote that has all outputs except the trainings'.
+    """Create a repository in which all inputs of the trainings have been computed, and a DVC remote.
 
-    One training has run as well; its run-cache entry is copied to simulate others.
+    One training has run as well, so that there is a run-cache entry to copy.
     """
     repository = tiny_clone(folder / "home", every=True)
     dvc(repository, "remote", "add", "--default", "shared", str(folder / "remote"))

@@ -96,9 +96,13 @@ def main(*arguments: str) -> None:
     )
     parser.add_argument("stage", help="name of the stage, for example train@pretrained-finetuned-adam")
     parser.add_argument("--commit", required=True, help="commit to run, which the origin must have")
-    parser.add_argument("--origin", default=str(ROOT), help="repository to clone, a folder or an address (%(default)s)")
-    parser.add_argument("--scratch", default="", help="folder for the clone (the machine's folder for temporary files)")
-    parser.add_argument("--checkpoints", default="", help="folder for checkpoints that all machines see (none)")
+    parser.add_argument(
+        "--origin", default=str(ROOT), help="repository to clone, a folder or an address (default: %(default)s)"
+    )
+    parser.add_argument("--scratch", default="", help="folder for the clone (default: the folder for temporary files)")
+    parser.add_argument(
+        "--checkpoints", default="", help="folder for checkpoints that all machines see (default: none)"
+    )
     signal.signal(signal.SIGTERM, handle_sigterm)
     spec = JobSpec(**vars(parser.parse_args(arguments)))
     result = run_job(spec)
