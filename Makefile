@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study pictures cluster engines test lint table results change record lock-gate reliability machines \
+.PHONY: help setup study pictures cluster backends test lint table results change record lock-gate reliability machines \
   benchmark lock clean
 
 help:  ## This list
@@ -47,16 +47,18 @@ pictures: setup  ## A study of your own pictures: make pictures FOLDER=~/flowers
 	@python -m scripts.table
 
 ENGINE :=
-ENGINES := .venv/engines
+# ENGINE is the old name of BACKEND.
+BACKEND := $(ENGINE)
+BACKENDS := .venv/backends
 
-engines: setup $(ENGINES)  ## What `make cluster` needs: SLURM's and Ray's packages of Python, and DVC's for SSH and S3
+backends: setup $(BACKENDS)  ## Install the Python packages of `make cluster`: for SLURM, Ray, SSH and S3
 
-$(ENGINES): cluster/requirements.txt $(READY)
+$(BACKENDS): cluster/requirements.txt $(READY)
 	@uv pip install --quiet --python $(BIN)/python --require-hashes --requirement cluster/requirements.txt
 	@touch $@
 
-cluster: engines  ## The study on many GPUs or machines, as cluster.yaml says: make cluster ENGINE=ray or slurm
-	@python -m cluster $(ENGINE)
+cluster: backends  ## Run the study on many GPUs or machines (settings: cluster.yaml): make cluster BACKEND=ray|slurm
+	@python -m cluster $(BACKEND)
 	@python -m scripts.table
 
 lint: setup  ## ruff and mypy
@@ -98,7 +100,7 @@ reliability: setup  ## Kill a small study twenty times, run two at once, and com
 
 KILLS := 20
 
-machines: engines  ## Kill nodes and processes while a small study runs on SLURM and on Ray: make machines KILLS=20
+machines: backends  ## Kill nodes and processes while a small study runs on SLURM and on Ray: make machines KILLS=20
 	sh scripts/install_cluster.sh
 	python -m tests.kill_nodes slurm $(KILLS)
 	python -m tests.kill_nodes ray $(KILLS)

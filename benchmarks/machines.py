@@ -1,10 +1,10 @@
-"""What a spec of `make cluster` costs besides its stage, and what a thousand of them on 64 machines would.
+"""Overhead of the jobs of `make cluster`, measured, and of a thousand jobs on 64 machines, simulated.
 
     python -m benchmarks.machines
 
-Units run one by one in a temporary copy of the repository at a scale of seconds. Their parts are timed with as many
-notes in DVC's run-cache as stages would have left there; the remote is a folder; without and with a cache that is
-shared. From these times 1,000 specs on 64 machines are simulated. Prints both and writes
+Jobs run one by one in a temporary copy of the repository that takes seconds. Their parts are timed with as many entries
+in DVC's run cache as earlier stages would have left there. The remote is a folder; jobs run without and with a shared
+cache. From these times 1,000 jobs on 64 machines are simulated. Prints both tables and writes
 benchmarks/results/machines-<device>.json.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from benchmarks import settings as common
-from cluster.driver import planned, upstream
+from cluster.driver import cacheable_stages, upstream_lock
 from cluster.job import LOCK, JobSpec, dvc, temporary_clone, write_partial_lock
 from headstart import params
 from headstart.console import run_cli
@@ -31,67 +31,80 @@ from headstart.training import compute
 from pipeline.dvc_yaml import Stage, stages
 from tests.clones import tiny_clone
 
-NOTES = (0, 1_000, 4_000)
-UNITS, MACHINES = 1_000, 64
-TRAINING = (60, 600, 3_600)  # seconds of a stage
-CONFIGURATIONS = (100, 400)  # of which home makes a plan
-# A cluster's file server does so much at once; what is measured here is one client with the disk to itself.
-SERVER = 4
+RUN_CACHE_ENTRIES = (0, 1_000, 4_000)
+JOBS, MACHINES = 1_000, 64
+STAGE_SECONDS = (60, 600, 3_600)
+CONFIGURATIONS = (100, 400)  # in a study whose dvc.yaml the driver reads
+# Clients that a cluster's file server serves at once; the measurement has one client with the disk to itself.
+SERVER_CAPACITY = 4
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        home = _home(Path(folder))
-        plan = {stage.name: stage for stage in _stages(home)}
-        lock = yaml.safe_load((home / LOCK).read_text(encoding="utf-8"))["stages"]
-        left = iter([name for name in plan if name.startswith("train@")][1:])
-        parts = [{"shared cache": shared, "notes": notes, **_unit(home, plan[next(left)], lock, shared, notes)}
-                 for shared in (False, True) for notes in NOTES]  # fmt: skip
-        planned = {n: _plan(home, n) for n in CONFIGURATIONS}
+        repository = _repository(Path(folder))
+        plan = {stage.name: stage for stage in _stages(repository)}
+        lock = yaml.safe_load((repository / LOCK).read_text(encoding="utf-8"))["stages"]
+        trainings = iter([stage for name, stage in plan.items() if name.startswith("train@")][1:])
+        parts = [
+            {
+                "shared cache": shared,
+                "notes": n,
+                **_time_job(repository, next(trainings), lock, shared=shared, entries=n),
+            }
+            for shared in (False, True)
+            for n in RUN_CACHE_ENTRIES
+        ]
+        plan_seconds = {n: _time_plan(repository, n) for n in CONFIGURATIONS}
     simulated = [
-        {"shared cache": shared, "seconds of a stage": seconds, **simulate(_costs(parts, shared), seconds)}
+        {"shared cache": shared, "seconds of a stage": seconds, **simulate(*_overhead(parts, shared), seconds)}
         for shared in (False, True)
-        for seconds in TRAINING
+        for seconds in STAGE_SECONDS
     ]
-    settings = params.read()
-    common.write("machines-", settings, compute.configure(), {"parts": parts, "plan": planned, "simulated": simulated})
+    results = {"parts": parts, "plan": plan_seconds, "simulated": simulated}
+    common.write("machines-", params.read(), compute.configure(), results)
     for table in (parts, simulated):
         print("| " + " | ".join(table[0]) + " |\n|" + "---:|" * len(table[0]))
         for row in table:
             cells = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values())
             print("| " + " | ".join(cells) + " |")
-    print("plan of so many configurations, seconds:", planned)
+    print("seconds to plan that many configurations:", plan_seconds)
 
 
-def _home(folder: Path) -> Path:
-    """A repository with a remote that has all but the trainings, and one training more, which makes notes to copy."""
-    home = tiny_clone(folder / "home", every=True)
-    dvc(home, "remote", "add", "--default", "shared", str(folder / "remote"))
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote"], cwd=home,
-                   check=True)  # fmt: skip
-    first = next(stage.name for stage in _stages(home) if stage.name.startswith("train@"))
-    dvc(home, "repro", "features@pretrained", "features@random", first)
-    return home
+def _repository(folder: Path) -> Path:
+    """Create a repository in which all inputs of the trainings have been computed, and a DVC remote.
+
+    One training has run as well, so that there is a run-cache entry to copy.
+    """
+    repository = tiny_clone(folder / "home", every=True)
+    dvc(repository, "remote", "add", "--default", "shared", str(folder / "remote"))
+    commit = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote"]
+    subprocess.run(commit, cwd=repository, check=True)
+    training = next(stage.name for stage in _stages(repository) if stage.name.startswith("train@"))
+    dvc(repository, "repro", "features@pretrained", "features@random", training)
+    return repository
 
 
-def _stages(home: Path) -> list[Stage]:
-    document = yaml.safe_load((home / "params.yaml").read_text(encoding="utf-8"))
-    return planned(stages(document, str(home / "dvc.yaml")))
+def _stages(repository: Path) -> list[Stage]:
+    document = yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
+    return cacheable_stages(stages(document, str(repository / "dvc.yaml")))
 
 
-def _unit(home: Path, stage: Stage, lock: dict[str, Any], shared: bool, notes: int) -> dict[str, float]:
-    """Seconds of the parts of one spec, as `cluster.job` does them; of a stage that nobody has done."""
-    remote = home.parent / "remote"
-    shutil.rmtree(remote, ignore_errors=True)
-    local = home / ".dvc/config.local"
-    local.write_text(f"[cache]\n    dir = {home / '.dvc/cache'}\n" if shared else "", encoding="utf-8")
-    runs = home / ".dvc/cache/runs"
-    for added in runs.glob("**/added-*"):
-        shutil.rmtree(added)
-    _add_notes(runs, notes)
-    dvc(home, "push", "--run-cache")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True).stdout
-    spec = JobSpec(stage.name, commit.strip(), str(home), upstream=upstream(stage, lock))
+def _time_job(repository: Path, stage: Stage, lock: dict[str, Any], *, shared: bool, entries: int) -> dict[str, float]:
+    """Return the seconds of the steps of one job, as `cluster.job` runs them, for a stage that is not cached.
+
+    Args:
+        shared: use a shared cache.
+        entries: number of additional entries in the run cache.
+    """
+    shutil.rmtree(repository.parent / "remote", ignore_errors=True)
+    local_config = repository / ".dvc/config.local"
+    cache = repository / ".dvc/cache"
+    local_config.write_text(f"[cache]\n    dir = {cache}\n" if shared else "", encoding="utf-8")
+    _set_run_cache_entries(cache / "runs", entries)
+    dvc(repository, "push", "--run-cache")
+    git = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(git, cwd=repository, capture_output=True, text=True, check=True).stdout.strip()
+    spec = JobSpec(stage.name, commit, str(repository), upstream=upstream_lock(stage, lock))
     started = time.perf_counter()
     with temporary_clone(spec.origin, spec.commit) as clone:
         write_partial_lock(spec.upstream, clone)
@@ -102,58 +115,64 @@ def _unit(home: Path, stage: Stage, lock: dict[str, Any], shared: bool, notes: i
         pushed = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": str(clone / "src")}
         subprocess.run([sys.executable, "-m", stage.module, *stage.arguments], cwd=clone, env=environment, check=True)
-        alone = time.perf_counter() - pushed
-    return {"clone": cloned - started, "repro but the stage": done - cloned - alone, "push": pushed - done,
-            "all but the stage": pushed - started - alone}  # fmt: skip
+        stage_seconds = time.perf_counter() - pushed
+    return {
+        "clone": cloned - started,
+        "repro but the stage": done - cloned - stage_seconds,
+        "push": pushed - done,
+        "all but the stage": pushed - started - stage_seconds,
+    }
 
 
-def _add_notes(runs: Path, count: int) -> None:
-    """Copies of a note under other names: DVC reads and copies all of them."""
-    note = next(path for path in runs.rglob("*") if path.is_file())
+def _set_run_cache_entries(runs: Path, count: int) -> None:
+    """Add ``count`` copies of an entry under other names, instead of those added before: DVC reads and copies all."""
+    for added in runs.glob("**/added-*"):
+        shutil.rmtree(added)
+    entry = next(path for path in runs.rglob("*") if path.is_file())
     for number in range(count):
         name = hashlib.sha256(str(number).encode()).hexdigest()
-        place = runs / name[:2] / f"added-{name}"
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(note, place / note.name)
+        folder = runs / name[:2] / f"added-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(entry, folder / entry.name)
 
 
-def _plan(home: Path, configurations: int) -> float:
-    """Seconds to read what dvc.yaml says of so many."""
-    document = yaml.safe_load((home / "params.yaml").read_text(encoding="utf-8"))
-    [one, *_] = document["configurations"].values()
-    document["configurations"] = {f"configuration{number}": copy.deepcopy(one) for number in range(configurations)}
+def _time_plan(repository: Path, n_configurations: int) -> float:
+    """Return the seconds to read dvc.yaml for a study of ``n_configurations``."""
+    document = yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
+    configuration = next(iter(document["configurations"].values()))
+    document["configurations"] = {
+        f"configuration{number}": copy.deepcopy(configuration) for number in range(n_configurations)
+    }
     started = time.perf_counter()
-    planned(stages(document, str(home / "dvc.yaml")))
+    cacheable_stages(stages(document, str(repository / "dvc.yaml")))
     return time.perf_counter() - started
 
 
-def _costs(parts: list[dict[str, Any]], shared: bool) -> tuple[float, float]:
-    """Seconds that a spec costs with no note in the run-cache, and what each note adds."""
-    few, *_, many = (row for row in parts if row["shared cache"] == shared)
-    fixed = few["all but the stage"]
-    return fixed, max(0.0, many["all but the stage"] - fixed) / many["notes"]
+def _overhead(parts: list[dict[str, Any]], shared: bool) -> tuple[float, float]:
+    """Return the seconds of overhead of a job with an empty run cache, and the seconds that each entry adds."""
+    smallest, *_, largest = (row for row in parts if row["shared cache"] == shared)
+    fixed = smallest["all but the stage"]
+    return fixed, max(0.0, largest["all but the stage"] - fixed) / largest["notes"]
 
 
-def simulate(costs: tuple[float, float], stage: float) -> dict[str, float]:
-    """1,000 specs on 64 machines, of which the server with notes and results has time for a few at once."""
-    fixed, each = costs
+def simulate(fixed_seconds: float, seconds_per_entry: float, stage_seconds: float) -> dict[str, float]:
+    """Simulate JOBS jobs on MACHINES machines that share a file server, which serves SERVER_CAPACITY at once."""
     machines = [0.0] * MACHINES  # when each is free again
-    server = [0.0] * SERVER
-    ended: list[float] = []
-    waited = 0.0
-    for _ in range(UNITS):
-        begins = heapq.heappop(machines)
-        notes = sum(end <= begins for end in ended)
-        work = each * notes
-        free = heapq.heappop(server)
-        waits = max(0.0, free - begins) if work else 0.0
-        heapq.heappush(server, max(free, begins) + work)
-        end = begins + waits + fixed + work + stage
+    server = [0.0] * SERVER_CAPACITY
+    ends: list[float] = []
+    total_wait = 0.0
+    for _ in range(JOBS):
+        start = heapq.heappop(machines)
+        server_seconds = seconds_per_entry * sum(end <= start for end in ends)
+        server_free = heapq.heappop(server)
+        wait = max(0.0, server_free - start) if server_seconds else 0.0
+        heapq.heappush(server, max(server_free, start) + server_seconds)
+        end = start + wait + fixed_seconds + server_seconds + stage_seconds
         heapq.heappush(machines, end)
-        ended.append(end)
-        waited += waits
-    at_best = UNITS * stage / MACHINES / 3600
-    return {"hours": max(ended) / 3600, "at best": at_best, "waited for the server, s a unit": waited / UNITS}
+        ends.append(end)
+        total_wait += wait
+    hours_at_best = JOBS * stage_seconds / MACHINES / 3600
+    return {"hours": max(ends) / 3600, "at best": hours_at_best, "waited for the server, s a unit": total_wait / JOBS}
 
 
 if __name__ == "__main__":

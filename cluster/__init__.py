@@ -1,1 +1,1 @@
-"""One stage of the pipeline at one commit, on some machine."""
+"""Run the stages of the pipeline as jobs on many machines."""

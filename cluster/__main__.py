@@ -1,12 +1,13 @@
-"""Run the study that params.yaml names on many machines, and bring home what they make.
+"""Run the study that params.yaml selects on many machines, and fetch the results.
 
-    python -m cluster slurm|ray
+    python -m cluster ray|slurm
 
-It is run as the last commit has it: each stage in a clone of its own, as soon as those that it needs are done;
-`cluster.yaml` says how. At the end `dvc repro --pull` restores all of it here and runs
-what is left, which takes seconds. After an interruption or a failure, run the same command to continue.
+Workers run the stages of the last commit, each in its own clone, as soon as their inputs are complete; `cluster.yaml`
+has the settings. At the end `dvc repro --pull` restores all results here and runs the remaining stages, which takes
+seconds. After an interruption or a failure, run the same command again to resume.
 """
 
+import argparse
 import contextlib
 import importlib
 import json
@@ -46,136 +47,166 @@ from pipeline.dvc_yaml import Stage, stages
 from stages.paths import PICTURES
 
 BACKENDS = ("ray", "slurm")
-STATE_DIR = Path(".cluster")  # logs of what failed; in git's ignored files
-# What the pipeline itself makes, and what no stage reads: neither makes the commit another study.
+STATE_DIR = Path(".cluster")  # ignored by git
+# Outputs of the pipeline, and a file that no stage reads: changes of them do not make the commit another study.
 IGNORED_PATHS = ("metrics", "plots", LOCK, cluster_settings.PATH)
 
 
 def main(*arguments: str) -> None:
-    name = arguments[0] if len(arguments) == 1 else ""
-    if name not in BACKENDS:
-        raise UserError(f"on which backend? Known are {', '.join(BACKENDS)}: make cluster BACKEND=ray")
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("backend", nargs="?", default="", metavar="|".join(BACKENDS), help="where the jobs run")
+    backend_name = parser.parse_args(arguments).backend
+    if backend_name not in BACKENDS:
+        raise UserError(
+            f"unknown backend. Choose one of {', '.join(BACKENDS)}, for example `make cluster BACKEND=ray`. "
+            f"Got {backend_name!r}."
+        )
     settings = cluster_settings.read()
-    commit = _commit()
+    commit = _require_clean_commit()
     STATE_DIR.mkdir(exist_ok=True)
     try:
         with FileLock(STATE_DIR / "lock", timeout=0):
-            _run(name, settings, commit)
+            _run(backend_name, settings, commit)
     except Timeout:
-        raise UserError("another `make cluster` runs here: wait for it, or stop it") from None
+        raise UserError("another `make cluster` is running in this folder. Wait for it or stop it.") from None
 
 
-def _run(name: str, settings: Settings, commit: str) -> None:
-    _clean_up_when_told_to_end()
-    _require_pictures()
+def _run(backend_name: str, settings: Settings, commit: str) -> None:
+    _install_signal_handlers()
+    _require_tracked_pictures()
     origin, scratch = settings.origin or str(ROOT), settings.scratch or ""
-    with temporary_clone(origin, commit, scratch) as clone:  # as the machines will
-        plan = driver.planned(stages(load_raw_params(clone), str(clone / "dvc.yaml")))
-        told = {wants: driver.environment(settings.gpus, settings.cpus, wants) for wants in (False, True)}
-        memory = Memory(STATE_DIR / "done.json", [commit, origin, [told[False], told[True]]])
-        lock = _still_there(memory.read(), clone)
+    env = {
+        wants_gpu: driver.worker_env(gpus=settings.gpus, cpus=settings.cpus, needs_gpu=wants_gpu)
+        for wants_gpu in (False, True)
+    }
+    state = SavedLock(STATE_DIR / "done.json", [commit, origin, [env[False], env[True]]])
+    with temporary_clone(origin, commit, scratch) as clone:  # fails here if the workers could not clone
+        plan = driver.cacheable_stages(stages(load_raw_params(clone), str(clone / "dvc.yaml")))
+        lock = _if_restorable(state.read(), clone)
 
-    def spec(stage: Stage) -> JobSpec:
-        return JobSpec(stage.name, commit, origin, scratch, _checkpoints(settings), driver.upstream(stage, lock),
-                    told[driver.needs_gpu(stage)])  # fmt: skip
+    def make_spec(stage: Stage) -> JobSpec:
+        return JobSpec(
+            stage.name,
+            commit,
+            origin,
+            scratch,
+            checkpoints=_checkpoints_dir(settings),
+            upstream=driver.upstream_lock(stage, lock),
+            environment=env[driver.needs_gpu(stage)],
+        )
 
-    def collect(outcome: JobResult) -> None:
-        for path, content in outcome.runs.items():
+    def collect(result: JobResult) -> None:
+        for path, content in result.runs.items():
             files.write_json(path, content)
-        lock.update(outcome.lock)
-        memory.write(lock)
+        lock.update(result.lock)
+        state.write(lock)
 
     try:
-        with _engine(name, settings) as backend, ProgressDisplay() as board:
-            _clean_up_when_told_to_end()  # Ray has put a handler of its own there
-            dvc(ROOT, "push", "--run-cache")  # what has been done here is not done again
+        with _open_backend(backend_name, settings) as backend, ProgressDisplay() as display:
+            _install_signal_handlers()  # again: Ray has replaced them
+            dvc(ROOT, "push", "--run-cache")  # so that stages that have run here are not run again
             for name in lock:
-                board.end(name, "done", driver.CACHED)
-            left = [stage for stage in plan if stage.name not in lock]
-            driver.perform(backend, left, spec, collect, max_attempts=settings.max_attempts, max_jobs=settings.max_jobs, board=board,
-                         logs=STATE_DIR / "logs")  # fmt: skip
+                display.finish(name, "done", driver.CACHED)
+            driver.run_jobs(
+                backend,
+                [stage for stage in plan if stage.name not in lock],
+                make_spec,
+                collect,
+                max_attempts=settings.max_attempts,
+                max_jobs=settings.max_jobs,
+                display=display,
+                log_dir=STATE_DIR / "logs",
+            )
     finally:
-        cleanup_orphans(Path(scratch or tempfile.gettempdir()))  # what was interrupted here while it cleaned up
-    _bring(lock)
+        cleanup_orphans(Path(scratch or tempfile.gettempdir()))  # of jobs here that were killed while they cleaned up
+    _merge_into_dvc_lock(lock)
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--pull"]).returncode:
-        raise UserError("`dvc repro --pull` failed here: all that the machines did is in DVC's remote")
+        raise UserError(
+            "`dvc repro --pull` failed on this machine; the workers' results are safe in the DVC remote. Fix the cause "
+            "and run the same command again."
+        )
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What dvc.lock says of the stages that are done, in a file, for the same command after an interruption."""
+class SavedLock:
+    """File with dvc.lock's entries of the completed stages, from which the same command resumes."""
 
     path: Path
-    made_from: list[Any]  # all that it depends on, as JSON has it
+    inputs: list[Any]  # JSON values on which the entries depend
 
     def read(self) -> dict[str, Any]:
-        """Return the entries by stage; nothing if there are none, or of something else."""
+        """Return the entries by stage; none if the file is missing, damaged or was written for other inputs."""
         try:
             content = files.read_json(self.path)
         except (OSError, ValueError):
             return {}
-        return content["lock"] if content.get("made_from") == self.made_from else {}
+        return content["lock"] if content.get("made_from") == self.inputs else {}
 
     def write(self, lock: Mapping[str, Any]) -> None:
-        files.write_json(self.path, {"made_from": self.made_from, "lock": lock})
+        files.write_json(self.path, {"made_from": self.inputs, "lock": lock})
 
 
-def _still_there(lock: dict[str, Any], clone: Path) -> dict[str, Any]:
-    """Return ``lock`` if DVC's remote has all outputs of its stages, else nothing."""
+def _if_restorable(lock: dict[str, Any], clone: Path) -> dict[str, Any]:
+    """Return ``lock`` if DVC's remote has all outputs of its stages, else no entries."""
     write_partial_lock(lock, clone)
     return {} if lock and "missing" in json.loads(dvc(clone, "status", "--cloud", "--json")).values() else lock
 
 
-def _clean_up_when_told_to_end() -> None:
-    """After `kill` and a closed terminal as after Ctrl-C; `nohup` keeps its word."""
+def _install_signal_handlers() -> None:
+    """Clean up after `kill` and a closed terminal as after Ctrl-C, unless the signal is ignored, as under `nohup`."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handle_sigterm)
 
 
-def _commit() -> str:
-    """The last commit, which machines clone.
+def _require_clean_commit() -> str:
+    """Return the last commit, which workers clone.
 
     Raises:
-        UserError: this is no repository, or something is changed that a stage could read.
+        UserError: this is not a git repository, or a file that a stage could read has uncommitted changes.
     """
     try:
-        changed = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in IGNORED_PATHS))
-        if changed:
-            raise UserError("machines clone the last commit, and these are not in it; commit them first:",
-                            changed.splitlines())  # fmt: skip
+        changes = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in IGNORED_PATHS))
+        if changes:
+            raise UserError(
+                "uncommitted changes: workers clone the last commit. Commit these files first:", changes.splitlines()
+            )
         return _git("rev-parse", "HEAD").strip()
     except subprocess.CalledProcessError as error:
-        raise UserError(f"git says: {error.stderr.strip()}") from None
+        raise UserError(f"git failed: {error.stderr.strip()}") from None
 
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def _require_pictures() -> None:
-    """Raise UserError where the study is of pictures that only this machine has."""
+def _require_tracked_pictures() -> None:
+    """Raise UserError if the study uses images that exist only on this machine."""
     pictures = PICTURES / params.read().selected_study.dataset
     if pictures.is_dir() and not pictures.with_suffix(".dvc").is_file():
-        raise UserError(f"no other machine has {pictures}: `dvc add {pictures}`, commit the file that it writes, and "
-                        "`dvc push`")  # fmt: skip
+        raise UserError(
+            f"images are on this machine only: {pictures}. Run `dvc add {pictures}`, commit the file that it writes, "
+            "and run `dvc push`."
+        )
 
 
-def _engine(name: str, settings: Settings) -> AbstractContextManager[Backend]:
+def _open_backend(name: str, settings: Settings) -> AbstractContextManager[Backend]:
     try:
         module = importlib.import_module(f"cluster.{name}")
     except ModuleNotFoundError as error:
-        raise UserError(f"{name} needs the package {error.name}: `make backends` installs it") from None
+        raise UserError(f"{name} needs the package {error.name}. Run `make backends` to install it.") from None
     return contextlib.closing(module.Backend(settings))
 
 
-def _checkpoints(settings: Settings) -> str:
+def _checkpoints_dir(settings: Settings) -> str:
     return str(Path(settings.shared_folder, "checkpoints").resolve()) if settings.shared_folder else ""
 
 
-def _bring(lock: Mapping[str, Any]) -> None:
-    """Let dvc.lock say of the stages in ``lock`` what they are now: `dvc repro --pull` fetches them by it."""
+def _merge_into_dvc_lock(lock: Mapping[str, Any]) -> None:
+    """Update dvc.lock with the entries in ``lock``, so that `dvc repro --pull` fetches their outputs."""
     path = ROOT / LOCK
     before = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
     files.write_text(path, yaml.safe_dump({"schema": "2.0", "stages": {**before, **lock}}, sort_keys=False))

@@ -1,4 +1,4 @@
-"""What home asks of an backend: do these specs, say how far each is, stop."""
+"""The interface of a backend: submit jobs to machines, poll their states, close."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,38 +8,36 @@ from cluster.job import JobResult, JobSpec
 
 
 @dataclass(frozen=True)
-class State:
-    """How far a spec is. ``where``: the machine that runs it, or what it waits for. ``outcome``: of one that ended."""
+class JobState:
+    """State of a submitted job."""
 
-    kind: Literal["waiting", "running", "ended"]
-    where: str = ""
-    outcome: JobResult | None = None
+    status: Literal["waiting", "running", "ended"]
+    detail: str = ""  # the host of a running job, or the reason why a job waits
+    result: JobResult | None = None  # if the job has ended
 
 
-class SubmittedJob(Protocol):
-    """A spec that an backend has been given."""
+class JobHandle(Protocol):
+    """A submitted job."""
 
     spec: JobSpec
 
-    def state(self) -> State:
-        """How far it is; a spec that was lost has ended with an outcome that says so."""
+    def state(self) -> JobState:
+        """Return the state of the job. A lost job has ended, with a result that describes the problem."""
 
 
 class Backend(Protocol):
-    """Something that runs specs on machines."""
+    """A system that runs jobs on machines."""
 
-    def submit(
-        self, specs: Sequence[JobSpec], *, needs_gpu: bool, avoid: Collection[str] = ()
-    ) -> Sequence[SubmittedJob]:
-        """Begin ``specs``.
+    def submit(self, specs: Sequence[JobSpec], *, needs_gpu: bool, avoid: Collection[str] = ()) -> Sequence[JobHandle]:
+        """Queue jobs.
 
         Args:
-            needs_gpu: they want a GPU, if `cluster.yaml` asks for GPUs.
-            avoid: the hosts on which one of them failed; others are better where there are any.
+            needs_gpu: request GPUs, if `cluster.yaml` configures any.
+            avoid: hosts on which one of these jobs has failed. Other hosts are preferred if there are any.
         """
 
-    def look(self) -> None:
-        """Learn how far all jobs are; before they are asked for it."""
+    def poll(self) -> None:
+        """Update the states of all jobs; called before the states are read."""
 
     def close(self) -> None:
-        """End what runs and forget what waits: at the end, and when home is interrupted."""
+        """Cancel running and waiting jobs: at the end, and when the driver is interrupted."""

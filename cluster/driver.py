@@ -1,4 +1,4 @@
-"""Home: what is to be done, what is shown meanwhile, and what is brought back."""
+"""Driver: schedule the stages as jobs on a backend, show progress, collect results."""
 
 import os
 import time
@@ -8,139 +8,150 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import Backend, SubmittedJob
+from cluster.backend import Backend, JobHandle
 from cluster.job import JobResult, JobSpec
 from cluster.progress import ProgressDisplay
 from headstart import files
 from headstart.console import UserError
 from pipeline.dvc_yaml import Stage, is_covered_by
 
-POLL = 0.5  # seconds
-LISTED = 20  # failures that are named at the end
-CACHED = "had been done before"
+POLL_INTERVAL_S = 0.5
+MAX_LISTED = 20  # failures in the final error message
+CACHED = "cached"  # detail of a stage that did not have to run
+FORWARDED_VARIABLES = ("HEADSTART_GRAPHS", "HEADSTART_MEMORY_GB")
 
 
-def planned(stages: Iterable[Stage]) -> list[Stage]:
-    """Return the stages to run on machines, in order: not those whose outputs are in git, which DVC does not cache."""
+def cacheable_stages(stages: Iterable[Stage]) -> list[Stage]:
+    """Return the stages to run as jobs, in order: those whose outputs DVC caches. Outputs in git are not cached."""
     return [stage for stage in stages if stage.in_cache]
 
 
 def needs_gpu(stage: Stage) -> bool:
-    """Whether ``stage`` computes with PyTorch, on a GPU where one is asked for."""
+    """Return True if ``stage`` computes with PyTorch, and so uses a GPU if one is configured."""
     return any(dep.startswith("src/headstart/training") for dep in stage.deps)
 
 
-def upstream(stage: Stage, lock: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``lock``, which is what dvc.lock says of stages, whose outputs ``stage`` needs."""
-    made = {name: [out["path"] for out in entry["outs"]] for name, entry in lock.items()}
-    return {name: lock[name] for name, outs in made.items() if any(is_covered_by(out, stage.deps) for out in outs)}
+def upstream_lock(stage: Stage, lock: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of ``lock`` (dvc.lock's entries by stage) whose outputs ``stage`` depends on."""
+    return {
+        name: entry
+        for name, entry in lock.items()
+        if any(is_covered_by(out["path"], stage.deps) for out in entry["outs"])
+    }
 
 
-def environment(gpus: int, cpus: int, needs_gpu: bool, ours: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What all machines are told, so that all of them compute alike, whatever each has and is set to."""
+def worker_env(*, gpus: int, cpus: int, needs_gpu: bool, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment variables of a job, equal on all workers so that all results have the same bytes."""
     device = "cuda" if gpus and needs_gpu else "cpu"
-    told = {
+    default_dtype = "bfloat16" if device == "cuda" else "float32"
+    env = {
         "HEADSTART_DEVICE": device,
-        "HEADSTART_DTYPE": ours.get("HEADSTART_DTYPE") or ("bfloat16" if device == "cuda" else "float32"),
+        "HEADSTART_DTYPE": environ.get("HEADSTART_DTYPE") or default_dtype,
         "OMP_NUM_THREADS": str(cpus),  # the bytes of a result depend on the number of threads
     }
-    return told | {key: ours[key] for key in ("HEADSTART_GRAPHS", "HEADSTART_MEMORY_GB") if key in ours}
+    return env | {key: environ[key] for key in FORWARDED_VARIABLES if key in environ}
 
 
-class _Work:
-    """The stages that are not done yet: which can be submitted, and how often each has been."""
+class _Schedule:
+    """The unfinished stages: which of them are ready to submit, and how often each has been submitted."""
 
     def __init__(self, stages: Sequence[Stage], max_attempts: int) -> None:
-        self.missing = {stage.name: stage for stage in stages}
-        self.failed_on: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)  # hosts, by stage
-        self._waiting = list(self.missing)
-        self._submitted = Counter[str]()
-        self._attempts = max_attempts
+        self.unfinished = {stage.name: stage for stage in stages}
+        self.failed_hosts: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)  # by stage
+        self._queue = list(self.unfinished)
+        self._attempts = Counter[str]()
+        self._max_attempts = max_attempts
 
-    def begin(self, limit: int) -> list[str]:
-        """Return the names of at most ``limit`` stages whose inputs are there, and count them as submitted."""
-        ready = [name for name in self._waiting if not _waits(self.missing[name], self.missing)][:limit]
-        self._waiting = [name for name in self._waiting if name not in ready]
-        self._submitted.update(ready)
+    def pop_ready(self, limit: int) -> list[str]:
+        """Remove at most ``limit`` stages whose inputs are complete from the queue, count the attempt, return them."""
+        ready = [name for name in self._queue if not self._is_blocked(self.unfinished[name])][:limit]
+        self._queue = [name for name in self._queue if name not in ready]
+        self._attempts.update(ready)
         return ready
 
     def retry(self, name: str, failure: JobResult) -> bool:
-        """Have the stage ``name`` wait for another attempt; return False if none is left, or if it fails anywhere."""
-        if self._submitted[name] >= self._attempts or failure.permanent:
+        """Queue the stage ``name`` again; return False if no attempt is left or the failure is permanent."""
+        if self._attempts[name] >= self._max_attempts or failure.permanent:
             return False
-        self.failed_on[name] = tuple(sorted({*self.failed_on[name], failure.host}))
-        self._waiting.append(name)
+        self.failed_hosts[name] = tuple(sorted({*self.failed_hosts[name], failure.host}))
+        self._queue.append(name)
         return True
 
+    def _is_blocked(self, stage: Stage) -> bool:
+        """Return True if an unfinished stage makes an input of ``stage``."""
+        return any(is_covered_by(out, stage.deps) for upstream in self.unfinished.values() for out in upstream.outs)
 
-def perform(
+
+def run_jobs(
     backend: Backend,
     stages: Sequence[Stage],
-    spec: Callable[[Stage], JobSpec],
+    make_spec: Callable[[Stage], JobSpec],
     collect: Callable[[JobResult], None],
     *,
     max_attempts: int,
     max_jobs: int,
-    board: ProgressDisplay,
-    logs: Path,
+    display: ProgressDisplay,
+    log_dir: Path,
 ) -> None:
-    """Run ``stages`` on ``backend``, each as soon as its inputs are there, with at most ``max_attempts`` max_attempts.
+    """Run each of ``stages`` as a job on ``backend`` as soon as its inputs are complete.
 
     Args:
-        spec: makes the spec of a stage. The stages that it needs have been collected.
-        collect: is called with the outcome of each stage that succeeds.
-        max_jobs: the largest number of specs that the backend has at a time.
-        logs: the folder for the output of a failed stage's last attempt.
+        make_spec: returns the job of a stage. The results of its upstream stages have been collected.
+        collect: is called with the result of each stage that succeeds.
+        max_attempts: how often a stage is tried before it counts as failed.
+        max_jobs: the maximum number of jobs that are submitted at the same time.
+        log_dir: the folder for the output of the last failed attempt at each stage.
 
     Raises:
-        UserError: some stages failed in all max_attempts. All stages that need none of them are done.
+        UserError: some stages failed. All stages that do not depend on them are done.
     """
-    work = _Work(stages, max_attempts)
-    jobs: list[SubmittedJob] = []
-    failed: list[str] = []
+    schedule = _Schedule(stages, max_attempts)
+    jobs: list[JobHandle] = []
+    failures: list[str] = []
+
+    def submit_options(name: str) -> tuple[bool, tuple[str, ...]]:
+        return needs_gpu(schedule.unfinished[name]), schedule.failed_hosts[name]
+
     while True:
-        ready = work.begin(max_jobs - len(jobs))
-        for (wants, avoid), names in _together(
-            ready, lambda name: (needs_gpu(work.missing[name]), work.failed_on[name])
-        ):
-            jobs += backend.submit([spec(work.missing[name]) for name in names], needs_gpu=wants, avoid=avoid)
+        for (wants_gpu, avoid), names in _group_by(schedule.pop_ready(max_jobs - len(jobs)), submit_options):
+            specs = [make_spec(schedule.unfinished[name]) for name in names]
+            jobs += backend.submit(specs, needs_gpu=wants_gpu, avoid=avoid)
         if not jobs:
             break
-        backend.look()
+        backend.poll()
         for job in list(jobs):
             state, name = job.state(), job.spec.stage
-            outcome = state.outcome
-            if outcome is None:
-                board.show(name, state.kind, state.where)
+            result = state.result
+            if result is None:
+                display.update(name, state.status, state.detail)
                 continue
             jobs.remove(job)
-            log = logs / f"{name}.txt"
-            if not outcome.problem:
+            log = log_dir / f"{name}.txt"
+            if not result.problem:
                 log.unlink(missing_ok=True)
-                del work.missing[name]
-                collect(outcome)
-                board.end(name, "done", f"{outcome.host}, {outcome.seconds:.0f} s" if outcome.ran else CACHED)
+                del schedule.unfinished[name]
+                collect(result)
+                display.finish(name, "done", f"{result.host}, {result.seconds:.0f} s" if result.executed else CACHED)
                 continue
-            files.write_text(log, outcome.output or outcome.problem)
-            problem = f"on {outcome.host}: {outcome.problem}"
-            if work.retry(name, outcome):
-                board.end(name, "again", problem)
+            files.write_text(log, result.output or result.problem)
+            problem = f"on {result.host}: {result.problem}"
+            if schedule.retry(name, result):
+                display.finish(name, "retry", problem)
                 continue
-            board.end(name, "failed", problem)
-            failed.append(f"{name} {problem} ({log})")
-        board.draw()
-        time.sleep(POLL)
-    if failed:
-        more = [f"and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
-        raise UserError(f"{len(failed)} of {len(stages)} stages failed; what is complete stays: fix the cause, and run "
-                        "the same command to continue", [*failed[:LISTED], *more])  # fmt: skip
+            display.finish(name, "failed", problem)
+            failures.append(f"{name} {problem} ({log})")
+        display.refresh()
+        time.sleep(POLL_INTERVAL_S)
+    if failures:
+        rest = [f"and {len(failures) - MAX_LISTED} more"] if len(failures) > MAX_LISTED else []
+        raise UserError(
+            f"{len(failures)} of {len(stages)} stages failed; completed stages are cached. Fix the cause and run the "
+            "same command again to resume:",
+            [*failures[:MAX_LISTED], *rest],
+        )
 
 
-def _waits(stage: Stage, missing: Mapping[str, Stage]) -> bool:
-    """Return whether one of ``missing`` makes what ``stage`` needs."""
-    return any(is_covered_by(out, stage.deps) for other in missing.values() for out in other.outs)
-
-
-def _together(names: Sequence[str], key: Callable[[str], Any]) -> Iterator[tuple[Any, list[str]]]:
+def _group_by(names: Sequence[str], key: Callable[[str], Any]) -> Iterator[tuple[Any, list[str]]]:
+    """Yield each value of ``key``, in order, with the names that have it."""
     for value, group in groupby(sorted(names, key=key), key):
         yield value, list(group)

@@ -1,12 +1,12 @@
-"""Run one stage of the pipeline at one commit, in a clone of its own that is deleted afterwards.
+"""Run one stage of the pipeline at one commit, in a temporary clone.
 
     python -m cluster.job STAGE --commit COMMIT [--origin FOLDER_OR_ADDRESS] [--scratch FOLDER] [--checkpoints FOLDER]
 
-What the stage needs comes out of DVC's run-cache, from the default remote or the cache that `.dvc/config.local` of the
-origin names; what is not there yet is run as well. What it makes goes back there. It may be run twice and killed at any
-moment; with `--checkpoints`, a folder that all machines see, a training resumes where another spec was killed, and no
-two specs run the same stage at once.
-`python -m cluster` does this for all stages on an backend.
+Inputs come from DVC's run cache, through the default remote or the cache that `.dvc/config.local` of the origin names.
+Upstream stages that are missing there are run too. Outputs are pushed back. A job can be run twice and killed at any
+point. With `--checkpoints`, a folder that all machines see, training resumes from the last checkpoint of a killed job,
+and no two jobs run the same stage at the same time.
+`python -m cluster` runs all stages as jobs on a backend.
 """
 
 import argparse
@@ -37,51 +37,53 @@ from pipeline.dvc_yaml import stages
 from stages.paths import PICTURES
 
 ROOT = Path(__file__).parent.parent
-PREFIX = "headstart-unit-"
+PREFIX = "headstart-job-"  # of the folders with temporary clones
 LOCK = "dvc.lock"
-LONGEST_OUTPUT = 100_000  # characters of what a command that failed has said
-LONGEST_LINE = 300
-PAUSES = (1, 5, None)  # seconds after a push that failed
-STATUS = re.compile(r"exited with (-?\d+)$", re.MULTILINE)  # what DVC says of a stage that failed
-OWN_ERROR = r"^ERROR: (?:failed to transfer '[^']*' - |unexpected error - )?(.*)"
-# Two DVC that end the same stage at once write the same note into a shared cache: the second finds it moved away.
-OWN_NOTE = re.compile(r"cache/runs/\S+\.tmp'\s*$")
-# Runs "$@", and kills it and all that it has started when the pipe that is its standard input is closed.
-GUARDED = 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) >/dev/null 2>&1 & exec 3<&-; exec "$@"'
-LEASE = 60  # seconds without a sign of life after which another machine's spec counts as dead
-BEAT = 5  # seconds between two signs of life
+MAX_OUTPUT = 100_000  # characters of the output of a failed command
+MAX_MESSAGE = 300  # characters
+RETRY_DELAYS = (1, 5, None)  # seconds to wait after a failed push; None: give up
+STAGE_STATUS = re.compile(r"exited with (-?\d+)$", re.MULTILINE)  # DVC's line about a failed stage
+HEADSTART_ERROR = re.compile(r"^headstart: (.*)", re.MULTILINE)
+DVC_ERROR = re.compile(r"^ERROR: (?:failed to transfer '[^']*' - |unexpected error - )?(.*)", re.MULTILINE)
+# If two DVC processes finish the same stage at the same moment, both write the same entry of a shared run cache, and
+# the second one finds its temporary file gone.
+DVC_RUN_CACHE_RACE = re.compile(r"cache/runs/\S+\.tmp'\s*$")
+# Runs "$@", and kills it and all of its child processes when the pipe on standard input is closed.
+GUARD_SCRIPT = 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) >/dev/null 2>&1 & exec 3<&-; exec "$@"'
+LEASE_S = 60  # seconds without a heartbeat after which a job on another machine counts as dead
+HEARTBEAT_S = 5
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One stage at one commit."""
+    """One stage of one commit."""
 
     stage: str
     commit: str
-    origin: str = str(ROOT)  # a folder that the machine sees, or an address
-    scratch: str = ""  # where the clone is put; the machine's folder for temporary files if empty
-    checkpoints: str = ""  # a folder that all machines see, or empty
-    # What dvc.lock says of the stages that this one needs, if that is known: then only their outputs are fetched.
+    origin: str = str(ROOT)  # repository to clone: a folder that the worker sees, or an address
+    scratch: str = ""  # folder for the clone; if empty, the worker's folder for temporary files
+    checkpoints: str = ""  # a folder that all workers see, or empty
+    # dvc.lock's entries of the upstream stages, if known: only their outputs are fetched then.
     upstream: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a spec."""
+    """Result of a job that has ended."""
 
     host: str
     seconds: float = 0
-    ran: bool = False  # or it had been done before
-    lock: Mapping[str, Any] = field(default_factory=dict)  # what dvc.lock says of the stages that are done
-    runs: Mapping[str, Any] = field(default_factory=dict)  # the files in runs/, which DVC need not transport
-    problem: str = ""  # why it failed, one line
-    output: str = ""  # of what failed
-    permanent: bool = False  # would fail again anywhere: a mistake in the settings, or a remote that takes nothing
+    executed: bool = False  # False if the stage was cached
+    lock: Mapping[str, Any] = field(default_factory=dict)  # dvc.lock's entries of the stages that are done
+    runs: Mapping[str, Any] = field(default_factory=dict)  # the files in runs/, which DVC does not track
+    problem: str = ""  # why the job failed, in one line; empty if it succeeded
+    output: str = ""  # of the command that failed
+    permanent: bool = False  # the failure would recur on any machine: wrong settings, or a remote that accepts nothing
 
 
 class CommandError(UserError):
-    """A command has failed. ``output``: all that it said. ``permanent``: it would again."""
+    """A command has failed. ``output``: its stdout and stderr. ``permanent``: a retry would fail too."""
 
     def __init__(self, message: str, output: str, permanent: bool) -> None:
         super().__init__(message)
@@ -89,46 +91,52 @@ class CommandError(UserError):
 
 
 def main(*arguments: str) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage")
-    parser.add_argument("--commit", required=True)
-    parser.add_argument("--origin", default=str(ROOT))
-    parser.add_argument("--scratch", default="")
-    parser.add_argument("--checkpoints", default="")
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.job", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", help="name of the stage, for example train@pretrained-finetuned-adam")
+    parser.add_argument("--commit", required=True, help="commit to run, which the origin must have")
+    parser.add_argument(
+        "--origin", default=str(ROOT), help="repository to clone, a folder or an address (default: %(default)s)"
+    )
+    parser.add_argument("--scratch", default="", help="folder for the clone (default: the folder for temporary files)")
+    parser.add_argument(
+        "--checkpoints", default="", help="folder for checkpoints that all machines see (default: none)"
+    )
     signal.signal(signal.SIGTERM, handle_sigterm)
     spec = JobSpec(**vars(parser.parse_args(arguments)))
-    outcome = perform(spec)
-    before = "" if outcome.ran else ", as it was before"
-    print(f"{spec.stage} at {spec.commit[:12]}: done on {outcome.host} in {outcome.seconds:.1f} s{before}")
+    result = run_job(spec)
+    suffix = "" if result.executed else " (cached)"
+    print(f"{spec.stage} at {spec.commit[:12]}: done on {result.host} in {result.seconds:.1f} s{suffix}")
 
 
 def host() -> str:
-    """This machine's name, as SLURM has it if it is one of its nodes."""
+    """Return the name of this machine; on a SLURM node, SLURM's name for it."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def handle_sigterm(number: int, frame: FrameType | None) -> None:
-    """Handle what a scheduler sends before it takes the machine away: clean up as after Ctrl-C."""
+    """Handle SIGTERM, which schedulers send before they take the machine away: clean up as after Ctrl-C."""
     raise KeyboardInterrupt
 
 
-def attempt(spec: JobSpec) -> JobResult:
-    """Perform ``unit``; whatever goes wrong is in the outcome, and nothing is raised but an interruption."""
+def run_job_safely(spec: JobSpec) -> JobResult:
+    """Run a job and return its result; an exception other than an interruption becomes a failed result."""
     try:
-        return perform(spec)
+        return run_job(spec)
     except Exception as error:
-        return failed(error)
+        return failed_result(error)
 
 
-def failed(error: Exception) -> JobResult:
-    """Return the outcome of a spec that ``error`` ended."""
+def failed_result(error: Exception) -> JobResult:
+    """Return the result of a job that ``error`` ended."""
     problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     output, permanent = getattr(error, "output", ""), getattr(error, "permanent", False)
     return JobResult(host(), problem=problem, output=output, permanent=permanent)
 
 
-def perform(spec: JobSpec) -> JobResult:
-    """Run the stage of ``unit`` in a clone, push what it made, and delete the clone.
+def run_job(spec: JobSpec) -> JobResult:
+    """Run the stage in a temporary clone, and push its outputs.
 
     Raises:
         UserError: the commit, the stage, DVC or its remote is missing; or the stage or DVC fails.
@@ -140,23 +148,24 @@ def perform(spec: JobSpec) -> JobResult:
             write_partial_lock(spec.upstream, clone)
             if "prepare" not in spec.upstream:
                 _pull_pictures(clone, spec.environment)
-            # What dvc.lock has of other stages is no matter then, and their outputs are not fetched.
-            alone = ["--single-item"] if spec.upstream else []
-            said = dvc(clone, "repro", "--pull", *alone, spec.stage, environment=spec.environment)
+            # With a complete partial lock, DVC need neither check nor fetch any other stage.
+            single_item = ["--single-item"] if spec.upstream else []
+            output = dvc(clone, "repro", "--pull", *single_item, spec.stage, environment=spec.environment)
             _push(clone, *([] if spec.upstream else ["--with-deps"]), spec.stage)
         lock = yaml.safe_load((clone / LOCK).read_text(encoding="utf-8"))["stages"]
         runs = {path.relative_to(clone).as_posix(): files.read_json(path) for path in clone.glob("runs/*/*.json")}
-    ran = f"Running stage '{spec.stage}'" in said
-    return JobResult(host(), time.perf_counter() - started, ran, lock, runs)
+    executed = f"Running stage '{spec.stage}'" in output
+    return JobResult(host(), time.perf_counter() - started, executed, lock, runs)
 
 
 @contextlib.contextmanager
 def _checkpoints(spec: JobSpec, clone: Path) -> Iterator[None]:
-    """Give ``clone`` the shared folder of checkpoints, and keep all other specs from running this stage of this study.
+    """Link the shared folder of checkpoints into ``clone``, and lock this stage of this study against other jobs.
 
-    The lock is a file that any shared file system can have, and it is renewed every few seconds. A spec that finds it
-    waits until it is gone, until its process has ended on this machine, or until it has not been renewed for a minute:
-    then its machine is dead. A spec that was only halted for so long ends at once when it wakes up.
+    The lock is a file, so it works on any shared file system; a heartbeat renews it every few seconds. A job that finds
+    the lock taken waits until the lock is released, until its owner on this machine has ended, or until it has not been
+    renewed for a minute, which means that its machine is dead. A suspended job that loses its lock kills itself when it
+    wakes up.
     """
     if not spec.checkpoints:
         yield
@@ -165,78 +174,90 @@ def _checkpoints(spec: JobSpec, clone: Path) -> Iterator[None]:
     lock = shared / str(load_raw_params(clone)["study"]) / f"{spec.stage}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     (clone / "checkpoints").symlink_to(shared)
-    with SoftFileLease(lock, lease_duration=LEASE, heartbeat_interval=BEAT, poll_interval=1, thread_local=False,
-                       on_compromise=lambda loss: os.kill(os.getpid(), signal.SIGKILL)):  # fmt: skip
+    with SoftFileLease(
+        lock,
+        lease_duration=LEASE_S,
+        heartbeat_interval=HEARTBEAT_S,
+        poll_interval=1,
+        thread_local=False,
+        on_compromise=lambda loss: os.kill(os.getpid(), signal.SIGKILL),
+    ):
         yield
 
 
 @contextlib.contextmanager
 def temporary_clone(origin: str, commit: str, scratch: str = "") -> Iterator[Path]:
-    """A clone of ``origin`` at ``commit``, with DVC's local settings if ``origin`` is a folder; deleted at the end.
+    """Clone ``origin`` at ``commit``, with DVC's local config if the origin is a folder; delete the clone at the end.
 
     Raises:
-        UserError: there is no such origin or commit, or DVC has no remote there.
+        UserError: the origin or the commit does not exist, or DVC has no remote there.
     """
-    folder = Path(scratch or tempfile.gettempdir())
-    cleanup_orphans(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{socket.gethostname()}+{os.getpid()}+", dir=folder) as own:
-        clone = Path(own, "clone")
-        done = _run(["git", "clone", "--quiet", "--no-checkout", origin, str(clone)], Path(own))
-        if done.returncode:
-            raise UserError(f"{origin} cannot be cloned: {last_line(done.stderr)}")
+    parent = Path(scratch or tempfile.gettempdir())
+    cleanup_orphans(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{PREFIX}{socket.gethostname()}+{os.getpid()}+"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
+        clone = Path(folder, "clone")
+        result = _run(["git", "clone", "--quiet", "--no-checkout", origin, str(clone)], Path(folder))
+        if result.returncode:
+            raise UserError(f"cannot clone {origin}: {last_line(result.stderr)}")
         if _run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], clone).returncode:
-            raise UserError(f"{origin} has no commit {commit}: push it there, or name another one")
-        done = _run(["git", "checkout", "--quiet", "--detach", commit], clone)
-        if done.returncode:
-            raise MachineError(f"{origin} cannot be cloned to {own}: {last_line(done.stderr)}")
-        local = Path(origin, ".dvc/config.local")
-        if local.is_file():
-            shutil.copy(local, clone / ".dvc/config.local")
+            raise UserError(f"{origin} does not have this commit. Push it there or choose another one. Got {commit}.")
+        result = _run(["git", "checkout", "--quiet", "--detach", commit], clone)
+        if result.returncode:
+            raise MachineError(f"cannot clone {origin} to {folder}: {last_line(result.stderr)}")
+        local_config = Path(origin, ".dvc/config.local")
+        if local_config.is_file():
+            shutil.copy(local_config, clone / ".dvc/config.local")
         _require_remote(clone)
         yield clone
 
 
 def cleanup_orphans(scratch: Path) -> None:
-    """End and remove what specs on this machine left that were killed."""
-    for left in scratch.glob(f"{PREFIX}{socket.gethostname()}+*"):
-        pid = left.name.split("+")[1]
+    """Kill the processes and remove the clones that killed jobs left on this machine."""
+    for folder in scratch.glob(f"{PREFIX}{socket.gethostname()}+*"):
+        pid = folder.name.split("+")[1]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             for process in psutil.process_iter(["cwd"]):
-                if Path(process.info["cwd"] or "/").is_relative_to(left.resolve()):
-                    with contextlib.suppress(psutil.Error):  # another spec was faster
+                if Path(process.info["cwd"] or "/").is_relative_to(folder.resolve()):
+                    with contextlib.suppress(psutil.Error):  # another job was faster
                         process.kill()
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _require_stage(stage: str, clone: Path) -> None:
-    names = [one.name for one in stages(load_raw_params(clone), str(clone / "dvc.yaml"))]
-    if stage not in names:
-        raise UserError(f"there is no stage {stage!r} at this commit: known are {', '.join(names)}")
+def _require_stage(name: str, clone: Path) -> None:
+    names = [stage.name for stage in stages(load_raw_params(clone), str(clone / "dvc.yaml"))]
+    if name not in names:
+        raise UserError(f"unknown stage at this commit. Choose one of {', '.join(names)}. Got {name!r}.")
 
 
 def load_raw_params(clone: Path) -> Any:
-    """What params.yaml says there, unchecked: a stage says what is wrong with it."""
+    """Return the content of params.yaml without validation: the stages validate it."""
     return yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
 
 
 def _require_remote(clone: Path) -> None:
-    values = dict(line.split("=", 1) for line in dvc(clone, "config", "--list").splitlines() if "=" in line)
-    name = values.get("core.remote")
-    if name is None:
-        raise UserError("DVC has no default remote to bring results to: `dvc remote add --default NAME ADDRESS`, and "
-                        "commit it")  # fmt: skip
-    for key in (f"remote.{name}.url", "cache.dir"):
-        if Path(values.get(key, "/")).is_relative_to(clone.parent):
-            relative = os.path.relpath(values[key], clone)
-            raise UserError(f"DVC's {key} is {relative}, which would be another folder for every machine: give it from "
-                            "the root, such as /shared/results")  # fmt: skip
+    config = dict(line.split("=", 1) for line in dvc(clone, "config", "--list").splitlines() if "=" in line)
+    remote = config.get("core.remote")
+    if remote is None:
+        raise UserError(
+            "DVC has no default remote to push results to. Run `dvc remote add --default NAME ADDRESS` and commit "
+            ".dvc/config."
+        )
+    for key in (f"remote.{remote}.url", "cache.dir"):
+        if Path(config.get(key, "/")).is_relative_to(clone.parent):
+            relative = os.path.relpath(config[key], clone)
+            raise UserError(
+                f"DVC's {key} is the relative path {relative}, which every worker would resolve differently. Use an "
+                "absolute path, such as /shared/results."
+            )
 
 
 def write_partial_lock(upstream: Mapping[str, Any], clone: Path) -> None:
-    """Let DVC know ``upstream`` and nothing else.
+    """Replace dvc.lock by the entries of the ``upstream`` stages.
 
-    What the commit says of a stage hides what the run-cache has: where nobody has pushed just that, it is run anew.
+    A committed dvc.lock entry takes precedence over the run cache: if its outputs were never pushed, DVC would run the
+    stage again although the run cache has it.
     """
     if upstream:
         (clone / LOCK).write_text(yaml.safe_dump({"schema": "2.0", "stages": dict(upstream)}), encoding="utf-8")
@@ -245,71 +266,85 @@ def write_partial_lock(upstream: Mapping[str, Any], clone: Path) -> None:
 
 
 def _pull_pictures(clone: Path, environment: Mapping[str, str]) -> None:
-    """Fetch the study's own pictures: DVC does not by itself, because the folder that they are in is there."""
-    settings = load_raw_params(clone)
-    pointer = PICTURES / f"{settings['studies'][settings['study']]['dataset']}.dvc"
-    if (clone / pointer).is_file():
-        dvc(clone, "pull", str(pointer), environment=environment)
+    """Fetch the study's own images. `dvc repro --pull` does not, because their parent folder exists in the clone."""
+    raw_params = load_raw_params(clone)
+    dvc_file = PICTURES / f"{raw_params['studies'][raw_params['study']]['dataset']}.dvc"
+    if (clone / dvc_file).is_file():
+        dvc(clone, "pull", str(dvc_file), environment=environment)
 
 
-def _push(clone: Path, *what: str) -> None:
-    """Push ``what``; a remote that will not have it is asked again, and then it is no use to compute it once more.
+def _push(clone: Path, *arguments: str) -> None:
+    """Run `dvc push` with retries. A failure after the last retry is permanent: computing again would not help.
 
     Raises:
         CommandError: the remote is full, read-only or cannot be reached.
     """
-    for pause in PAUSES:
+    for delay in RETRY_DELAYS:
         try:
-            dvc(clone, "push", "--run-cache", *what)
+            dvc(clone, "push", "--run-cache", *arguments)
             return
         except CommandError as error:
-            if pause is None:
+            if delay is None:
                 raise CommandError(str(error), error.output, permanent=True) from None
-        time.sleep(pause)
+        time.sleep(delay)
 
 
 def dvc(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run DVC in ``folder`` with this Python and the code that is there; return what it says.
+    """Run DVC in ``folder`` with this Python and the code of that folder; return its stdout.
 
     Raises:
-        UserError: it fails, or there is none.
+        UserError: DVC fails or is not installed.
     """
     for _ in range(2):
-        done = _run(["dvc", *arguments], folder, environment)
-        if not done.returncode:
-            return done.stdout
-        if not OWN_NOTE.search(done.stderr):
+        result = _run(["dvc", *arguments], folder, environment)
+        if not result.returncode:
+            return result.stdout
+        if not DVC_RUN_CACHE_RACE.search(result.stderr):
             break
-    ours = re.findall(r"^headstart: (.*)", done.stderr, re.MULTILINE)
-    statuses = STATUS.findall(done.stderr)
-    theirs = re.findall(OWN_ERROR, done.stderr, re.MULTILINE)
-    ended = f"it ended with status {done.returncode}"
-    said = ours[-1] if ours else theirs[0] if theirs else last_line(done.stderr) or last_line(done.stdout) or ended
-    raise CommandError(f"`dvc {' '.join(arguments)}` failed: {textwrap.shorten(said, LONGEST_LINE)}",
-                       (done.stdout + done.stderr)[-LONGEST_OUTPUT:],
-                       permanent=bool(ours) and statuses == [str(USER_STATUS)])  # fmt: skip
+    headstart_errors = HEADSTART_ERROR.findall(result.stderr)
+    dvc_errors = DVC_ERROR.findall(result.stderr)
+    if headstart_errors:
+        message = headstart_errors[-1]
+    elif dvc_errors:
+        message = dvc_errors[0]
+    else:
+        message = last_line(result.stderr) or last_line(result.stdout) or f"exit status {result.returncode}"
+    raise CommandError(
+        f"`dvc {' '.join(arguments)}` failed: {textwrap.shorten(message, MAX_MESSAGE)}",
+        (result.stdout + result.stderr)[-MAX_OUTPUT:],
+        permanent=bool(headstart_errors) and STAGE_STATUS.findall(result.stderr) == [str(USER_STATUS)],
+    )
 
 
 def _run(
     command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``command`` to its end; whatever ends this process ends it and all that it has started."""
+    """Run ``command`` to its end. If this process dies, the command and all of its child processes die too."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if shutil.which(command[0], path=path) is None:
-        raise UserError(f"{host()} has no {command[0]} beside {sys.executable} nor on its PATH: install "
-                        "there what `make setup` does")  # fmt: skip
-    full = {**os.environ, **(environment or {}), "PATH": path,
-            "PYTHONPATH": str(folder / "src")}  # fmt: skip  # an installed Headstart may be of another commit
-    guarded, life = os.pipe()  # which this process alone holds: its death, however sudden, closes it
+        raise UserError(
+            f"{host()} has no {command[0]}, neither next to {sys.executable} nor on PATH. Run `make setup` on that "
+            "machine."
+        )
+    env = {**os.environ, **(environment or {}), "PATH": path}
+    env["PYTHONPATH"] = str(folder / "src")  # an installed Headstart may be of another commit
+    read_end, write_end = os.pipe()  # only this process holds the write end: any death of this process closes it
     try:
-        process = subprocess.Popen(["sh", "-c", GUARDED, "sh", *command], cwd=folder, env=full, text=True,
-                                   stdin=guarded, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            ["sh", "-c", GUARD_SCRIPT, "sh", *command],
+            cwd=folder,
+            env=env,
+            text=True,
+            stdin=read_end,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
             while True:
-                try:
-                    out, error = process.communicate(timeout=1)  # or Ray could not interrupt it: it sends no signal
-                    return subprocess.CompletedProcess(command, process.returncode, out, error)
+                try:  # with a timeout, because Ray cancels a task between two Python instructions, without a signal
+                    stdout, stderr = process.communicate(timeout=1)
+                    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
                 except subprocess.TimeoutExpired:
                     pass
         except BaseException:
@@ -318,12 +353,12 @@ def _run(
             process.wait()
             raise
     finally:
-        os.close(guarded)
-        os.close(life)
+        os.close(read_end)
+        os.close(write_end)
 
 
 def last_line(text: str) -> str:
-    """The last line of ``text`` that has something."""
+    """Return the last line of ``text`` that is not blank."""
     return ([line for line in text.splitlines() if line.strip()] or [""])[-1].strip()
 
 

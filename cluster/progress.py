@@ -1,4 +1,4 @@
-"""What is seen while specs run: a line for each that ends, and in a terminal what all others do."""
+"""Progress display of the driver: one line per finished job, and a live table of the others in a terminal."""
 
 from types import TracebackType
 
@@ -7,15 +7,15 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-SHOWN = 20  # stages in the terminal at most: there may be hundreds
+MAX_ROWS = 20  # of the live table: there may be hundreds of stages
 
 
 class ProgressDisplay:
-    """The stages that run or wait; lines are printed for what changes where the output is no terminal."""
+    """The running and waiting stages. If the output is not a terminal, each change of state is printed as a line."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
-        self._now: dict[str, tuple[str, str]] = {}
+        self._active: dict[str, tuple[str, str]] = {}  # (status, detail) by stage
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "ProgressDisplay":
@@ -28,30 +28,30 @@ class ProgressDisplay:
     ) -> None:
         self._live.stop()
 
-    def show(self, stage: str, kind: str, where: str) -> None:
-        """``stage`` runs or waits."""
-        if self._now.get(stage) != (kind, where):
-            self._now[stage] = (kind, where)
+    def update(self, stage: str, status: str, detail: str) -> None:
+        """Record that ``stage`` is running or waiting."""
+        if self._active.get(stage) != (status, detail):
+            self._active[stage] = (status, detail)
             if not self._console.is_terminal:
-                self._print(stage, kind, where)
+                self._print(stage, status, detail)
 
-    def end(self, stage: str, how: str, what: str) -> None:
-        """``stage`` has ended, or is begun again."""
-        self._now.pop(stage, None)
-        self._print(stage, how, what)
+    def finish(self, stage: str, status: str, detail: str) -> None:
+        """Print that an attempt at ``stage`` has ended: done, failed, or retry."""
+        self._active.pop(stage, None)
+        self._print(stage, status, detail)
 
-    def _print(self, stage: str, how: str, what: str) -> None:
-        style = {"done": "green", "failed": "red", "again": "yellow"}.get(how, "default")
-        self._console.print(f"[{style}]{how:<8}[/] {escape(stage)}" + (f"  {escape(what)}" if what else ""))
+    def _print(self, stage: str, status: str, detail: str) -> None:
+        style = {"done": "green", "failed": "red", "retry": "yellow"}.get(status, "default")
+        self._console.print(f"[{style}]{status:<8}[/] {escape(stage)}" + (f"  {escape(detail)}" if detail else ""))
 
-    def draw(self) -> None:
-        """Bring the terminal up to date: what runs first."""
+    def refresh(self) -> None:
+        """Redraw the live table, running stages first."""
         if not self._console.is_terminal:
             return
         table = Table.grid(padding=(0, 2))
-        ordered = sorted(self._now.items(), key=lambda entry: (entry[1][0] != "running", entry[0]))
-        for stage, (kind, where) in ordered[:SHOWN]:
-            table.add_row(kind, escape(stage), escape(where))
-        if len(ordered) > SHOWN:
-            table.add_row("", f"and {len(ordered) - SHOWN} more", "")
+        rows = sorted(self._active.items(), key=lambda item: (item[1][0] != "running", item[0]))
+        for stage, (status, detail) in rows[:MAX_ROWS]:
+            table.add_row(status, escape(stage), escape(detail))
+        if len(rows) > MAX_ROWS:
+            table.add_row("", f"and {len(rows) - MAX_ROWS} more", "")
         self._live.update(table, refresh=True)

@@ -1,4 +1,4 @@
-"""``cluster.yaml`` as frozen dataclasses: how the stages are spread over machines."""
+"""``cluster.yaml`` as frozen dataclasses: how the stages run on a cluster."""
 
 from typing import Annotated
 
@@ -13,25 +13,25 @@ PATH = "cluster.yaml"
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Slurm:
-    """What SLURM is asked for."""
+    """Options of a SLURM job."""
 
     partition: StrictStr | None
     account: StrictStr | None
-    time_limit_minutes: Annotated[StrictInt, Field(ge=5)]  # submitit ends a job's work up to 2.5 minutes before
+    time_limit_minutes: Annotated[StrictInt, Field(ge=5)]  # submitit ends the work up to 2.5 minutes before the limit
     memory_gb: Annotated[Number, Field(gt=0)]
     options: dict[StrictStr, StrictStr | StrictInt]
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Ray:
-    """Which Ray."""
+    """The Ray cluster to connect to."""
 
     address: StrictStr | None
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Settings:
-    """All of ``cluster.yaml``."""
+    """All of ``cluster.yaml``, where each key is explained."""
 
     gpus: NonNegativeInt
     cpus: PositiveInt

@@ -1,5 +1,5 @@
-# What tests of `make cluster` need besides `make backends`: rclone for its server of S3, and, where Debian and root are
-# there, SLURM and OpenSSH, of which the tests start a controller, nodes and a server of their own.
+# Install what the tests of `make cluster` need in addition to `make backends`: rclone for an S3 server and, on Debian as
+# root, SLURM and OpenSSH. The tests start their own SLURM controller, SLURM nodes and SSH server.
 set -eu
 bin=.venv/bin
 [ -d "$bin" ] || bin=.venv/Scripts
@@ -11,5 +11,5 @@ if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   set -- slurmctld slurmd slurm-client openssh-server
   apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 ||
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1; } ||
-    echo "headstart: Debian has no $* here; the tests that need them are skipped" >&2
+    echo "headstart: cannot install $*; the tests that need them are skipped" >&2
 fi

@@ -1,11 +1,11 @@
-"""Let machines and processes die while a study runs on SLURM or on Ray: it must end as on one that nothing happened to.
+"""Kill nodes and processes while a study runs on SLURM or on Ray, and compare the results with those of one machine.
 
     python -m tests.kill_nodes slurm|ray [KILLS] [SEED]
 
-It works in temporary copies of the repository at a scale of seconds, with three nodes on this machine. Every other kill
-is a node, with all that runs there, and it comes back seconds later; the rest are processes: the unit, DVC or the
-stage. All by SIGKILL, at random moments. Before that the driver is interrupted once and killed once. Prints where they
-fell.
+Works in temporary copies of the repository that take seconds, with three nodes on this machine. Every other kill hits a
+node, with all of its jobs; the node comes back seconds later. The other kills hit single processes: a job, DVC or a
+stage. All kills are SIGKILL at random times. Before that the driver is interrupted once and killed once. Prints the
+kills by kind.
 """
 
 import os
@@ -26,89 +26,97 @@ from typing import Any
 import psutil
 import yaml
 
+from cluster.driver import CACHED
+
 from .clones import edit, results, tiny_clone
 from .conftest import run
-from .kill_resume import different
+from .kill_resume import differing_files
 from .ray_nodes import ray_nodes
 from .slurm import slurm
 
-BETWEEN = (3.0, 9.0)  # seconds
-GRACE = 30  # that what is interrupted has to clean up
-ABSENT = (3.0, 6.0)  # and so long a node stays away
-EPOCHS = 8  # so that some kills fall between epochs
-NODES: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {"slurm": slurm, "ray": ray_nodes}
+KILL_INTERVAL_S = (3.0, 9.0)
+DOWNTIME_S = (3.0, 6.0)  # of a killed node
+CLEANUP_S = 30  # that interrupted jobs have to remove their clones
+EPOCHS = 8  # so that some kills come between epochs
+BACKENDS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {"slurm": slurm, "ray": ray_nodes}
 INTERRUPTION = {"slurm": signal.SIGHUP, "ray": signal.SIGINT}
-# One thread each: on two cores three would wait for each other, and the bytes of a result depend on their number.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
-def home(clone: Path, nodes: Any, scratch: Path, **settings: object) -> None:
-    """Give ``clone`` a remote and a ``cluster.yaml``, and commit it."""
+def configure(clone: Path, nodes: Any, scratch: Path) -> None:
+    """Give ``clone`` a remote and a ``cluster.yaml``, and commit them."""
     path = clone / "cluster.yaml"
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    document |= {"max_attempts": 50, "scratch": str(scratch)} | nodes.settings | settings
+    document |= {"max_attempts": 50, "scratch": str(scratch)} | nodes.settings
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
     run("dvc", "remote", "add", "--quiet", "--default", "shared", str(clone.parent / f"{clone.name}-remote"), cwd=clone)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote", cwd=clone)
 
 
-def command(clone: Path, backend: str, nodes: Any, log: Path) -> subprocess.Popen[bytes]:
-    """Begin `python -m cluster` in ``clone``; Ctrl-C reaches it even where a shell has put this into the background."""
-    environment = {**nodes.environment, "PYTHONPATH": str(clone / "src")}
+def start_driver(clone: Path, backend: str, nodes: Any, log: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m cluster` in ``clone``. Ctrl-C reaches it even if a shell has started this process with `&`."""
     with log.open("wb") as file:
-        return subprocess.Popen([sys.executable, "-m", "cluster", backend], cwd=clone, env=environment, stdout=file,
-                                stderr=subprocess.STDOUT, start_new_session=True,
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-m", "cluster", backend],
+            cwd=clone,
+            env={**nodes.environment, "PYTHONPATH": str(clone / "src")},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
-def kill_one(scratch: Path, moments: random.Random) -> str:
-    """Kill a unit or a process of one; return what it was, or nothing if none runs."""
-    units = {int(match[1]): "a unit" for path in scratch.glob("*") if (match := re.search(r"\+(\d+)\+\w+$", path.name))}
-    parts = {process.pid: " ".join(process.info["cmdline"] or ())
-             for process in psutil.process_iter(["cmdline", "cwd"])
-             if Path(process.info["cwd"] or "/").is_relative_to(scratch)}  # fmt: skip
-    found = sorted((units | parts).items())
-    if not found:
+def kill_process(scratch: Path, rng: random.Random) -> str:
+    """Kill a job or one of its child processes; return its kind, or an empty string if none runs."""
+    matches = [re.search(r"\+(\d+)\+\w+$", path.name) for path in scratch.glob("*")]
+    jobs = {int(match[1]): "job" for match in matches if match}
+    children = {
+        process.pid: "stage" if "stages." in " ".join(process.info["cmdline"] or ()) else "DVC or git"
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if Path(process.info["cwd"] or "/").is_relative_to(scratch)
+    }
+    processes = sorted((jobs | children).items())
+    if not processes:
         return ""
-    pid, what = moments.choice(found)
+    pid, kind = rng.choice(processes)
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return ""
-    return "a stage" if "stages." in what else "DVC or git" if what != "a unit" else what
+    return kind
 
 
-def chaos(
-    process: subprocess.Popen[bytes], nodes: Any, scratch: Path, kills: int, moments: random.Random
+def kill_at_random(
+    driver: subprocess.Popen[bytes], nodes: Any, scratch: Path, kills: int, rng: random.Random
 ) -> Counter[str]:
-    """Kill until there are ``kills`` or ``process`` has ended; return what was killed how often."""
-    fell: Counter[str] = Counter()
-    away: dict[str, float] = {}
-    following = time.monotonic() + moments.uniform(*BETWEEN)
-    while process.poll() is None and (fell.total() < kills or away):
+    """Kill nodes and processes ``kills`` times or until the driver has ended; return the number of kills by kind."""
+    killed: Counter[str] = Counter()
+    down: dict[str, float] = {}  # when each killed node comes back
+    next_kill = time.monotonic() + rng.uniform(*KILL_INTERVAL_S)
+    while driver.poll() is None and (killed.total() < kills or down):
         time.sleep(0.1)
-        for name, back in list(away.items()):
-            if time.monotonic() > back:
+        for name, end in list(down.items()):
+            if time.monotonic() > end:
                 nodes.revive(name)
-                del away[name]
-        if time.monotonic() < following or fell.total() >= kills:
+                del down[name]
+        if time.monotonic() < next_kill or killed.total() >= kills:
             continue
-        following = time.monotonic() + moments.uniform(*BETWEEN)
-        if fell.total() % 2:
-            if what := kill_one(scratch, moments):
-                fell[what] += 1
-        elif not away:
-            name = moments.choice(nodes.names)
+        next_kill = time.monotonic() + rng.uniform(*KILL_INTERVAL_S)
+        if killed.total() % 2:
+            if kind := kill_process(scratch, rng):
+                killed[kind] += 1
+        elif not down:
+            name = rng.choice(nodes.names)
             nodes.kill(name)
-            away[name] = time.monotonic() + moments.uniform(*ABSENT)
-            fell["a node"] += 1
-    for name in away:
+            down[name] = time.monotonic() + rng.uniform(*DOWNTIME_S)
+            killed["node"] += 1
+    for name in down:
         nodes.revive(name)
-    return fell
+    return killed
 
 
-def alone(folder: Path, *, every: bool) -> dict[str, str]:
-    """What one machine makes of the study."""
+def run_on_one_machine(folder: Path, *, every: bool) -> dict[str, str]:
+    """Return the results of the study on one machine, with as many threads as a job has."""
     clone = _clone(folder, every=every)
     run("env", "OMP_NUM_THREADS=1", sys.executable, "-m", "stages", cwd=clone)
     return results(clone)
@@ -120,140 +128,151 @@ def _clone(folder: Path, *, every: bool) -> Path:
     return clone
 
 
-def study(
+def run_with_kills(
     folder: Path, backend: str, expected: dict[str, str], kills: int, seed: int, *, every: bool
 ) -> tuple[list[str], Counter[str]]:
-    """Run the study on ``backend``, interrupt it, kill its driver, and run it again while things die.
+    """Run the study on ``backend``: interrupt the driver, kill it, and run it again while nodes and processes die.
 
     Returns:
-        What is other than ``expected`` or otherwise wrong, and what was killed.
+        The problems, such as files that differ from ``expected``, and the number of kills by kind.
     """
-    clone = _clone(folder / "home", every=every)
+    clone = _clone(folder / "clone", every=every)
     scratch = folder / "scratch"
     scratch.mkdir()
-    with NODES[backend](folder / backend) as nodes:
-        home(clone, nodes, scratch)
-        before, wrong = interrupted(clone, backend, nodes, folder / "log0")
-        deadline = time.monotonic() + GRACE
+    with BACKENDS[backend](folder / backend) as nodes:
+        configure(clone, nodes, scratch)
+        completed, problems = interrupt_driver(clone, backend, nodes, folder / "log0")
+        deadline = time.monotonic() + CLEANUP_S
         while list(scratch.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        wrong += [f"{path} is left of what was interrupted" for path in scratch.iterdir()]
-        with watched(scratch) as shared:
-            before |= killed(clone, backend, nodes, scratch, folder / "log1")
-            process = command(clone, backend, nodes, folder / "log")
-            fell = chaos(process, nodes, scratch, kills, random.Random(seed))
-            process.wait()
-        wrong += [f"two units ran {stage} at once" for stage in shared]
-    said = (folder / "log").read_text(encoding="utf-8")
-    if process.returncode:
-        return [*wrong, said], fell
-    wrong += [f"{stage} was done before the interruption" for stage in before & done(said)]
-    wrong += [f"{stage} ran at home" for stage in at_home(said) if not stage.startswith(("evaluate", "compare"))]
-    wrong += again(said)
-    wrong += different(expected, results(clone))
-    wrong += [f"{path} is left" for path in scratch.iterdir()]
-    return wrong, fell
+        problems += [f"{path} was left by an interrupted job" for path in scratch.iterdir()]
+        with watch_for_duplicates(scratch) as duplicates:
+            completed |= kill_driver(clone, backend, nodes, scratch, folder / "log1")
+            driver = start_driver(clone, backend, nodes, folder / "log")
+            killed = kill_at_random(driver, nodes, scratch, kills, random.Random(seed))
+            driver.wait()
+        problems += [f"two jobs ran {command} at the same time" for command in duplicates]
+    output = (folder / "log").read_text(encoding="utf-8")
+    if driver.returncode:
+        return [*problems, output], killed
+    problems += [f"{stage} ran again after the interruption" for stage in completed & executed_by_jobs(output)]
+    local_stages = ("evaluate", "compare")
+    problems += [f"{stage} ran locally" for stage in executed_locally(output) if not stage.startswith(local_stages)]
+    problems += repeated(output)
+    problems += differing_files(expected, results(clone))
+    problems += [f"{path} is left" for path in scratch.iterdir()]
+    return problems, killed
 
 
-def interrupted(clone: Path, backend: str, nodes: Any, log: Path) -> tuple[set[str], list[str]]:
-    """Begin the study, and interrupt it as Ctrl-C or a closed terminal does when a stage that computes is done.
+def interrupt_driver(clone: Path, backend: str, nodes: Any, log: Path) -> tuple[set[str], list[str]]:
+    """Start the study, and interrupt it as Ctrl-C or a closed terminal does when the first stage that computes is done.
 
     Returns:
-        What had been done, and what is wrong.
+        The stages that jobs have executed, and the problems.
     """
-    process = command(clone, backend, nodes, log)
-    while not re.search("^done +start", log.read_text(encoding="utf-8"), re.MULTILINE):
-        if process.poll() is not None:
+    driver = start_driver(clone, backend, nodes, log)
+    while not re.search("^done +initialize", log.read_text(encoding="utf-8"), re.MULTILINE):
+        if driver.poll() is not None:
             return set(), [log.read_text(encoding="utf-8")]
         time.sleep(0.1)
-    os.killpg(process.pid, INTERRUPTION[backend])
-    process.wait()
-    said = log.read_text(encoding="utf-8")
-    right = process.returncode == 1 and said.splitlines()[-1].startswith("headstart: interrupted: ")
-    return done(said), [] if right else [said]
+    os.killpg(driver.pid, INTERRUPTION[backend])
+    driver.wait()
+    output = log.read_text(encoding="utf-8")
+    is_expected = driver.returncode == 1 and output.splitlines()[-1].startswith("headstart: interrupted")
+    return executed_by_jobs(output), [] if is_expected else [output]
 
 
-def killed(clone: Path, backend: str, nodes: Any, scratch: Path, log: Path) -> set[str]:
-    """Go on with the study, and kill what does so when a training runs; return what it had seen done."""
-    process = command(clone, backend, nodes, log)
-    while process.poll() is None and not trainings(scratch):  # all may be done already
+def kill_driver(clone: Path, backend: str, nodes: Any, scratch: Path, log: Path) -> set[str]:
+    """Resume the study, and kill the driver when a training runs; return the stages that jobs have executed."""
+    driver = start_driver(clone, backend, nodes, log)
+    while driver.poll() is None and not running_trainings(scratch):  # all may be done already
         time.sleep(0.1)
-    assert process.returncode in (None, 0), log.read_text(encoding="utf-8")
-    process.kill()
-    process.wait()
-    return done(log.read_text(encoding="utf-8"))
+    assert driver.returncode in (None, 0), log.read_text(encoding="utf-8")
+    driver.kill()
+    driver.wait()
+    return executed_by_jobs(log.read_text(encoding="utf-8"))
 
 
-def trainings(scratch: Path) -> list[tuple[str, Path]]:
-    """What runs of the stage `train`: its command, and the clone that it runs in."""
-    running = [(process.info["cmdline"] or [], Path(process.info["cwd"] or "/"))
-               for process in psutil.process_iter(["cmdline", "cwd"])]  # fmt: skip
-    return [(" ".join(command), clone) for command, clone in running
-            if "stages.train" in command and clone.is_relative_to(scratch)]  # fmt: skip
+def running_trainings(scratch: Path) -> list[tuple[str, Path]]:
+    """Return the command and the clone of each process of the stage `train`."""
+    processes = [
+        (process.info["cmdline"] or [], Path(process.info["cwd"] or "/"))
+        for process in psutil.process_iter(["cmdline", "cwd"])
+    ]
+    return [
+        (" ".join(command), clone)
+        for command, clone in processes
+        if "stages.train" in command and clone.is_relative_to(scratch)
+    ]
 
 
 @contextmanager
-def watched(scratch: Path) -> Iterator[set[str]]:
-    """Watch what runs in ``scratch``; yields the trainings that more than one clone was seen to run at a time."""
-    shared: set[str] = set()
+def watch_for_duplicates(scratch: Path) -> Iterator[set[str]]:
+    """Yield a set to which trainings are added that run in more than one clone at the same time."""
+    duplicates: set[str] = set()
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(0.2):
-            seen = Counter(line for line, _ in set(trainings(scratch)))
-            shared.update(line for line, count in seen.items() if count > 1)
+            counts = Counter(command for command, _ in set(running_trainings(scratch)))
+            duplicates.update(command for command, count in counts.items() if count > 1)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield shared
+        yield duplicates
     finally:
         is_over.set()
         thread.join()
 
 
-def done(said: str) -> set[str]:
-    """What units have computed, as `python -m cluster` has ``said``."""
-    return {line.split()[1] for line in said.splitlines() if line.startswith("done") and "done before" not in line}
+def executed_by_jobs(output: str) -> set[str]:
+    """Return the stages that jobs have executed, from the output of `python -m cluster`."""
+    lines = [line.split(maxsplit=2) for line in output.splitlines() if line.startswith("done")]
+    return {stage for _, stage, detail in lines if detail != CACHED}
 
 
-def at_home(said: str) -> list[str]:
-    """The stages that DVC ran at home."""
-    return re.findall(r"^Running stage '(.*)':", said, re.MULTILINE)
+def executed_locally(output: str) -> list[str]:
+    """Return the stages that the final `dvc repro --pull` has executed."""
+    return re.findall(r"^Running stage '(.*)':", output, re.MULTILINE)
 
 
-def again(said: str) -> list[str]:
-    """What was begun although it was complete."""
+def repeated(output: str) -> list[str]:
+    """Return a message for each line about a stage that was done already."""
     done: set[str] = set()
-    wrong = []
-    for line in said.splitlines():
-        how, stage, *_ = [*line.split(), "", ""]
-        if how in ("waiting", "running", "done", "again") and stage in done:
-            wrong.append(f"{stage} was complete: {line}")
-        if how == "done":
+    problems = []
+    for line in output.splitlines():
+        status, stage, *_ = [*line.split(), "", ""]
+        if status in ("waiting", "running", "done", "retry") and stage in done:
+            problems.append(f"{stage} was complete: {line}")
+        if status == "done":
             done.add(stage)
-    return wrong
+    return problems
 
 
 def main(backend: str, kills: str = "20", seed: str = "0") -> None:
     started = time.perf_counter()
-    fell: Counter[str] = Counter()
-    wrong: list[str] = []
+    killed: Counter[str] = Counter()
+    problems: list[str] = []
     rounds = 0
     with tempfile.TemporaryDirectory() as folder:
-        expected = alone(Path(folder, "alone"), every=True)
-    while fell.total() < int(kills) and not wrong:
+        expected = run_on_one_machine(Path(folder, "expected"), every=True)
+    while killed.total() < int(kills) and not problems:
         rounds += 1
         with tempfile.TemporaryDirectory() as folder:
-            left = int(kills) - fell.total()
-            wrong, now = study(Path(folder), backend, expected, left, int(seed) + rounds, every=True)
-        fell += now
-    for what, count in sorted(fell.items()):
-        print(f"{count:3} {what}")
-    print("\n".join(wrong))
-    print(f"{backend}: {fell.total()} kills in {rounds} studies of eight configurations, "
-          f"{len(wrong)} things other than on one machine, {time.perf_counter() - started:.0f} s")  # fmt: skip
-    sys.exit(bool(wrong))
+            remaining = int(kills) - killed.total()
+            problems, counts = run_with_kills(
+                Path(folder), backend, expected, remaining, int(seed) + rounds, every=True
+            )
+        killed += counts
+    for kind, count in sorted(killed.items()):
+        print(f"{count:3} {kind}")
+    print("\n".join(problems))
+    print(
+        f"{backend}: {killed.total()} kills in {rounds} studies of eight configurations, {len(problems)} problems, "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+    sys.exit(bool(problems))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Kill `dvc repro` again and again, and see that the study ends as if nothing had happened.
+"""Kill `dvc repro` again and again, and check that the study ends as if nothing had happened.
 
     python -m tests.kill_resume [KILLS] [SEED]
 
-It works in a temporary copy of the repository at a scale of seconds: once without interruption, then with KILLS kills
-(20) of the whole process tree by SIGKILL, each followed by the same command. Every other one is aimed at a training, at
-each in turn; the rest fall at random moments. Prints where they fell.
+Works in a temporary copy of the repository that takes seconds. `python -m stages` gives the expected results. Then
+`dvc repro` is killed KILLS times (20): the whole process tree by SIGKILL, each time followed by the same command. Every
+other kill hits a training, each configuration in turn; the others come at random times. Prints the kills by stage.
 """
 
 import os
@@ -19,18 +19,37 @@ from collections import Counter
 from pathlib import Path
 
 from .clones import KEPT, edit, results, tiny_clone
+from .conftest import run
 
-LONGEST = 12.0  # seconds until a kill: a stage or two
-IN_TRAINING = 4.0  # and after a training has begun: until it is nearly done
-EPOCHS = 12  # so that some kills fall between epochs
-OWN_FILES = {"Unable to read RWLock-file": ".dvc/tmp/rwlock", "dvc.lock' validation failed": "dvc.lock"}
+MAX_DELAY_S = 12.0  # from the start to a kill: a stage or two
+MAX_TRAINING_DELAY_S = 4.0  # from the start of a training to a kill: until it is nearly done
+EPOCHS = 12  # so that some kills come between epochs
+DVC_FILES = {"Unable to read RWLock-file": ".dvc/tmp/rwlock", "dvc.lock' validation failed": "dvc.lock"}
+OUTPUTS = (
+    "checkpoints",
+    "data/raw",
+    "data/prepared",
+    "data/initial",
+    "data/features",
+    "models",
+    "predictions",
+    "probes",
+    "scores",
+    "metrics",
+    "plots",
+    "report",
+    "runs",
+    ".dvc/cache",
+    ".dvc/tmp",
+    "dvc.lock",
+)
 
 
-def repro(clone: Path, seconds: float | None = None, stage: str = "") -> str | None:
-    """Run `dvc repro` to its end and return None, or kill it after ``seconds`` and return what that fell into.
+def repro(clone: Path, kill_after: float | None = None, stage: str = "") -> str | None:
+    """Run `dvc repro` and return None, or kill it after ``kill_after`` seconds and return the stage that was running.
 
-    With ``stage`` the seconds count from when the first such stage begins.
-    Where a kill has left one of DVC's own files half-written, it is removed, as docs/reliability.md says.
+    With ``stage`` the seconds count from the start of that stage.
+    If an earlier kill has left one of DVC's own files half-written, it is removed, as docs/reliability.md says.
     """
     log = clone.parent / "log"
     with log.open("w", encoding="utf-8") as file:
@@ -40,81 +59,71 @@ def repro(clone: Path, seconds: float | None = None, stage: str = "") -> str | N
         while stage and process.poll() is None and f"Running stage '{stage}" not in log.read_text(encoding="utf-8"):
             time.sleep(0.01)
         try:
-            failed = process.wait(seconds)
+            status = process.wait(kill_after)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # all at once: none sees another one die
+            os.killpg(process.pid, signal.SIGKILL)  # all at once: no process sees another one die
             process.wait()
             lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("Running stage")]
             return lines[-1].split("'")[1] if lines else "before any stage"
-    said = log.read_text(encoding="utf-8")
-    if not failed:
+    if not status:
         return None
-    for complaint, own_file in OWN_FILES.items():
-        if complaint in said:
-            print(f"DVC's own {own_file} was half-written and is removed")
-            (clone / own_file).unlink()
-            return repro(clone, seconds, stage)
-    raise AssertionError(said)
+    output = log.read_text(encoding="utf-8")
+    for error, dvc_file in DVC_FILES.items():
+        if error in output:
+            print(f"removing DVC's half-written {dvc_file}")
+            (clone / dvc_file).unlink()
+            return repro(clone, kill_after, stage)
+    raise AssertionError(output)
 
 
-def forget(clone: Path) -> None:
-    """Remove all that a run has made, DVC's memory of it included."""
-    for folder in (
-        "checkpoints",
-        *(f"data/{name}" for name in ("raw", "prepared", "initial", "features")),
-        "models",
-        "predictions",
-        "probes",
-        "scores",
-        "metrics",
-        "plots",
-        "report",
-        "runs",
-        ".dvc/cache",
-        ".dvc/tmp",
-    ):
-        shutil.rmtree(clone / folder, ignore_errors=True)
-    (clone / "dvc.lock").unlink(missing_ok=True)
+def remove_outputs(clone: Path) -> None:
+    """Remove all that a run has written, including DVC's cache."""
+    for name in OUTPUTS:
+        shutil.rmtree(clone / name, ignore_errors=True)
+        (clone / name).unlink(missing_ok=True)
 
 
-def different(expected: dict[str, str], got: dict[str, str]) -> list[str]:
-    """The files of which the two runs left different bytes, or only one left any."""
-    return sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+def differing_files(expected: dict[str, str], actual: dict[str, str]) -> list[str]:
+    """Return the files that only one of two runs has, or that have different bytes."""
+    return sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
 
 
-def study(clone: Path, kills: int, seed: int) -> tuple[dict[str, str], dict[str, str], Counter[str]]:
-    """Return what an uninterrupted run leaves, what a killed one leaves, and where the kills fell."""
+def run_with_kills(clone: Path, kills: int, seed: int) -> tuple[dict[str, str], dict[str, str], Counter[str]]:
+    """Return the results of an uninterrupted run, those of a killed run, and how often each stage was killed."""
     edit(clone, lambda settings: settings["studies"]["quick"].update(n_epochs=EPOCHS))
-    repro(clone)
+    run(sys.executable, "-m", "stages", cwd=clone)
     expected = results(clone)
-    forget(clone)
-    fell: Counter[str] = Counter()
-    moments = random.Random(seed)
-    while fell.total() < kills:
-        if fell.total() % 2:
-            stage = repro(clone, moments.uniform(0, IN_TRAINING), f"train@{KEPT[fell.total() // 2 % len(KEPT)]}")
+    remove_outputs(clone)
+    killed: Counter[str] = Counter()
+    rng = random.Random(seed)
+    while killed.total() < kills:
+        if killed.total() % 2:
+            training = f"train@{KEPT[killed.total() // 2 % len(KEPT)]}"
+            stage = repro(clone, rng.uniform(0, MAX_TRAINING_DELAY_S), training)
         else:
-            stage = repro(clone, moments.uniform(1, LONGEST))
-        if stage is None:  # it got through: once more from the beginning
-            assert not different(expected, results(clone))
-            forget(clone)
+            stage = repro(clone, rng.uniform(1, MAX_DELAY_S))
+        if stage is None:  # it finished before the kill: start again from nothing
+            assert not differing_files(expected, results(clone))
+            remove_outputs(clone)
         else:
-            fell[stage] += 1
+            killed[stage] += 1
     repro(clone)
-    return expected, results(clone), fell
+    return expected, results(clone), killed
 
 
 def main(kills: str = "20", seed: str = "0") -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "clone").mkdir()
-        expected, got, fell = study(tiny_clone(Path(folder, "clone")), int(kills), int(seed))
-    for stage, count in sorted(fell.items()):
+        expected, actual, killed = run_with_kills(tiny_clone(Path(folder, "clone")), int(kills), int(seed))
+    for stage, count in sorted(killed.items()):
         print(f"{count:3} {stage}")
-    other = different(expected, got)
-    print(f"{fell.total()} kills, {len(expected)} files, {len(other)} different from an uninterrupted run "
-          f"{other}, {time.perf_counter() - started:.0f} s")  # fmt: skip
-    sys.exit(bool(other))
+    differing = differing_files(expected, actual)
+    print(
+        f"{killed.total()} kills, {len(expected)} files, {len(differing)} different from an uninterrupted run "
+        f"{differing}, {time.perf_counter() - started:.0f} s"
+    )
+    sys.exit(bool(differing))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Ray of a head and three nodes on this machine, for tests."""
+"""A Ray cluster of a head and three nodes on this machine, for tests."""
 
 import importlib.util
 import os
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def missing() -> str:
-    """Why there can be no Ray here; nothing if there can."""
+    """Return why Ray cannot run here; empty if it can."""
     return "" if importlib.util.find_spec("ray") else "Ray is not installed: make backends"
 
 
 class Nodes:
-    """The head, which computes nothing, and its nodes."""
+    """A head without CPUs for tasks, and its nodes."""
 
     names = ("node1", "node2", "node3")
 
@@ -31,7 +31,7 @@ class Nodes:
         return self.cluster.add_node(num_cpus=self._cpus, include_dashboard=False)
 
     def kill(self, name: str) -> None:
-        """As when its power goes: what Ray runs there; what a unit has started is left to the next one."""
+        """Kill the Ray processes of a node. Unlike in a power failure, child processes of its jobs survive at first."""
         self.cluster.remove_node(self._nodes[name], allow_graceful=False)
 
     def revive(self, name: str) -> None:
@@ -43,9 +43,9 @@ class Nodes:
 
 @contextmanager
 def ray_nodes(folder: Path, cpus: int = 1) -> Iterator[Nodes]:
-    """``cpus``: of each node."""
-    running = Nodes(cpus)
+    """Start a cluster whose nodes have ``cpus`` CPUs each."""
+    nodes = Nodes(cpus)
     try:
-        yield running
+        yield nodes
     finally:
-        running.stop()
+        nodes.stop()

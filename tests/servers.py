@@ -1,4 +1,4 @@
-"""Servers on the loopback that DVC's remotes can be on: OpenSSH, and rclone's server of the S3 protocol."""
+"""Servers for DVC remotes on the loopback interface: OpenSSH, and rclone's S3 server."""
 
 import os
 import shutil
@@ -17,56 +17,56 @@ KEY, SECRET = "headstart", "not-a-secret"
 
 
 def missing(kind: str) -> str:
-    """Why there can be no such server here; nothing if there can."""
+    """Return why such a server cannot run here; empty if it can."""
     if kind == "ssh" and not (SSHD.exists() and os.geteuid() == 0):
-        return "no sshd here, or not as root: sh scripts/install_cluster.sh"
+        return "sshd is not installed, or the tests do not run as root: sh scripts/install_cluster.sh"
     if kind == "s3" and shutil.which("rclone") is None:
-        return "no rclone here: sh scripts/install_cluster.sh"
+        return "rclone is not installed: sh scripts/install_cluster.sh"
     return ""
 
 
 @contextmanager
-def folder(place: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A folder that all machines see."""
-    yield str(place), {}
-
-
-@contextmanager
-def ssh(place: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """An sshd with a key of its own for whoever runs the tests.
+def ssh(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Start an SSH server with its own host key and user key.
 
     Yields:
-        The address of a folder there, and what DVC has to know besides.
+        The address of a remote folder, and the options of the DVC remote.
     """
-    place.mkdir(parents=True)
+    folder.mkdir(parents=True)
     [port] = free_ports(1)
     for key in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / key)], check=True)
-    (place / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {place}/host\nAuthorizedKeysFile {place}/user.pub\n"
-        f"PidFile {place}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+    (folder / "config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
+        f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
         "Subsystem sftp internal-sftp\nMaxStartups 100\nMaxSessions 100\n"
     )
-    Path("/run/sshd").mkdir(exist_ok=True)  # OpenSSH of Debian wants it
-    options = {"port": str(port), "user": "root", "keyfile": str(place / "user"), "allow_agent": "false"}
-    with _serving([str(SSHD), "-D", "-e", "-f", str(place / "config")], port, place / "log"):
-        yield f"ssh://127.0.0.1{place}/remote", options
+    Path("/run/sshd").mkdir(exist_ok=True)  # Debian's OpenSSH requires it
+    options = {"port": str(port), "user": "root", "keyfile": str(folder / "user"), "allow_agent": "false"}
+    with _serving([str(SSHD), "-D", "-e", "-f", str(folder / "config")], port, folder / "log"):
+        yield f"ssh://127.0.0.1{folder}/remote", options
 
 
 @contextmanager
-def s3(place: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A bucket.
+def s3(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Start an S3 server with a bucket.
 
     Yields:
-        Its address, and what DVC has to know besides.
+        The address of a folder in the bucket, and the options of the DVC remote.
     """
-    (place / "buckets" / BUCKET).mkdir(parents=True)
+    (folder / "buckets" / BUCKET).mkdir(parents=True)
     [port] = free_ports(1)
-    options = {"endpointurl": f"http://127.0.0.1:{port}", "access_key_id": KEY, "secret_access_key": SECRET,
-               "region": "us-east-1"}  # fmt: skip
-    command = ["rclone", "serve", "s3", str(place / "buckets"), "--addr", f"127.0.0.1:{port}",
-               "--auth-key", f"{KEY},{SECRET}", "--config", str(place / "none")]  # fmt: skip
-    with _serving(command, port, place / "log"):
+    options = {
+        "endpointurl": f"http://127.0.0.1:{port}",
+        "access_key_id": KEY,
+        "secret_access_key": SECRET,
+        "region": "us-east-1",
+    }
+    command = [
+        *("rclone", "serve", "s3", str(folder / "buckets")),
+        *("--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", "--config", str(folder / "none")),
+    ]
+    with _serving(command, port, folder / "log"):
         yield f"s3://{BUCKET}/remote", options
 
 

@@ -1,73 +1,72 @@
-"""Run at once what people run at once, and see that nothing comes out otherwise.
+"""Run DVC commands at the same time on a shared cache, and check that the results do not change.
 
     python -m tests.shared_cache
 
-In temporary copies of the repository at a scale of seconds, two people share one DVC cache. One trains the eight
-configurations side by side while the other runs `dvc repro`. What both end with is compared with a run that was alone.
+In temporary copies of the repository that take seconds, two users share one DVC cache. One trains the eight
+configurations in parallel while the other runs `dvc repro`. The results of both are compared with those of a run alone.
 """
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from cluster.job import DVC_RUN_CACHE_RACE
 from headstart import params
 
 from .clones import results, tiny_clone
 from .conftest import run
 
 REPRO = ["dvc", "repro"]
-OWN_NOTE = re.compile(r"cache/runs/\S+\.tmp'\s*$")
-# A thread that waits for others gives its core away; by default it spins on it, and everything takes ten times as long.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Waiting threads give up their core. By default they spin, and everything takes ten times as long.
+PASSIVE_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def max_jobs(commands: list[tuple[Path, list[str]]]) -> list[str]:
-    """Run all (folder, command) at the same time; return what those that failed printed.
+def run_at_once(commands: list[tuple[Path, list[str]]]) -> list[str]:
+    """Run all (folder, command) at the same time; return the outputs of those that failed.
 
-    One that failed because two DVC wrote the same note into the cache is run again, as docs/reliability.md says.
+    A command that lost the race for an entry of the run cache is run again, as docs/reliability.md says.
     """
+    env = os.environ | PASSIVE_WAIT
     processes = [
-        subprocess.Popen(command, cwd=folder, env=os.environ | WAITING, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT)
+        subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for folder, command in commands
-    ]  # fmt: skip
-    printed = [process.communicate()[0] for process in processes]
-    failed = []
-    for (folder, command), text, process in zip(commands, printed, processes, strict=True):
-        if process.returncode and OWN_NOTE.search(text):
-            print("two DVC wrote the same note into the cache at once; one is run again")
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    failures = []
+    for (folder, command), output, process in zip(commands, outputs, processes, strict=True):
+        if process.returncode and DVC_RUN_CACHE_RACE.search(output):
+            print("two DVC processes wrote the same run-cache entry; running one of them again")
             run(*command, cwd=folder)
         elif process.returncode:
-            failed.append(text)
-    return failed
+            failures.append(output)
+    return failures
 
 
-def study(folder: Path, *, every: bool) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the results of both people, and what failed or is damaged in the cache.
+def run_two_users(folder: Path, *, every: bool) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the results of both users, and the problems: failed commands and damaged files in the cache.
 
-    ``every``: with all eight configurations, not with three.
+    ``every``: with all eight configurations, not only three.
     """
-    one, other = (tiny_clone(folder / name, every=every) for name in ("one", "other"))
+    user1, user2 = (tiny_clone(folder / name, every=every) for name in ("user1", "user2"))
     cache = folder / "cache"
-    for clone in (one, other):
+    for clone in (user1, user2):
         run("dvc", "cache", "dir", "--local", str(cache), cwd=clone)
         run("dvc", "config", "--local", "cache.shared", "group", cwd=clone)
-    failed = max_jobs([(clone, [*REPRO, "features"]) for clone in (one, other)])
+    problems = run_at_once([(clone, [*REPRO, "features"]) for clone in (user1, user2)])
     train = ["dvc", "--wait-for-lock", "repro", "--single-item"]
-    names = params.read(one / "params.yaml").configurations
-    failed += max_jobs([(other, REPRO), *((one, [*train, f"train@{name}"]) for name in names)])
-    run(*REPRO, cwd=one)
-    failed += [f"{path} is damaged" for path in (cache / "files/md5").glob("??/*") if not _sound(path)]
-    return [results(clone) for clone in (one, other)], failed
+    names = params.read(user1 / "params.yaml").configurations
+    problems += run_at_once([(user2, REPRO), *((user1, [*train, f"train@{name}"]) for name in names)])
+    run(*REPRO, cwd=user1)
+    problems += [f"{path} is damaged" for path in (cache / "files/md5").glob("??/*") if not _is_intact(path)]
+    return [results(clone) for clone in (user1, user2)], problems
 
 
-def _sound(path: Path) -> bool:
-    """Whether a file of DVC's cache has the content that its name says."""
+def _is_intact(path: Path) -> bool:
+    """Return whether a file of DVC's cache has the MD5 that its name states."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest() == path.parent.name + path.stem
 
@@ -77,14 +76,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = tiny_clone(Path(folder, "alone"), every=True)
         run(*REPRO, cwd=clone)
-        alone = results(clone)
-        together, failed = study(Path(folder), every=True)
-    for problem in failed:
+        expected = results(clone)
+        shared, problems = run_two_users(Path(folder), every=True)
+    for problem in problems:
         print(problem)
-    different = [found != alone for found in together]
-    print(f"{len(alone)} files, {sum(different)} of 2 studies different from one that ran alone, "
-          f"{len(failed)} failures, {time.perf_counter() - started:.0f} s")  # fmt: skip
-    sys.exit(bool(failed or any(different)))
+    n_different = sum(actual != expected for actual in shared)
+    print(
+        f"{len(expected)} files, {n_different} of 2 studies different from a run alone, {len(problems)} failures, "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+    sys.exit(bool(problems or n_different))
 
 
 if __name__ == "__main__":

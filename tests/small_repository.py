@@ -1,4 +1,4 @@
-"""A repository with stages of seconds, for tests of specs and engines."""
+"""A repository with stages that take seconds, for tests of jobs and backends."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def main(name, seconds):
 
 run_cli(main, *sys.argv[1:])
 """
-NAMES = ("a", "b", "c")
+STAGES = ("a", "b", "c")
 
 
 def small_repository(folder: Path, seconds: float = 0) -> Path:
-    """A repository with a remote and three stages, each of which takes ``seconds`` and writes eight megabytes."""
+    """Create a repository with a remote and three stages, each of which takes ``seconds`` and writes 8 MB."""
     repository = folder / "small"
     repository.mkdir()
     run("git", "init", "-q", cwd=repository)
@@ -39,24 +39,32 @@ def small_repository(folder: Path, seconds: float = 0) -> Path:
 
 
 def write_stages(repository: Path, seconds: float) -> None:
+    """Write and commit params.yaml and dvc.yaml."""
     (repository / "params.yaml").write_text("study: small\nstudies: {small: {dataset: none}}\n")
-    named = {name: {"cmd": f"python -m work {name} {seconds}", "deps": ["work.py"],
-                    "outs": [f"out/{name}.safetensors"]} for name in NAMES}  # fmt: skip
-    (repository / "dvc.yaml").write_text(yaml.safe_dump({"stages": named}))
+    definitions = {
+        name: {"cmd": f"python -m work {name} {seconds}", "deps": ["work.py"], "outs": [f"out/{name}.safetensors"]}
+        for name in STAGES
+    }
+    (repository / "dvc.yaml").write_text(yaml.safe_dump({"stages": definitions}))
     run("git", "add", "-A", cwd=repository)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "small", cwd=repository)
 
 
-def specs(repository: Path, scratch: Path, shared: Path) -> dict[str, JobSpec]:
+def job_specs(repository: Path, scratch: Path, shared: Path) -> dict[str, JobSpec]:
+    """Return the job of each stage at the last commit."""
     commit = run("git", "rev-parse", "HEAD", cwd=repository).stdout.strip()
-    return {name: JobSpec(name, commit, str(repository), str(scratch), str(shared / "checkpoints")) for name in NAMES}
+    return {name: JobSpec(name, commit, str(repository), str(scratch), str(shared / "checkpoints")) for name in STAGES}
 
 
 def processes_in(scratch: Path) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter(["cwd", "cmdline"])
-            if Path(process.info["cwd"] or "/").is_relative_to(scratch)]  # fmt: skip
+    """Return the processes whose working directory is in ``scratch``."""
+    return [
+        process
+        for process in psutil.process_iter(["cwd", "cmdline"])
+        if Path(process.info["cwd"] or "/").is_relative_to(scratch)
+    ]
 
 
 def stages_in(scratch: Path) -> list[str]:
-    """The command lines of all processes there."""
+    """Return the command lines of the processes in ``scratch``."""
     return [" ".join(process.info["cmdline"] or ()) for process in processes_in(scratch)]

@@ -1,4 +1,4 @@
-"""One stage at one commit in a clone of its own: in a copy of the repository, with a folder as DVC's remote."""
+"""`python -m cluster.job` in a copy of the repository, with a folder or a server as DVC's remote."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,62 +17,67 @@ from .conftest import ROOT, run
 pytestmark = pytest.mark.pipeline
 
 
-def commit(clone: Path) -> str:
+class Origin(NamedTuple):
+    """A repository that jobs clone."""
+
+    folder: Path
+    commit: str
+
+
+def commit_changes(clone: Path) -> str:
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote", cwd=clone)
     return run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip()
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> tuple[Path, str]:
-    """A repository with a remote, and its commit."""
-    clone = tiny_clone(tmp_path_factory.mktemp("home"))
+def origin(tmp_path_factory) -> Origin:
+    """A repository with a remote."""
+    clone = tiny_clone(tmp_path_factory.mktemp("origin"))
     run("dvc", "remote", "add", "--quiet", "--default", "shared", str(clone.parent / f"{clone.name}-remote"), cwd=clone)
-    return clone, commit(clone)
+    return Origin(clone, commit_changes(clone))
 
 
-def command(stage: str, home: Path, commit: str, *options: object) -> list[str]:
-    return [sys.executable, "-m", "cluster.job", stage, "--commit", commit, "--origin", str(home),
-            *map(str, options)]  # fmt: skip
+def job_command(stage: str, origin: Origin, *options: object) -> list[str]:
+    command = [sys.executable, "-m", "cluster.job", stage, "--commit", origin.commit, "--origin", str(origin.folder)]
+    return command + [str(option) for option in options]
 
 
-def test_units_do_what_one_machine_does(home, tmp_path):
-    """Killed in its training, one goes on; what is done before is not done again; the rest is done at home."""
-    home, commit = home
+def test_jobs_give_the_same_results_as_one_machine(origin, tmp_path):
+    """A training that was killed resumes, finished stages are cached, and `dvc repro --pull` runs the rest."""
     scratch, checkpoints = tmp_path / "scratch", tmp_path / "checkpoints"
     options = ("--scratch", scratch, "--checkpoints", checkpoints)
-    finetuned, random = (command(f"train@{name}", home, commit, *options) for name in (KEPT[0], KEPT[2]))
-    _killed_in_training(finetuned, checkpoints)
-    assert len(list(scratch.iterdir())) == 1  # the clone that it could not delete
-    said = run(*finetuned, cwd=ROOT).stdout
-    assert said.startswith(f"train@{KEPT[0]} at {commit[:12]}: done on ")
+    finetuned, random = (job_command(f"train@{name}", origin, *options) for name in (KEPT[0], KEPT[2]))
+    _kill_in_training(finetuned, checkpoints)
+    assert len(list(scratch.iterdir())) == 1  # the clone that the killed job could not delete
+    assert run(*finetuned, cwd=ROOT).stdout.startswith(f"train@{KEPT[0]} at {origin.commit[:12]}: done on ")
     assert not list(checkpoints.rglob("*.safetensors"))
     run(*random, cwd=ROOT)
-    assert run(*random, cwd=ROOT).stdout.endswith("s, as it was before\n")
+    assert run(*random, cwd=ROOT).stdout.endswith(" s (cached)\n")
     assert list(scratch.iterdir()) == []
 
-    at_home = {f"train@{KEPT[1]}", "probe@pretrained", "probe@random", "compare"}
-    assert repro(home, "--pull") == at_home | {f"evaluate@{name}" for name in KEPT}
-    alone = tiny_clone(tmp_path / "alone")
-    run(sys.executable, "-m", "stages", cwd=alone)
-    assert results(home) == results(alone)
+    remaining = {f"train@{KEPT[1]}", "probe@pretrained", "probe@random", "compare"}
+    assert repro(origin.folder, "--pull") == remaining | {f"evaluate@{name}" for name in KEPT}
+    expected = tiny_clone(tmp_path / "expected")
+    run(sys.executable, "-m", "stages", cwd=expected)
+    assert results(origin.folder) == results(expected)
 
 
 @pytest.mark.parametrize("kind", ["ssh", "s3"])
 def test_results_go_through_a_server(tmp_path, kind):
     if why := servers.missing(kind):
         pytest.skip(why)
-    home = tiny_clone(tmp_path / "home")
+    clone = tiny_clone(tmp_path / "clone")
     with getattr(servers, kind)(tmp_path / "server") as (address, options):
-        run("dvc", "remote", "add", "--quiet", "--default", "shared", address, cwd=home)
+        run("dvc", "remote", "add", "--quiet", "--default", "shared", address, cwd=clone)
         for key, value in options.items():
-            run("dvc", "remote", "modify", "--local", "shared", key, value, cwd=home)
-        unit = command("features@random", home, commit(home))
-        assert not run(*unit, cwd=ROOT).stdout.endswith("as it was before\n")
-        assert run(*unit, cwd=ROOT).stdout.endswith("as it was before\n")
-        assert repro(home, "--pull", "features@random") == set()
+            run("dvc", "remote", "modify", "--local", "shared", key, value, cwd=clone)
+        command = job_command("features@random", Origin(clone, commit_changes(clone)))
+        assert not run(*command, cwd=ROOT).stdout.endswith("(cached)\n")
+        assert run(*command, cwd=ROOT).stdout.endswith("(cached)\n")
+        assert repro(clone, "--pull", "features@random") == set()
 
 
-def _killed_in_training(command: list[str], checkpoints: Path) -> None:
+def _kill_in_training(command: list[str], checkpoints: Path) -> None:
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     while not list(checkpoints.rglob("*.safetensors")):
         assert process.poll() is None
@@ -80,14 +86,15 @@ def _killed_in_training(command: list[str], checkpoints: Path) -> None:
     process.wait()
 
 
-def test_a_unit_that_is_told_to_end_leaves_nothing(home, tmp_path):
-    process = subprocess.Popen(command(f"train@{KEPT[1]}", *home, "--scratch", tmp_path), cwd=ROOT,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+def test_a_job_cleans_up_after_sigterm(origin, tmp_path):
+    command = job_command(f"train@{KEPT[1]}", origin, "--scratch", tmp_path)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("*/clone/.dvc")):
         time.sleep(0.01)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate()[1].startswith("headstart: interrupted: no partial output was left")
+    [line] = process.communicate()[1].splitlines()
+    assert line.startswith("headstart: interrupted")
     assert process.returncode == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -95,32 +102,40 @@ def test_a_unit_that_is_told_to_end_leaves_nothing(home, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "change", "message"),
     [
-        ("train@nothing", {}, "there is no stage 'train@nothing' at this commit: known are download, prepare, start@"),
-        ("prepare", {"commit": "0" * 40}, "has no commit 0000000"),
-        ("prepare", {"home": Path("/nowhere")}, "/nowhere cannot be cloned: "),
+        ("train@nothing", {}, "unknown stage at this commit. Choose one of download, prepare, initialize@"),
+        (
+            "prepare",
+            {"commit": "0" * 40},
+            " does not have this commit. Push it there or choose another one. Got 000000",
+        ),
+        ("prepare", {"folder": Path("/nowhere")}, "cannot clone /nowhere: "),
     ],
 )
-def test_what_a_unit_cannot_do(home, tmp_path, stage, change, message):
-    of = {"home": home[0], "commit": home[1]} | change
-    done = run(*command(stage, of["home"], of["commit"], "--scratch", tmp_path), cwd=ROOT, check=False)
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
+def test_unknown_stages_commits_and_origins_are_rejected(origin, tmp_path, stage, change, message):
+    command = job_command(stage, origin._replace(**change), "--scratch", tmp_path)
+    result = run(*command, cwd=ROOT, check=False)
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
     assert line.startswith("headstart: ")
     assert message in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_remote_and_with_one_that_cannot_be_written(tmp_path):
+def test_a_missing_relative_or_broken_remote_is_reported(tmp_path):
     clone = tiny_clone(tmp_path / "clone")
+
+    def error(commit: str) -> str:
+        result = run(*job_command("download", Origin(clone, commit)), cwd=ROOT, check=False)
+        assert result.returncode == 1
+        [line] = result.stderr.splitlines()
+        return line
+
     head = run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip()
-    refused = run(*command("download", clone, head), cwd=ROOT, check=False)
-    assert refused.stderr.startswith("headstart: DVC has no default remote to bring results to: `dvc remote add")
-    run("dvc", "remote", "add", "--quiet", "--default", "beside", "../remote", cwd=clone)
-    refused = run(*command("download", clone, commit(clone)), cwd=ROOT, check=False)
-    assert "DVC's remote.beside.url is ../remote, which would be another folder for every" in refused.stderr
+    assert error(head).startswith("headstart: DVC has no default remote to push results to. Run `dvc remote add")
+    run("dvc", "remote", "add", "--quiet", "--default", "sibling", "../remote", cwd=clone)
+    relative = "DVC's remote.sibling.url is the relative path ../remote, which every worker would resolve differently."
+    assert relative in error(commit_changes(clone))
     (tmp_path / "file").write_bytes(b"")
     run("dvc", "remote", "add", "--quiet", "--default", "shared", str(tmp_path / "file/remote"), cwd=clone)
-    refused = run(*command("download", clone, commit(clone)), cwd=ROOT, check=False)
-    assert refused.returncode == 1
-    assert "`dvc push --run-cache --with-deps download` failed: [Errno 20] Not a directory: " in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
+    failure = "`dvc push --run-cache --with-deps download` failed: [Errno 20] Not a directory: "
+    assert failure in error(commit_changes(clone))

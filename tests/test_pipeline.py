@@ -75,11 +75,6 @@ def test_what_cannot_change_a_number_retrains_nothing(clone, first):
         assert repro(clone) == again
 
 
-def test_everything_again_gives_the_same_to_the_last_byte(clone, first):
-    assert repro(clone, "--force") == EVERYTHING
-    assert results(clone) == first[1]
-
-
 def test_another_branch_and_back_runs_nothing(clone, first, tmp_path):
     """As whoever has not run the study first: in another clone, with a cache of its own."""
     commit(clone, "the study")

@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises, in its short form: kills, and several at once."""
+"""Short forms of the checks in docs/reliability.md: kills, and several people at the same time."""
 
 import re
 import sys
@@ -10,32 +10,33 @@ from .clones import lock, results, tiny_clone
 from .conftest import run
 
 pytestmark = pytest.mark.pipeline
+N_FILES = 62  # of the results of a small study
 
 
-def test_a_study_that_is_killed_ends_as_one_that_is_not(tmp_path):
-    """The short form of `make kills`, which kills twenty times."""
+def test_a_killed_study_ends_with_the_same_bytes(tmp_path):
+    """The short form of `python -m tests.kill_resume`, which kills twenty times."""
     clone = tmp_path / "clone"
     clone.mkdir()
-    expected, got, fell = kill_resume.study(tiny_clone(clone), kills=3, seed=1)
-    assert fell.total() == 3
-    assert len(expected) == 62
-    assert kill_resume.different(expected, got) == []
-    for own_file in kill_resume.OWN_FILES.values():
-        (clone / own_file).write_text("", encoding="utf-8")
+    expected, actual, killed = kill_resume.run_with_kills(tiny_clone(clone), kills=3, seed=1)
+    assert killed.total() == 3
+    assert len(expected) == N_FILES
+    assert kill_resume.differing_files(expected, actual) == []
+    for dvc_file in kill_resume.DVC_FILES.values():
+        (clone / dvc_file).write_text("", encoding="utf-8")
     assert kill_resume.repro(clone) is None
     log = (tmp_path / "log").read_text(encoding="utf-8")
     assert re.findall(r"^Running stage '(.*)':", log, re.MULTILINE) == ["compare"]
-    assert kill_resume.different(expected, results(clone)) == []
+    assert kill_resume.differing_files(expected, results(clone)) == []
 
 
-def test_people_at_once_get_what_one_gets_alone(tmp_path):
-    """The short form of `make reliability`, which does it with eight configurations."""
-    both, failed = shared_cache.study(tmp_path, every=False)
-    assert not failed, "\n".join(failed)
-    alone = tiny_clone(tmp_path / "alone")
-    run(sys.executable, "-m", "stages", cwd=alone)  # without DVC, too
-    expected = results(alone)
-    assert len(expected) == 62
-    assert both == [expected, expected]
-    # The commands end in any order, and DVC adds each stage at the end.
-    assert lock(tmp_path / "one") == lock(tmp_path / "other")
+def test_people_who_share_a_cache_get_the_same_bytes_as_a_run_without_dvc(tmp_path):
+    """The short form of `python -m tests.shared_cache`, which trains eight configurations."""
+    shared, problems = shared_cache.run_two_users(tmp_path, every=False)
+    assert not problems, "\n".join(problems)
+    clone = tiny_clone(tmp_path / "alone")
+    run(sys.executable, "-m", "stages", cwd=clone)
+    expected = results(clone)
+    assert len(expected) == N_FILES
+    assert shared == [expected, expected]
+    # The commands end in any order, and DVC appends each stage to dvc.lock; the entries must be equal.
+    assert lock(tmp_path / "user1") == lock(tmp_path / "user2")
