@@ -1,6 +1,7 @@
 """`make pictures`: what it copies, what it calls the study, and what it writes to params.yaml."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def lines(path: str = "params.yaml") -> list[str]:
 @pytest.mark.parametrize("end", ["", "\n", "\n# the end\n"])
 def test_one_line_changes_and_a_section_is_added(folder, newline, end):
     text = Path("params.yaml").read_text(encoding="utf-8").rstrip("\n") + end
-    text = text.replace("study: quick\n", "# ours\nstudy:   'quick'  # the one to run\n\n", 1)
+    text = re.sub(r"^study: quick.*\n", "# ours\nstudy:   'quick'  # the one to run\n\n", text, count=1)
     text = text.replace("image_size: 224", "image_size: 0xE0   # pixels").replace("\n", newline)
     Path("params.yaml").write_bytes(text.encode())
     before = lines()
