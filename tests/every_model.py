@@ -33,8 +33,8 @@ LARGEST = 60e6  # parameters of a network of timm's that stands for its family
 PAGE = """# Networks
 
 Set `model_name` to one of these networks. Set `finetune_from` to `auto` (at least the later half of the parameters), to
-`all` (the whole network), or to the name of the first fine-tuned layer. An unknown layer name produces an error that lists
-the valid split points. Any module in these with a single input tensor is valid too.
+`all` (the whole network), or to the name of the first fine-tuned layer. An unknown layer name produces an error that
+lists the valid split points. Any module in these with a single input tensor is valid too.
 
 `python -m tests.every_model` generated these tables with PyTorch {torch}, torchvision {torchvision} and timm {timm}. It
 splits each network into backbone and head, before a layer three quarters of the way in and before its classifier. It
