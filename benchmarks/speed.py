@@ -222,8 +222,7 @@ def _print(rows: list[dict[str, Any]], found: dict[str, Any], n_epochs: int) -> 
         note = "" if timed == n_epochs else f" (timed on {timed} of {n_epochs} epochs, and scaled up)"
         apart = found["times_as_fast_in_processes"][way]
         print(
-            f"Headstart is {ratio:.1f} times as fast as the {way} loop{note}; "
-            f"with one process per stage {apart:.1f} times."
+            f"Headstart is {ratio:.1f} times as fast as the {way} loop{note}; with a process a stage {apart:.1f} times."
         )
     floor = found["floor"]
     print(f"The operations that cannot be saved, {floor['operations']:.3g}, would take {floor['seconds']:.1f} s at "
