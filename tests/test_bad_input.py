@@ -257,7 +257,7 @@ def test_a_study_whose_record_is_incomplete(workspace):
     assert stopped.value.code == f"headstart: runs/quick/download.json is missing: {restored}; {again}"
     with pytest.raises(SystemExit) as stopped:
         run_cli(record.main, "quik")
-    assert str(stopped.value.code).startswith("headstart: params.yaml: study must be one of quick, ")
+    assert str(stopped.value.code).startswith("headstart: params.yaml: study: Choose one of quick, ")
 
 
 def test_a_start_that_is_something_else(workspace):

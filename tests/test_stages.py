@@ -163,9 +163,9 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (
             ["prepare"],
             ("n_epochs", "n_epoch"),
-            "params.yaml: unknown key studies.quick.n_epoch: did you mean n_epochs?",
+            "params.yaml: unknown key: studies.quick.n_epoch. Did you mean n_epochs?",
         ),
-        (["train", "nonsense"], ("", ""), "there is no configuration 'nonsense' in params.yaml: known are "),
+        (["train", "nonsense"], ("", ""), "params.yaml: unknown configuration: 'nonsense'. Choose one of "),
         (
             ["train", "pretrained-frozen-sgd"],
             ("", ""),
