@@ -32,24 +32,26 @@ CLASSES = 10
 MAX_PARAMETERS = 60e6  # of the model that represents its family in timm
 PAGE = """# Networks
 
-Set `model_name` to one of these, and `finetune_from` to `auto`, at least the later half of the parameters; to `all`,
-the whole network; or to a layer. A wrong name raises an error that lists the layers. Any module in them with a single
-input tensor can be used too. `python -m tests.every_model` made these tables, with PyTorch {torch}, torchvision
-{torchvision} and timm {timm}. It cuts each network before a layer three quarters of the way in and before its
-classifier. It checks that the parts together compute exactly what the network computes, in evaluation and training
-mode, and the same within rounding with convolutions as matrix products; that a training step changes the head and not
-the backbone; and that a training that resumes from a checkpoint takes the same next step. The image size is the
-smallest of {sizes} that the network takes.
+Set `model_name` to one of these networks. Set `finetune_from` to `auto` (at least the later half of the parameters), to
+`all` (the whole network), or to the name of the first fine-tuned layer. An unknown layer name produces an error that
+lists the valid split points. Any module in these with a single input tensor is valid too.
 
-## {works} networks work
+`python -m tests.every_model` generated these tables with PyTorch {torch}, torchvision {torchvision} and timm {timm}. It
+splits each network into backbone and head, before a layer three quarters of the way in and before its classifier. It
+checks that both parts together compute exactly what the network computes, in evaluation and training mode, and the same
+within rounding with convolutions as matrix products; that a training step changes the head and not the backbone; and
+that a training that resumes from a checkpoint takes the same next step. The image size is the smallest of {sizes} that
+the network accepts.
 
-All of torchvision's classification models, and of each of timm's families a small one.
+## {works} networks that work
 
-| network | image size | parameters, M | classifier | layers to cut at | for example |
+All classification models of torchvision, and one small model of each timm family.
+
+| network | image size | parameters, M | classifier | split points | example |
 |---|---:|---:|---|---:|---|
 {rows}
 
-## {fails} do not
+## {fails} networks that do not work
 
 | network | why |
 |---|---|

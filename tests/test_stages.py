@@ -201,7 +201,7 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, change, message):
     (tmp_path / "params.yaml").write_text(TEXT.replace(*change, 1), encoding="utf-8")
-    if arguments[0] == "start":
+    if arguments[0] == "initialize":
         one = {"training_images": np.zeros((1, 28, 28), np.uint8), "training_labels": np.zeros(1, np.int64)}
         files.write_arrays(tmp_path / "data/prepared/quick.safetensors", one, {"classes": "ab", "skipped_files": {}})
     done = stage(*arguments, cwd=tmp_path)

@@ -1,7 +1,8 @@
 """Split any network into a frozen backbone and a trainable head.
 
-A valid split point is a layer whose only input is one tensor from the layers that run before it. Split points are read
-from the graph that torch.fx traces. Only the modules around a split point are traced; all other modules stay whole.
+A layer is a valid split point if exactly one tensor crosses the point before it: one result of an earlier layer is used
+there or later. Split points are read from the graph that torch.fx traces. Only the modules around a split point are
+traced; all other modules stay whole.
 """
 
 from collections.abc import Mapping, Sequence
