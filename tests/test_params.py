@@ -16,6 +16,7 @@ from headstart.params import ParamsError
 from .conftest import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+LINES = TEXT.splitlines()
 
 
 def test_full_is_the_published_study():
@@ -49,7 +50,7 @@ CASES = [
     (("n_epochs: 2", "n_epochs: 0"), "studies.quick.n_epochs: Input should be greater than or equal to 1 (got 0)"),
     (("n_epochs: 2", "n_epochs: 2\n    n_epochs: 4"),
      'is not valid YAML: while constructing a mapping, found duplicate key "n_epochs" with value "4" (original '
-     'value: "2") (line 15)'),
+     f'value: "2") (line {LINES.index("    n_epochs: 2") + 2})'),
     (("batch_size: 128", "batch_size: -1"),
      "studies.quick.batch_size: Input should be greater than or equal to 1 (got -1)"),
     (("split_seed: 0", "split_seed: -1"),
