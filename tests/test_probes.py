@@ -9,18 +9,18 @@ from headstart.probes import Examples
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[Examples, Examples, np.ndarray, probes.FittedProbe]:
-    """Three classes, of which features say something, with another scale and much noise."""
+def fitted() -> tuple[Examples, Examples, np.ndarray, probes.FittedProbe]:
+    """Return data with three classes and noisy features that are not standardized, and a probe fitted to it."""
     generator = np.random.default_rng(0)
     labels = generator.permutation(np.repeat([0, 1, 2], 60))
-    centres = generator.normal(size=(3, 40))
-    features = (50 + 3 * (0.3 * centres[labels] + generator.normal(size=(180, 40)))).astype(np.float32)
+    centers = generator.normal(size=(3, 40))
+    features = (50 + 3 * (0.3 * centers[labels] + generator.normal(size=(180, 40)))).astype(np.float32)
     training, validation = Examples(features[:90], labels[:90]), Examples(features[90:120], labels[90:120])
     return training, validation, features[120:], probes.fit(training, validation, features[120:], n_classes=3)
 
 
-def test_the_strength_is_chosen_by_validation_and_by_nothing_else(found):
-    training, validation, _, probe = found
+def test_c_has_the_lowest_validation_loss(fitted):
+    training, validation, _, probe = fitted
     scaler = StandardScaler().fit(training.features)
     losses = {}
     for C in probes.C_GRID:
@@ -31,7 +31,7 @@ def test_the_strength_is_chosen_by_validation_and_by_nothing_else(found):
     assert min(probes.C_GRID) < probe.C < max(probes.C_GRID)
 
 
-def test_two_classes():
+def test_two_classes_are_predicted():
     generator = np.random.default_rng(0)
     labels = np.tile([0, 1], 20)
     features = (labels[:, None] + generator.normal(size=(40, 3))).astype(np.float32)
@@ -40,16 +40,16 @@ def test_two_classes():
     assert (probe.predictions == labels).mean() > 0.7
 
 
-def test_classes_are_predicted_for_the_test_images(found):
-    training, validation, test, probe = found
+def test_predictions_are_classes_and_independent_of_each_other(fitted):
+    training, validation, test, probe = fitted
     assert (probe.predictions.shape, probe.predictions.dtype) == ((60,), np.int64)
     assert set(probe.predictions) == {0, 1, 2}
-    again = probes.fit(training, validation, test[:7], n_classes=3)
-    assert (again.predictions == probe.predictions[:7]).all()
+    refitted = probes.fit(training, validation, test[:7], n_classes=3)
+    assert (refitted.predictions == probe.predictions[:7]).all()
 
 
-def test_another_order_of_additions_predicts_the_same_classes():
-    """What differs from CPU to CPU is the order in which numbers are added: here, of the features and of the images."""
+def test_the_order_of_summation_does_not_change_predictions():
+    """CPUs differ in the order in which they add numbers. Here the order of the features and of the images changes."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 5, 2_600)
     features = (generator.normal(size=(5, 120))[labels] + 4 * generator.normal(size=(2_600, 120))).astype(np.float32)

@@ -37,7 +37,7 @@ def test_a_stage_runs_the_study_that_it_was_started_for():
     run.finish()
     assert run_file("quick", "prepare").is_file()
     assert Run("prepare").settings.study == "labels"
-    with pytest.raises(params.ParamsError, match="study must be one of quick, "):
+    with pytest.raises(params.ParamsError, match="study: Choose one of quick, "):
         Run("prepare", "gone")
 
 

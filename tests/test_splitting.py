@@ -1,4 +1,4 @@
-"""`finetune_from` of a study and of a configuration: a layer, `auto` or `all`."""
+"""`finetune_from` of a study and of a configuration: a layer name, `auto` or `all`."""
 
 import dataclasses
 
@@ -21,11 +21,12 @@ SETTINGS = params.read(ROOT / "params.yaml")
 NAME = "random-finetuned-adam"
 
 
-def settings_with(studys: str, own: dict[str, str]) -> params.Params:
-    """The study `quick`, fine-tuned from the layer ``studys``, with the layers ``own`` of some configurations."""
-    study = dataclasses.replace(SETTINGS.selected_study, finetune_from=studys)
+def settings_with(study_layer: str, overrides: dict[str, str]) -> params.Params:
+    """Return the study `quick` with ``study_layer`` as finetune_from; ``overrides`` maps configurations to theirs."""
+    study = dataclasses.replace(SETTINGS.selected_study, finetune_from=study_layer)
     changed = {
-        name: dataclasses.replace(SETTINGS.configurations[name], finetune_from=layer) for name, layer in own.items()
+        name: dataclasses.replace(SETTINGS.configurations[name], finetune_from=layer)
+        for name, layer in overrides.items()
     }
     return dataclasses.replace(
         SETTINGS, studies=SETTINGS.studies | {"quick": study}, configurations=SETTINGS.configurations | changed
@@ -34,7 +35,7 @@ def settings_with(studys: str, own: dict[str, str]) -> params.Params:
 
 @pytest.mark.parametrize("study", SETTINGS.studies)
 @pytest.mark.parametrize("layer", ["blocks.5", "layer4", "conv_stem", "auto", "all"])
-def test_a_configuration_may_name_any_layer_whatever_the_study_is(study, layer):
+def test_finetune_from_of_a_configuration_is_independent_of_the_study(study, layer):
     settings = settings_with("blocks.5", {NAME: layer})
     assert params.for_study(settings, study).configurations[NAME].finetune_from == layer
 
@@ -45,11 +46,11 @@ def network():
 
 
 @pytest.mark.parametrize(
-    ("studys", "own", "expected", "is_scratch"),
+    ("study_layer", "layer", "expected", "is_scratch"),
     [
         ("blocks.5", None, None, False),
         ("blocks.5", "blocks.5", None, False),
-        ("blocks.5", "blocks.5.0", None, False),  # the same layer
+        ("blocks.5", "blocks.5.0", None, False),  # another name of the same layer
         ("blocks.5", "blocks.6", "blocks.6", False),
         ("blocks.5.2", "auto", None, False),
         ("auto", "blocks.5.2", None, False),
@@ -63,8 +64,8 @@ def network():
         ("all", "auto", "auto", False),
     ],
 )
-def test_configurations_are_compared_by_the_layers_that_they_train(network, studys, own, expected, is_scratch):
-    settings = settings_with(studys, {NAME: own} if own else {})
+def test_configurations_are_paired_by_the_layers_that_they_train(network, study_layer, layer, expected, is_scratch):
+    settings = settings_with(study_layer, {NAME: layer} if layer else {})
     configurations, scratch = _by_layer(settings, network)
     assert configurations[NAME].finetune_from == expected
     assert (NAME in scratch) == is_scratch
@@ -73,7 +74,7 @@ def test_configurations_are_compared_by_the_layers_that_they_train(network, stud
     assert (pair in comparison.pairs(configurations, "pretrained")) == (expected is None)
 
 
-def test_two_configurations_with_the_same_layers_by_different_names(network):
+def test_configurations_with_different_names_of_the_same_layer_are_paired(network):
     settings = settings_with("blocks.5", {NAME: "conv_stem", "random-finetuned-sgd": "all"})
     configurations, scratch = _by_layer(settings, network)
     assert scratch == [NAME, "random-finetuned-sgd"]
@@ -81,7 +82,7 @@ def test_two_configurations_with_the_same_layers_by_different_names(network):
 
 
 @pytest.mark.parametrize(
-    ("studys", "own", "is_stored"),
+    ("study_layer", "layer", "is_cached"),
     [
         ("blocks.5", None, True),
         ("blocks.5", "blocks.5", True),
@@ -95,33 +96,32 @@ def test_two_configurations_with_the_same_layers_by_different_names(network):
         ("all", "blocks.5", False),
     ],
 )
-def test_what_the_stage_features_stores_is_used_and_nothing_else_is(
-    training_set, monkeypatch, tmp_path, studys, own, is_stored
+def test_cached_activations_are_used_only_for_the_layer_of_the_study(
+    training_set, monkeypatch, tmp_path, study_layer, layer, is_cached
 ):
-    """The head's inputs are the backbone's outputs, read or computed; with `all` nothing but features is stored."""
+    """The head's inputs are the backbone's outputs, cached or computed. With `all` only features are cached."""
     monkeypatch.chdir(tmp_path)
-    settings = settings_with(studys, {NAME: own} if own else {})
+    settings = settings_with(study_layer, {NAME: layer} if layer else {})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings)), encoding="utf-8")
     images, labels = (tensor[:20] for tensor in training_set)
     tensors = {f"{split}_{what}": tensor.clone() for split in ("training", "validation", "test")
                for what, tensor in (("images", images), ("labels", labels))}  # fmt: skip
     files.write_tensors("data/prepared/quick.safetensors", tensors, {"classes": CLASSES, "skipped_files": {}})
-    start = initial_weights.build_initial_model(
+    initial = initial_weights.build_initial_model(
         settings.selected_study, seed=0, images=images, classes=CLASSES, prepared_size=28
     )
-    start.write("data/initial/quick/pretrained-false/seed-0.safetensors")
+    initial.write("data/initial/quick/pretrained-false/seed-0.safetensors")
     features.main("false")
-    stored = "data/features/quick/pretrained-false/seed-0.safetensors"
-    kept = files.read_tensors(stored).tensors
-    assert ("test_activations" in kept) == (studys != "all")
+    cached = files.read_tensors("data/features/quick/pretrained-false/seed-0.safetensors").tensors
+    assert ("test_activations" in cached) == (study_layer != "all")
     configuration, device = settings.configurations[NAME], compute.configure()
-    _, backbone, _, _ = loading.split_for_training(configuration, settings.selected_study, start)
-    data = loading.TrainingData(configuration, settings.selected_study, start, backbone, loading.InputFiles(
+    _, backbone, _, _ = loading.split_for_training(configuration, settings.selected_study, initial)
+    data = loading.TrainingData(configuration, settings.selected_study, initial, backbone, loading.InputFiles(
         paths.prepared_file(settings), paths.initial_file(settings, False, 0), paths.features_file(settings, False, 0)
     ), device)  # fmt: skip
     examples = data.test
-    assert isinstance(examples.inputs, CachedInputs) == is_stored
-    found = torch.cat(list(examples.inputs.batches(torch.arange(20), 20)))
+    assert isinstance(examples.inputs, CachedInputs) == is_cached
+    head_inputs = torch.cat(list(examples.inputs.batches(torch.arange(20), 20)))
     with torch.inference_mode():
-        expected = backbone(start.preprocess(images))
-    torch.testing.assert_close(found, expected)
+        expected = backbone(initial.preprocess(images))
+    torch.testing.assert_close(head_inputs, expected)

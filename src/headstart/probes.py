@@ -1,7 +1,7 @@
-"""Linear probes: logistic regression on the features that a frozen network puts out.
+"""Linear probes: logistic regression on the features of a frozen network (Alain and Bengio 2017).
 
-The cheap form of a comparison of features (Alain and Bengio 2017). The loss is convex, so a probe has no learning rate
-and no randomness. It is fitted in float64 until its gradient vanishes.
+The loss is convex, so a probe has no learning rate and no randomness. It is fitted in float64 until its gradient
+vanishes. Probes are a cheap way to compare features.
 """
 
 from typing import NamedTuple
@@ -12,49 +12,49 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-C_GRID = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of the L2 penalty's weight
-TOLERANCE = 1e-7  # of the gradient of the mean loss: small enough for every CPU to predict the same classes
-COARSE = 1e-4  # the same, small enough to choose a C: half of the time
-MAX_ITER = 1_000  # of Newton's method at most: it takes about ten
+C_GRID = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of the regularization strength
+TOLERANCE = 1e-7  # of the gradient of the mean loss: small enough that every CPU predicts the same classes
+SEARCH_TOLERANCE = 1e-4  # the same while C is chosen; it halves the time
+MAX_ITER = 1_000  # of Newton's method, which takes about ten iterations
 
 
 class Examples(NamedTuple):
-    """Features, [N, features], and labels, int64 [N]."""
+    """Features [N, features] and labels, int64 [N]."""
 
     features: np.ndarray
     labels: np.ndarray
 
 
 class FittedProbe(NamedTuple):
-    """The probe with the lowest validation loss."""
+    """A probe with the lowest validation loss."""
 
     C: float  # one of C_GRID
     predictions: np.ndarray  # classes of the test images, int64 [N]
 
 
 def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes: int) -> FittedProbe:
-    """Fit with increasing ``C_GRID`` until the loss on ``validation`` rises, and choose the one before.
+    """Fit probes with increasing C until the validation loss rises; return the last one before that.
 
-    The probe is not fitted again with the validation images: they are used to choose, as in the other trainings.
+    The probe is not refitted with the validation images: they are used for selection only, as in the other trainings.
 
     Args:
-        training: with at least one image of every class.
-        test: features, [N, features].
+        training: at least one image per class.
+        test: features [N, features].
     """
-    # Several threads wait for each other, many times as long.
+    # One thread: several would mostly wait for each other, which takes many times as long.
     with threadpool_limits(1):
         scaler = StandardScaler().fit(training.features.astype(np.float64))
-        inputs, validation_inputs, test_inputs = (
+        X_train, X_val, X_test = (
             scaler.transform(features.astype(np.float64)) for features in (training.features, validation.features, test)
         )
-        model = LogisticRegression(solver="newton-cg", tol=COARSE, max_iter=MAX_ITER, warm_start=True)
-        lowest, best, weights = np.inf, 0.0, (np.zeros(0), np.zeros(0))
+        model = LogisticRegression(solver="newton-cg", tol=SEARCH_TOLERANCE, max_iter=MAX_ITER, warm_start=True)
+        best_loss, best_C, weights = np.inf, 0.0, (np.zeros(0), np.zeros(0))
         for C in C_GRID:
-            model.set_params(C=C).fit(inputs, training.labels)
-            loss = log_loss(validation.labels, model.predict_proba(validation_inputs), labels=range(n_classes))
-            if loss >= lowest:
+            model.set_params(C=C).fit(X_train, training.labels)
+            loss = log_loss(validation.labels, model.predict_proba(X_val), labels=range(n_classes))
+            if loss >= best_loss:
                 break
-            lowest, best, weights = loss, C, (model.coef_.copy(), model.intercept_.copy())
+            best_loss, best_C, weights = loss, C, (model.coef_.copy(), model.intercept_.copy())
         model.coef_, model.intercept_ = weights
-        model.set_params(C=best, tol=TOLERANCE).fit(inputs, training.labels)
-        return FittedProbe(best, model.predict(test_inputs).astype(np.int64))
+        model.set_params(C=best_C, tol=TOLERANCE).fit(X_train, training.labels)
+        return FittedProbe(best_C, model.predict(X_test).astype(np.int64))

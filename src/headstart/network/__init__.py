@@ -1,1 +1,1 @@
-"""What is trained: models, where they are cut, and the states that they begin and end with."""
+"""Models, their split into backbone and head, initial weights, and saved networks."""

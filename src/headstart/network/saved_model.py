@@ -1,4 +1,4 @@
-"""A network as data: its complete state dict, with all that is needed to use it."""
+"""A saved network: its complete state dict and all metadata that is needed to use it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from headstart.network import models
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The state of a network at one time: before training, a start; after it, a trained model."""
+    """Weights and metadata of a network: initial weights before training, a trained model after it."""
 
     state: dict[str, torch.Tensor]
     model_name: str
@@ -30,58 +30,58 @@ class SavedModel:
     interpolation: str
     classes: tuple[str, ...]
     classifier: str  # the attribute of the model that holds its classifier
-    weights: str  # where the weights came from, as a reader of a result wants to know it
-    sha256: str  # of the weights' file; empty for a random start
-    precision: str = ""  # that it was trained in; empty before training
+    weights: str  # source of the initial weights, for the report
+    sha256: str  # of the weights file; empty for a random initialization
+    precision: str = ""  # of the training; empty before training
 
     @property
     def preprocess(self) -> Preprocess:
-        """What turns uint8 images to the network's input."""
+        """Return the transform from uint8 images to the network's input."""
         return Preprocess(self.image_size, self.mean, self.std, self.interpolation)
 
     def build(self) -> nn.Module:
-        """The whole network, in eval mode, with its weights in memory of its own."""
+        """Build the whole network in eval mode. It does not share memory with this object."""
         model = models.build(self.model_name, len(self.classes), self.image_size)
         model.load_state_dict(self.state)
         return model
 
     def linear_classifier(self) -> models.Float32Linear:
-        """The classifier alone, [N, features] to [N, classes]: nothing of the rest is built."""
+        """Build the classifier alone, which maps [N, features] to [N, classes]."""
         weight = self.state[f"{self.classifier}.weight"]
         layer = models.Float32Linear(weight.shape[1], weight.shape[0])
         layer.load_state_dict({"weight": weight, "bias": self.state[f"{self.classifier}.bias"]})
         return layer.eval()
 
-    def with_weights(self, changed: dict[str, torch.Tensor], precision: str) -> "SavedModel":
-        """The same network after training in ``precision``: the tensors that it ``changed``, as they are now."""
-        unknown = changed.keys() - self.state.keys()
-        if unknown:
-            raise ValueError(f"not in this network: {sorted(unknown)}")
-        state = self.state | {name: tensor.clone() for name, tensor in changed.items()}
+    def with_weights(self, updated: dict[str, torch.Tensor], precision: str) -> "SavedModel":
+        """Return a copy with copies of the ``updated`` tensors, after training in ``precision``."""
+        if unknown := updated.keys() - self.state.keys():
+            raise ValueError(f"tensors that this network does not have: {sorted(unknown)}")
+        state = self.state | {name: tensor.clone() for name, tensor in updated.items()}
         return dataclasses.replace(self, state=state, precision=precision)
 
     def write(self, path: str | Path) -> None:
+        """Write a safetensors file: the state dict, and all other fields as its metadata."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         files.write_tensors(path, fields.pop("state"), fields)
 
     @classmethod
     def read(cls, path: str | Path) -> "SavedModel":
-        """Read what ``write`` wrote.
+        """Read a file that ``write`` has written.
 
         Raises:
-            UserError: the file is missing or is not a saved.
+            UserError: the file is missing or is not a saved model.
         """
-        tensors, description = files.read_tensors(path)
+        tensors, metadata = files.read_tensors(path)
         values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in metadata.items()
         }
         if values.keys() | {"state"} != {field.name for field in dataclasses.fields(cls)}:
-            raise UserError(f"{path} is not a network: delete it, and `dvc repro` makes it anew")
+            raise UserError(f"{path} is not a saved model. Delete it and run `dvc repro`.")
         return cls(state=tensors, **values)
 
 
 class Classifier(nn.Module):
-    """A saved's complete network, for images of any size: they are prepared as its training images were."""
+    """A complete network that classifies images of any size; it preprocesses them as its training images were."""
 
     def __init__(self, saved: SavedModel) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class Classifier(nn.Module):
         self.eval()
 
     def read(self, *sources: str | Path | Image.Image) -> torch.Tensor:
-        """Return images as `prepare` stores them: uint8 [N, 3, prepared_size, prepared_size].
+        """Read images as `prepare` stores them: uint8 [N, 3, prepared_size, prepared_size].
 
         Args:
-            sources: image files, or images that Pillow has opened. Give the file of a JPEG rather than the image:
-                only a file is decoded at a reduced size, as training images are.
+            sources: image files, or images opened by Pillow. For a JPEG, pass the file: only a file is decoded at a
+                reduced size, as training images are.
 
         Raises:
-            UserError: there is no usable image in one of them.
+            UserError: a source is not a usable image.
         """
         arrays = []
         for source in sources:
@@ -114,27 +114,27 @@ class Classifier(nn.Module):
         """Map images to logits [N, classes].
 
         Args:
-            images: uint8, gray [N, height, width] or [N, 1, height, width], or in color [N, 3, height, width]. The
-                largest square in the center counts; it is resized to ``prepared_size`` as `prepare` resizes files.
+            images: uint8, gray [N, height, width] or [N, 1, height, width], or color [N, 3, height, width]. The
+                largest center square is resized to ``prepared_size``, as `prepare` does with files.
 
         Raises:
-            UserError: they are something else.
+            UserError: ``images`` has another type or shape.
         """
-        is_color = images.dim() == 4 and images.shape[1] in (1, 3)
-        if images.dtype != torch.uint8 or not (images.dim() == 3 or is_color):
+        has_channels = images.dim() == 4 and images.shape[1] in (1, 3)
+        if images.dtype != torch.uint8 or not (images.dim() == 3 or has_channels):
             raise UserError("images must be uint8 [N, height, width], [N, 1, height, width] or [N, 3, height, width], "
-                            f"with values from 0 to 255, not {images.dtype} {list(images.shape)}")  # fmt: skip
+                            f"with values from 0 to 255. Got {images.dtype} {list(images.shape)}.")  # fmt: skip
         if images.shape[-2:] != (self.prepared_size, self.prepared_size):
-            images = self._prepared(images)
+            images = self._resize(images)
         return self.network(self.preprocess(images))
 
-    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
-        channels_last = images.unsqueeze(1) if images.dim() == 3 else images
-        arrays = channels_last.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
-        prepared = [decoding.resize_and_center_crop(Image.fromarray(array), self.prepared_size) for array in arrays]
-        return torch.from_numpy(np.stack(prepared)).to(images.device)
+    def _resize(self, images: torch.Tensor) -> torch.Tensor:
+        with_channels = images.unsqueeze(1) if images.dim() == 3 else images
+        arrays = with_channels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
+        resized = [decoding.resize_and_center_crop(Image.fromarray(array), self.prepared_size) for array in arrays]
+        return torch.from_numpy(np.stack(resized)).to(images.device)
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """The same as probabilities [N, classes], in the order of ``classes``."""
+        """Map images, as ``forward`` does, to probabilities [N, classes] in the order of ``classes``."""
         return self(images).softmax(dim=1)
