@@ -126,7 +126,7 @@ def test_files_without_a_usable_image_are_rejected(tmp_path):
     classifier = write_model(tmp_path, SIZE)
     for name, content in (("x.png", b"no image"), ("y.png", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"^{tmp_path / name} is (no image in|empty)"):
+        with pytest.raises(UserError, match=rf"^{tmp_path / name} is (not an image in|empty)"):
             classifier.read(tmp_path / name)
     with pytest.raises(UserError, match=r"nowhere.png cannot be read \(No such file or directory\)"):
         classifier.read(tmp_path / "nowhere.png")
