@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,14 @@ LEVELS = {  # of each factor: the level whose gain is the effect, and the other
     "finetuning": ("fine-tuned", "frozen"),
     "optimizer": ("Adam", "SGD"),
 }
+
+
+class Content(NamedTuple):
+    """What the tables of a study are made of."""
+
+    results: Results
+    configurations: dict[str, Configuration]
+    errors: list[dict[str, str]]  # rows of plots/<study>/labels.csv
 
 
 def main(*arguments: str) -> None:
@@ -68,96 +77,95 @@ def rewrite(file: str, text: str, revision: str | None) -> tuple[str, list[str]]
         name = match[1]
         if name not in TABLES:
             raise UserError(f"{file}: unknown table. Choose one of {', '.join(TABLES)}. Got {name}.")
-        parts[start + 1] = f"\n{TABLES[name](revision)}\n"
+        parts[start + 1] = f"\n{build(name, revision)}\n"
         if parts[start + 1] != old:
             changed.append(name)
     return "".join(parts), changed
 
 
-def configuration_table(study: str, revision: str | None) -> str:
+def build(name: str, revision: str | None) -> str:
+    """Return the table ``name`` as Markdown.
+
+    Raises:
+        UserError: the study has no results or no record.
+    """
+    study, table = TABLES[name]
+    study_results, record = results.read(study, revision), results.read_record(study, revision)
+    if study_results is None or record is None:
+        raise UserError(f"{name}: the study {study} has no results, or no record. Run `dvc repro` and `make record`.")
+    errors = results.read_csv(f"plots/{study}/labels.csv", revision)
+    return table(Content(study_results, results.configurations(record), errors))
+
+
+def configuration_table(content: Content) -> str:
     """Return one row per configuration, with the published accuracy if there is one."""
-    study_results, configurations = _read(study, revision)
-    published = {name: {"test_accuracy": accuracy} for name, accuracy in study_results.published.items()}
+    measured = content.results
+    published = {name: {"test_accuracy": accuracy} for name, accuracy in measured.published.items()}
     rows = [
-        report.Row(name, configurations[name], study_results.metrics[name], accuracy, published.get(name))
-        for name, accuracy in study_results.accuracy.items()
+        report.Row(name, content.configurations[name], measured.metrics[name], accuracy, published.get(name))
+        for name, accuracy in measured.accuracy.items()
     ]
     return report.markdown_table(rows).rstrip()
 
 
-def accuracy_table(study: str, revision: str | None) -> str:
+def accuracy_table(content: Content) -> str:
     """Return one row per configuration, the best first, with its test accuracy."""
-    estimates = _read(study, revision)[0].accuracy
-    ranked = sorted(estimates.items(), key=lambda item: item[1].value, reverse=True)
+    ranked = sorted(content.results.accuracy.items(), key=lambda item: item[1].value, reverse=True)
     rows = [[name, f"{percent(accuracy.value, 2)} %", _interval(accuracy)] for name, accuracy in ranked]
-    return _markdown(["configuration", "test accuracy", "95% CI"], "lrr", rows)
+    return _markdown(["configuration", "test accuracy", "95% CI"], rows, n_text=1)
 
 
-def gain_table(study: str, revision: str | None) -> str:
+def gain_table(content: Content) -> str:
     """Return one row per pair of configurations that differ in the initial weights: both accuracies and the gain.
 
     The names of the trained layers are those of `resnet50`, which fine-tunes `layer4`.
     """
-    study_results, configurations = _read(study, revision)
     rows = [
         [
-            "last stage + classifier" if configurations[pair.name].finetuning else "classifier only",
-            configurations[pair.name].optimizer,
-            *(f"{percent(study_results.accuracy[name].value, 2)} %" for name in (pair.name, pair.other)),
-            f"{points(pair.gain.value)} ({_interval(pair.gain)})",
+            "last stage + classifier" if content.configurations[pair.name].finetuning else "classifier only",
+            content.configurations[pair.name].optimizer,
+            *(f"{percent(content.results.accuracy[name].value, 2)} %" for name in (pair.name, pair.other)),
+            _gain(pair),
         ]
-        for pair in _differences(study, revision)
-        if pair.factor == "pretrained"
+        for pair in _pairs(content, "pretrained")
     ]
     columns = ["trained layers", "optimizer", "pretrained", "random init", "gain in points (95% CI)"]
-    return _markdown(columns, "llrrr", rows)
+    return _markdown(columns, rows, n_text=2)
 
 
-def effect_table(study: str, revision: str | None, *, factor: str) -> str:
+def effect_table(factor: str, content: Content) -> str:
     """Return one column per pair of configurations that differ in ``factor``, with the gain in points."""
-    _, configurations = _read(study, revision)
-    pairs = [pair for pair in _differences(study, revision) if pair.factor == factor]
-    columns = [_other_levels(configurations[pair.name], factor) for pair in pairs]
-    cells = [f"{points(pair.gain.value)} ({_interval(pair.gain)})" for pair in pairs]
-    hyperparameters = ", each with its settings" if factor == "optimizer" else ""
-    label = f"{' − '.join(LEVELS[factor])}{hyperparameters}"
-    return _markdown(["difference in points (95% CI)", *columns], "l" + "r" * len(pairs), [[label, *cells]])
+    pairs = _pairs(content, factor)
+    columns = [_other_levels(content.configurations[pair.name], factor) for pair in pairs]
+    suffix = ", each with its settings" if factor == "optimizer" else ""
+    row = [f"{' − '.join(LEVELS[factor])}{suffix}", *map(_gain, pairs)]
+    return _markdown(["difference in points (95% CI)", *columns], [row], n_text=1)
 
 
-def error_table(study: str, revision: str | None) -> str:
+def error_table(content: Content) -> str:
     """Return one row per configuration or probe, one column per label budget: the mean test error over seeds in %."""
-    path = f"plots/{study}/labels.csv"
-    by_budget: dict[str, dict[int, list[float]]] = {}
-    for row in results.read_csv(path, revision):
-        cells = by_budget.setdefault(row["configuration"], {})
-        cells.setdefault(int(row["label_budget"]), []).append(float(row["error"]))
-    if not by_budget:
-        raise UserError(f"{path}: no such results. Run the study {study}.")
-    budgets = sorted({budget for cells in by_budget.values() for budget in cells})
-    rows = [[name, *(_mean(cells[budget]) for budget in budgets)] for name, cells in by_budget.items()]
-    return _markdown(["configuration", *(f"{budget:,}" for budget in budgets)], "l" + "r" * len(budgets), rows)
+    errors: dict[str, dict[int, list[float]]] = {}
+    for row in content.errors:
+        by_budget = errors.setdefault(row["configuration"], {})
+        by_budget.setdefault(int(row["label_budget"]), []).append(float(row["error"]))
+    budgets = sorted({budget for by_budget in errors.values() for budget in by_budget})
+    rows = [[name, *(_mean(by_budget[budget]) for budget in budgets)] for name, by_budget in errors.items()]
+    return _markdown(["configuration", *(f"{budget:,}" for budget in budgets)], rows, n_text=1)
 
 
-TABLES: dict[str, Callable[[str | None], str]] = {
-    **{f"{study}-configurations": partial(configuration_table, study) for study in STUDIES},
-    **{f"resnet50-{factor}": partial(effect_table, "resnet50", factor=factor) for factor in LEVELS},
-    "resnet50-gain": partial(gain_table, "resnet50"),
-    "quick": partial(accuracy_table, "quick"),
-    "labels-errors": partial(error_table, "labels"),
+TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the study, and the function
+    **{f"{study}-configurations": (study, configuration_table) for study in STUDIES},
+    **{f"resnet50-{factor}": ("resnet50", partial(effect_table, factor)) for factor in LEVELS},
+    "resnet50-gain": ("resnet50", gain_table),
+    "quick": ("quick", accuracy_table),
+    "labels-errors": ("labels", error_table),
 }
 
 
-def _read(study: str, revision: str | None) -> tuple[Results, dict[str, Configuration]]:
-    """Return the results of a study, and the configurations in its record."""
-    study_results, record = results.read(study, revision), results.read_record(study, revision)
-    if study_results is None or record is None:
-        raise UserError(f"the study {study} has no results, or no record: run `dvc repro` and `make record`")
-    return study_results, results.configurations(record)
-
-
-def _differences(study: str, revision: str | None) -> list[Difference]:
-    study_results, configurations = _read(study, revision)
-    return comparison.differences(configurations, results.stack_seeds(study_results.correct))
+def _pairs(content: Content, factor: str) -> list[Difference]:
+    """Return the pairs of configurations that differ in ``factor`` only."""
+    correct = results.stack_seeds(content.results.correct)
+    return [pair for pair in comparison.differences(content.configurations, correct) if pair.factor == factor]
 
 
 def _other_levels(configuration: Configuration, factor: str) -> str:
@@ -169,6 +177,10 @@ def _other_levels(configuration: Configuration, factor: str) -> str:
     )
 
 
+def _gain(pair: Difference) -> str:
+    return f"{points(pair.gain.value)} ({_interval(pair.gain)})"
+
+
 def _interval(estimate: Estimate) -> str:
     return f"{percent(estimate.low)} to {percent(estimate.high)}".replace("-", "−")
 
@@ -177,10 +189,12 @@ def _mean(values: Sequence[float]) -> str:
     return f"{np.mean(values) + 1e-6:.1f}"  # 85.95 is rounded to 86.0, although its binary value is lower
 
 
-def _markdown(columns: Sequence[str], alignment: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; ``alignment`` has one letter per column, l or r."""
-    rule = "|".join("---:" if letter == "r" else "---" for letter in alignment)
-    return "\n".join([f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, n_text: int) -> str:
+    """Return a Markdown table, whose first ``n_text`` columns are text and the others numbers."""
+    rules = ["---" if index < n_text else "---:" for index in range(len(columns))]
+    return "\n".join(
+        [f"| {' | '.join(columns)} |", f"|{'|'.join(rules)}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    )
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_docs_have_the_main_effects_and_the_provenance_of_every_committed_study(
 
 @pytest.mark.parametrize("study", COMMITTED)
 def test_configuration_table_has_the_metrics(study):
-    rows = cells(doc_tables.TABLES[f"{study}-configurations"]("HEAD"))
+    rows = cells(doc_tables.build(f"{study}-configurations", "HEAD"))
     configurations = results.configurations(committed(f"metrics/{study}/record.json"))
     assert len(rows) == len(configurations) == 8
     for name, configuration in configurations.items():
@@ -148,7 +148,7 @@ def test_published_accuracies_are_those_of_the_published_table():
         (row["pretrained"], row["finetuning"], row["optimizer"]): 100 * float(row["test_accuracy"])
         for row in files.read_csv("docs/published.csv")
     }
-    rows = cells(doc_tables.TABLES["resnet50-configurations"]("HEAD"))
+    rows = cells(doc_tables.build("resnet50-configurations", "HEAD"))
     assert {tuple(row[:3]): numbers(row[6])[0] for row in rows} == pytest.approx(published)
 
 
@@ -157,7 +157,7 @@ def accuracy(study: str, name: str) -> float:
 
 
 def test_gain_table_has_both_accuracies_and_their_difference():
-    rows = cells(doc_tables.TABLES["resnet50-gain"]("HEAD"))
+    rows = cells(doc_tables.build("resnet50-gain", "HEAD"))
     pairs = [(layers, optimizer) for layers in ("finetuned", "frozen") for optimizer in ("adam", "sgd")]
     assert [row[:2] for row in rows] == [
         ["last stage + classifier", "Adam"], ["last stage + classifier", "SGD"],
@@ -172,7 +172,7 @@ def test_gain_table_has_both_accuracies_and_their_difference():
 
 
 def test_quick_table_has_the_accuracies_in_order():
-    rows = cells(doc_tables.TABLES["quick"]("HEAD"))
+    rows = cells(doc_tables.build("quick", "HEAD"))
     assert {row[0]: numbers(row[1])[0] for row in rows} == pytest.approx(
         {name: accuracy("quick", name) for name in CONFIGURATIONS}
     )
@@ -193,7 +193,7 @@ def test_quick_table_has_the_accuracies_in_order():
     ],
 )  # fmt: skip
 def test_effect_table_has_the_differences_of_accuracies(factor, label, columns, names):
-    table = doc_tables.TABLES[f"resnet50-{factor}"]("HEAD")
+    table = doc_tables.build(f"resnet50-{factor}", "HEAD")
     assert table.splitlines()[0].strip("| ").split(" | ")[1:] == columns
     [[first, *gains]] = cells(table)
     assert first == label
@@ -210,7 +210,7 @@ def test_effect_table_has_the_differences_of_accuracies(factor, label, columns, 
 
 
 def test_error_table_has_the_means_over_seeds():
-    rows = cells(doc_tables.TABLES["labels-errors"]("HEAD"))
+    rows = cells(doc_tables.build("labels-errors", "HEAD"))
     assert len(rows) == 10
     table = results.read_csv("plots/labels/labels.csv", "HEAD")
     for name, *shown in rows:
@@ -239,7 +239,7 @@ def test_tables_are_rewritten_and_the_rest_stays(small_docs, capsys):
     assert "old" in Path("README.md").read_text(encoding="utf-8")
     doc_tables.main()
     assert capsys.readouterr().out == "README.md: quick\n"
-    table = doc_tables.TABLES["quick"](None)
+    table = doc_tables.build("quick", None)
     assert Path("README.md").read_text(encoding="utf-8") == (
         f"Before.\n\n<!-- table: quick -->\n{table}\n<!-- end -->\n\nAfter.\n"
     )
@@ -250,8 +250,7 @@ def test_tables_are_rewritten_and_the_rest_stays(small_docs, capsys):
 
 UNPAIRED = "README.md: unpaired marker. A table begins with <!-- table: NAME --> and ends with <!-- end -->. Got"
 UNKNOWN = f"README.md: unknown table. Choose one of {', '.join(doc_tables.TABLES)}. Got"
-NO_LABELS = "plots/labels/labels.csv: no such results. Run the study labels."
-NO_RECORD = "the study labels has no results, or no record: run `dvc repro` and `make record`"
+NO_RESULTS = "labels-errors: the study labels has no results, or no record. Run `dvc repro` and `make record`."
 
 
 @pytest.mark.parametrize(
@@ -261,8 +260,7 @@ NO_RECORD = "the study labels has no results, or no record: run `dvc repro` and 
         ("<!-- table: quick -->\n<!-- table: quick -->\n<!-- end -->\n", f"{UNPAIRED} <!-- table: quick -->."),
         ("text\n<!-- end -->\n", f"{UNPAIRED} <!-- end -->."),
         ("<!-- table: quik -->\n<!-- end -->\n", f"{UNKNOWN} quik."),
-        ("<!-- table: labels-errors -->\n<!-- end -->\n", NO_LABELS),
-        ("<!-- table: labels-configurations -->\n<!-- end -->\n", NO_RECORD),
+        ("<!-- table: labels-errors -->\n<!-- end -->\n", NO_RESULTS),
     ],
 )
 def test_wrong_markers_and_missing_results_are_one_line_errors(small_docs, text, message):
