@@ -20,7 +20,10 @@ from headstart.training import compute
 
 RUNS = 5
 N_IMAGES = 64
-SMALL = [f"training_images={N_IMAGES}", "validation_images=0", f"batch_size={N_IMAGES}", "n_epochs=1", "image_size=32"]
+SMALL = [
+    f"training_images={N_IMAGES}", "validation_images=0", f"batch_size={N_IMAGES}", "n_epochs=1", "image_size=32",
+    *common.ALL_LABELS,
+]  # fmt: skip
 IMPORTS = ("torch", "torch, torch._dynamo", "torch, torch._dynamo, torchvision", "torch, torch._dynamo, timm")
 ROOT = Path.cwd()
 

@@ -25,7 +25,9 @@ ROOT = Path.cwd()
 
 
 def main(*arguments: str) -> None:
-    settings = common.read(common.parser(__doc__).parse_args(arguments))
+    options = common.parser(__doc__).parse_args(arguments)
+    options.set = [*common.ALL_LABELS, *options.set]
+    settings = common.read(options)
     name = next(name for name, configuration in settings.configurations.items() if configuration.finetuning)
     pretrained = str(settings.configurations[name].pretrained).lower()
     base = settings.selected_study

@@ -19,6 +19,8 @@ from headstart.console import UserError
 from headstart.training.compute import Compute
 from scripts import argument_parser
 
+ALL_LABELS = ("label_budgets=[]", "probe_budgets=[]")  # no subsets, which may be larger than a small training set
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the two options that choose the settings."""
@@ -40,16 +42,8 @@ def read(options: argparse.Namespace) -> params.Params:
     name = options.study or settings.study
     if name not in settings.studies:
         raise UserError(f"--study: unknown study. Choose one of {', '.join(settings.studies)}. Got {name}.")
-    study = settings.studies[name]
-    for change in options.set:
-        key, _, text = change.partition("=")
-        value = yaml.safe_load(text) if text else None
-        new_setting: dict[str, Any] = {key: value}
-        if type(value) is not type(getattr(study, key, None)):
-            raise UserError(
-                f"--set: unknown setting, or wrong type of its value. See studies in params.yaml. Got {change}."
-            )
-        study = dataclasses.replace(study, **new_setting)
+    changes = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in options.set)}
+    study = params.validate({**vars(settings.studies[name]), **changes}, params.Study, {}, "--set")
     return dataclasses.replace(settings, study=name, studies={name: study})
 
 
