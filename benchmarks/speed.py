@@ -230,10 +230,9 @@ def _print(rows: list[dict[str, Any]], summary: dict[str, Any], n_epochs: int) -
               "process per stage.")  # fmt: skip
     floor = summary["floor"]
     rate = floor["operations_per_second"] / 1e12
-    print(
-        f"The {floor['operations']:.3g} operations that no implementation can avoid would take {floor['seconds']:.1f} s"
-    )
-    print(f"at {rate:.3g} TFLOP/s. Headstart takes {summary['times_the_floor']:.1f} times as long.")
+    floor_time = f"{floor['seconds']:.1f} s at {rate:.3g} TFLOP/s"
+    print(f"No implementation can avoid {floor['operations']:.3g} operations: {floor_time}.")
+    print(f"Headstart takes {summary['times_the_floor']:.1f} times as long.")
     check = summary["same_accuracy_within_noise"]
     if check["ways"]:
         verdict = "agree" if check["agree"] else "DO NOT agree"

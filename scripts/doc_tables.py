@@ -34,7 +34,7 @@ LEVELS = {  # of each factor: the level whose gain is the effect, and the other
 
 
 class Content(NamedTuple):
-    """What the tables of a study are made of."""
+    """The input of the tables of a study."""
 
     results: Results
     configurations: dict[str, Configuration]

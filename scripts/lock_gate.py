@@ -40,7 +40,8 @@ def check_record(study: str, settings: Params) -> None:
     """Raise UserError if the committed results of ``study`` were not made with ``settings``."""
     path = record.path(study)
     if study not in settings.studies:
-        raise UserError(f"{path.parent} has results of a study that is not in params.yaml: restore it, or delete them")
+        raise UserError(f"{path.parent} has results, and params.yaml has no such study: restore the study, or delete "
+                        "the results")  # fmt: skip
     remedy = f"run the study with `study: {study}` in params.yaml, then `make record`"
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")

@@ -18,7 +18,7 @@ from scripts.results import Results
 
 SLOWEST = 4  # stages whose time is printed
 SAVED = {"labels_saved": "about ", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
-LEVELS = {"optimizer": " (Adam vs. SGD, each with its own hyperparameters)"}  # of factors without yes and no
+NOTES = {"optimizer": " (Adam vs. SGD, each with its own hyperparameters)"}  # on main effects
 
 
 def table(now: Results, before: Results | None, *, study: str, revision: str) -> Table:
@@ -66,7 +66,7 @@ def _caption(now: Results, comparisons: Iterable[PairedComparison]) -> str:
     """Return the main effects, the labels saved, and notes."""
     prefix = "effect_"
     effects = {key.removeprefix(prefix): value for key, value in now.summary.items() if key.startswith(prefix)}
-    values = ", ".join(f"{name} {100 * value:+.1f}{LEVELS.get(name, '')}" for name, value in effects.items())
+    values = ", ".join(f"{name} {100 * value:+.1f}{NOTES.get(name, '')}" for name, value in effects.items())
     lines = [f"Main effects in points (means over pairs): {values}"]
     for key, bound in SAVED.items():
         if key in now.summary:

@@ -115,7 +115,7 @@ def test_results_that_do_not_match_the_record_are_rejected(settings):
     with pytest.raises(UserError, match=r"metrics/quick/record\.json is missing: run the study with `study: quick` in"):
         lock_gate.check_record("quick", settings)
     with pytest.raises(
-        UserError, match=r"metrics/gone has results of a study that is not in params\.yaml: restore it, or delete them"
+        UserError, match=r"metrics/gone has results, and params\.yaml has no such study: restore the study, or delete"
     ):
         lock_gate.check_record("gone", settings)
 
