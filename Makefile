@@ -1,4 +1,4 @@
-# `make study` runs the study, `make test` checks everything; both set up what they need.
+# `make study` runs the pipeline, and `make test` runs all checks. Both set up the environment first.
 
 ifeq ($(OS),Windows_NT)
 BIN := $(CURDIR)/.venv/Scripts
@@ -6,7 +6,7 @@ else
 BIN := $(CURDIR)/.venv/bin
 endif
 export PATH := $(BIN):$(PATH)
-# Without bytecode every start of dvc takes seconds longer.
+# Without bytecode, each start of dvc takes seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
@@ -14,22 +14,22 @@ READY := .venv/ready
 .PHONY: help setup study pictures cluster backends test lint table results change record lock-gate reliability machines \
   benchmark lock clean
 
-help:  ## This list
+help:  ## List these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
-setup: $(READY)  ## The environment in .venv, and the data where Debian has it as a package
+setup: $(READY)  ## Create .venv; install Fashion-MNIST from the Debian package if available
 	@sh scripts/install_data.sh
 
 $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_page.py pyproject.toml
 	@sh scripts/environment.sh
 	@touch $@
 
-# A variable as one word of the shell, whatever is in it: spaces, quotes, $, *.
+# Quote a variable as one word of the shell, even if it has spaces, quotes, $ or *.
 quoted = '$(subst ','\'',$(value $1))'
-REQUIRE_GIT = git rev-parse --git-dir >/dev/null 2>&1 || { echo "headstart: DVC needs a git repository, and this is none:\
- run git init, or python -m stages instead of DVC" >&2; exit 1; }
+REQUIRE_GIT = git rev-parse --git-dir >/dev/null 2>&1 || { echo "headstart: this folder is not a git repository,\
+ which DVC needs: run git init, or run python -m stages instead of DVC" >&2; exit 1; }
 
-study: setup  ## dvc repro: every stage that is not up to date, in the study that params.yaml names
+study: setup  ## Run the pipeline (dvc repro) for the study selected in params.yaml
 	@$(REQUIRE_GIT)
 	@python -m headstart.params
 	dvc repro
@@ -39,7 +39,7 @@ FOLDER :=
 NAME :=
 SKIP :=
 
-pictures: setup  ## A study of your own pictures: make pictures FOLDER=~/flowers [NAME=…] [SKIP=1 to leave out bad files]
+pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowers [NAME=…] [SKIP=1 to skip unusable files]
 	@$(REQUIRE_GIT)
 	@python -m scripts.pictures $(if $(NAME),--name=$(call quoted,NAME)) $(if $(SKIP),--skip-unusable) -- $(if \
 	  $(value FOLDER),$(call quoted,FOLDER))
@@ -61,40 +61,44 @@ cluster: backends  ## Run the study on many GPUs or machines (settings: cluster.
 	@python -m cluster $(BACKEND)
 	@python -m scripts.table
 
-lint: setup  ## ruff and mypy
+lint: setup  ## Run ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
 
-test: lint  ## Every check: ruff, mypy, pytest
+test: lint  ## Run all checks: ruff, mypy, pytest
 	@sh scripts/install_browser.sh
 	@sh scripts/install_test_images.sh
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-table: setup  ## The study in the terminal, with what is different from main
+table: setup  ## Print the results of the selected study, with the differences from main
 	@python -m scripts.table
 
-results: setup  ## The studies side by side, their metrics, and what was tried beside them
+results: setup  ## Compare all studies and DVC experiments
 	@COLUMNS=120 python -m scripts.studies
 	dvc metrics show
 	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|labels_saved|study$$' --no-pager
 
+.PHONY: docs
+docs: setup  ## Update the tables of results in README.md and docs/results.md
+	@python -m scripts.doc_tables
+
 BASE := main
 HEAD := HEAD
 
-change: setup  ## What a change does to the study, as Markdown: make change BASE=main
+change: setup  ## Print a Markdown report, results of HEAD vs. BASE: make change BASE=main
 	@python -m scripts.change $(BASE) $(HEAD) $(if $(PICTURES),--pictures $(PICTURES))
 
 STUDY :=
 OPTIONS :=
 
-record: setup  ## What the results were made with, to be committed beside them: make record STUDY=full
+record: setup  ## Write metrics/<study>/record.json (provenance of the results): make record STUDY=full
 	@python -m scripts.record $(STUDY) $(OPTIONS)
 
-lock-gate: setup  ## Fail where dvc repro would run anything, or a record has other settings than params.yaml
+lock-gate: setup  ## Check that dvc.lock and committed results match the code and params.yaml
 	@python -m scripts.lock_gate
 
-reliability: setup  ## Kill a small study twenty times, run two at once, and compare what they end with
+reliability: setup  ## Test resume: kill a small study twenty times, run two at once, compare the results
 	python -m tests.kill_resume 20
 	python -m tests.shared_cache
 
@@ -105,19 +109,19 @@ machines: backends  ## Kill nodes and processes while a small study runs on SLUR
 	python -m tests.kill_nodes slurm $(KILLS)
 	python -m tests.kill_nodes ray $(KILLS)
 
-benchmark: setup  ## Headstart beside a plain and a tuned loop: make benchmark STUDY=full OPTIONS='--plain-epochs 1'
+benchmark: setup  ## Benchmark against a plain and a tuned training loop: make benchmark STUDY=full OPTIONS='--plain-epochs 1'
 	dvc repro --quiet download
 	python -m benchmarks.speed $(if $(STUDY),--study $(STUDY)) $(OPTIONS)
 
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --quiet \
   pyproject.toml
 
-lock: $(READY)  ## requirements.txt and cluster/requirements.txt anew from pyproject.toml, exact versions and hashes
+lock: $(READY)  ## Recompile requirements.txt and cluster/requirements.txt from pyproject.toml, with versions and hashes
 	$(COMPILE) --extra pipeline --extra test --output-file requirements.txt
 	$(COMPILE) --extra pipeline --extra slurm --extra ray --extra ssh --extra s3 --constraint requirements.txt \
 	  --output-file cluster/requirements.txt
 
-clean:  ## Remove the environment, the outputs, and DVC's cache unless a branch versions images of yours with `dvc add`
+clean:  ## Remove the environment, the outputs, and DVC's cache (unless a branch versions images with `dvc add`)
 	rm -rf .venv .cluster checkpoints data/downloads data/raw data/prepared data/initial data/features models predictions probes \
 	  report runs scores dvc_plots .dvc/tmp
 	ls data/pictures/*.dvc >/dev/null 2>&1 || git log --all --format=%h -1 -- 'data/pictures/*.dvc' | grep -q '' || \

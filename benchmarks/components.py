@@ -1,13 +1,14 @@
-"""Time the two parts of a study, the frozen backbone and the trained head, against other ways to compute them.
+"""Time variants of the frozen backbone and of a training step of the head.
 
-    python -m benchmarks.parts [--study full] [--set KEY=VALUE]
+    python -m benchmarks.components --study full
 
-The backbone: as it is, in bfloat16, with batch norm folded into its convolutions, as TorchScript optimised for inference,
-and in chunks of other sizes. A training step of the head: with PyTorch's own convolutions, as Headstart trains it, and
-that in bfloat16, which is fast on processors that multiply it and very slow on others. All alternate in one run, on
-random weights; the table has the median of the ratios. A second table has seconds: of a training step as Headstart
-repeats it (on a GPU a recorded one), of the backbone on a chunk, of a checkpoint, and of a file of 287 MB, the features of
-`full`. Writes benchmarks/results/parts-<device>-<study>.json.
+The backbone is timed as it is, in bfloat16, with batch norm folded into the convolutions, as TorchScript optimized for
+inference, and in chunks of other sizes. A training step of the head is timed with PyTorch's convolutions, as Headstart
+trains, and as Headstart trains in bfloat16, which is fast only on CPUs with native bfloat16 support. The variants
+alternate in one run with random weights, and the first table has medians of the speed-ups. The second table has the
+seconds of a training step as Headstart repeats it (on a GPU as a CUDA graph), of the backbone on a chunk, of a
+checkpoint, and of a file of 287 MB, the size of the features of `full`. The command also writes
+benchmarks/results/parts-<device>-<study>.json.
 """
 
 import copy
@@ -43,7 +44,7 @@ from headstart.training.pooling import use_deterministic
 
 ROUNDS = 15
 ADAM = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
-Trained = tuple[nn.Module, torch.optim.Optimizer]
+HeadAndOptimizer = tuple[nn.Module, torch.optim.Optimizer]
 
 
 def main(*arguments: str) -> None:
@@ -57,59 +58,60 @@ def main(*arguments: str) -> None:
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         activations = torch.cat([backbone(chunk) for chunk in images.split(32)])
-        trunks = _ratios(_trunks(backbone, images[: device.inference_batch_size]), device)
+        backbones = _speed_ups(_backbones(backbone, images[: device.inference_batch_size]), device)
         sizes = {
             f"chunks of {size}": _in_chunks(backbone, images, size)
             for size in (device.inference_batch_size, 32, 128, 256)
         }
-        trunks |= _ratios(sizes, device)
+        backbones |= _speed_ups(sizes, device)
     inputs = activations[: study.batch_size].contiguous(memory_format=torch.channels_last)
-    coarse = dataclasses.replace(device, dtype=torch.bfloat16)
-    steps = _ratios({
+    bfloat16 = dataclasses.replace(device, dtype=torch.bfloat16)
+    steps = _speed_ups({
         "own convolutions": _plain_step(head, inputs, device),
         "as Headstart trains": _step(head, inputs, device)[0],
-        "as Headstart trains in bfloat16": _step(head, inputs, coarse)[0],
+        "as Headstart trains in bfloat16": _step(head, inputs, bfloat16)[0],
     }, device)  # fmt: skip
-    with torch.no_grad(), coarse.autocast():
-        trunks |= _ratios({"as it is": lambda: _exact(backbone, images[: device.inference_batch_size]),
-                           "backbone, bfloat16": lambda: backbone(images[: device.inference_batch_size])}, device)  # fmt: skip
+    chunk = images[: device.inference_batch_size]
+    with torch.no_grad(), bfloat16.autocast():
+        precisions = {"as it is": lambda: _float32(backbone, chunk), "backbone, bfloat16": lambda: backbone(chunk)}
+        backbones |= _speed_ups(precisions, device)
     print("| way | times as fast |\n|---|---:|")
-    for name, ratio in {**trunks, **steps}.items():
+    for name, ratio in {**backbones, **steps}.items():
         print(f"| {name} | {ratio:.2f} |")
-    seconds = _all_seconds(backbone, images[: device.inference_batch_size], head, inputs, device)
+    seconds = _all_seconds(backbone, chunk, head, inputs, device)
     print("\n| part | seconds |\n|---|---:|")
-    for name, each in seconds.items():
-        print(f"| {name} | {each:.4f} |")
-    found = {"times_as_fast": {"backbone": trunks, "step": steps}, "seconds": seconds}
-    common.write("parts-", settings, device, found)
+    for name, value in seconds.items():
+        print(f"| {name} | {value:.4f} |")
+    content = {"times_as_fast": {"backbone": backbones, "step": steps}, "seconds": seconds}
+    common.write("parts-", settings, device, content)
 
 
-def _ratios(ways: dict[str, Callable[[], object]], device: compute.Compute) -> dict[str, float]:
-    """How many times as fast as the first way each other one is: the median over rounds."""
+def _speed_ups(variants: dict[str, Callable[[], object]], device: compute.Compute) -> dict[str, float]:
+    """Return the speed-up of each variant over the first one, as the median over rounds."""
     rounds = []
     for _ in range(ROUNDS):
         seconds = []
-        for way in ways.values():
+        for work in variants.values():
             started = time.perf_counter()
-            way()
+            work()
             if device.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
         rounds.append(seconds)
-    first, *others = zip(*rounds[2:], strict=True)  # the first rounds warm up
+    baseline, *columns = zip(*rounds[2:], strict=True)  # the first rounds warm up
     return {
-        name: statistics.median(mine / theirs for mine, theirs in zip(first, other, strict=True))
-        for name, other in zip(list(ways)[1:], others, strict=True)
+        name: statistics.median(slow / fast for slow, fast in zip(baseline, column, strict=True))
+        for name, column in zip(list(variants)[1:], columns, strict=True)
     }
 
 
-def _trunks(backbone: nn.Module, images: torch.Tensor) -> dict[str, Callable[[], object]]:
+def _backbones(backbone: nn.Module, images: torch.Tensor) -> dict[str, Callable[[], object]]:
     folded = _folded(copy.deepcopy(backbone)).to(memory_format=torch.channels_last)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is being retired, and says so
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         scripted = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(copy.deepcopy(backbone), images)))
-    for other in (folded, scripted):
-        torch.testing.assert_close(other(images), backbone(images), rtol=1e-2, atol=1e-3)
+    for variant in (folded, scripted):
+        torch.testing.assert_close(variant(images), backbone(images), rtol=1e-2, atol=1e-3)
     return {
         "as it is": lambda: backbone(images),
         "backbone, batch norm folded": lambda: folded(images),
@@ -118,7 +120,7 @@ def _trunks(backbone: nn.Module, images: torch.Tensor) -> dict[str, Callable[[],
 
 
 def _folded(module: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it; a layer of timm's also holds the activation."""
+    """Fold every batch norm into the convolution before it. A batch norm of timm may also hold the activation."""
     children = list(module.named_children())
     for (name, child), (next_name, following) in itertools.pairwise(children):
         if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
@@ -129,7 +131,7 @@ def _folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def _exact(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _float32(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.autocast(images.device.type, enabled=False):
         return backbone(images)
 
@@ -139,13 +141,13 @@ def _in_chunks(backbone: nn.Module, images: torch.Tensor, size: int) -> Callable
 
 
 def _plain_step(head: nn.Module, inputs: torch.Tensor, compute: Compute) -> Callable[[], object]:
-    """Return a training step of a copy of ``head`` as PyTorch does it."""
+    """Return a training step of a copy of ``head`` in plain PyTorch."""
     head = copy.deepcopy(head).train()
     return partial(_train, head, torch.optim.Adam(head.parameters(), fused=True), compute, inputs, _labels(inputs))
 
 
-def _step(head: nn.Module, inputs: torch.Tensor, compute: Compute) -> tuple[Callable[[], object], Trained]:
-    """Return a training step of a copy of ``head`` as Headstart does it, with the copy and its optimizer."""
+def _step(head: nn.Module, inputs: torch.Tensor, compute: Compute) -> tuple[Callable[[], object], HeadAndOptimizer]:
+    """Return a training step of a copy of ``head`` as in Headstart, with the copy and its optimizer."""
     head = copy.deepcopy(head).train()
     if compute.matmul_convolutions:
         use_matmul(head)
@@ -176,7 +178,7 @@ def _labels(inputs: torch.Tensor) -> torch.Tensor:
 def _all_seconds(
     backbone: nn.Module, images: torch.Tensor, head: nn.Module, inputs: torch.Tensor, device: Compute
 ) -> dict[str, float]:
-    step, trained = _step(head, inputs, device)
+    step, head_and_optimizer = _step(head, inputs, device)
     step()
     forward, on_gpu = BatchedInference((backbone,), device), device.device.type == "cuda"
     features = torch.zeros(70_000, 2_048, dtype=torch.bfloat16)
@@ -185,7 +187,7 @@ def _all_seconds(
         return {
             "a training step of the head": _seconds(step, device, 100 if on_gpu else 5),
             "the backbone on a chunk": _seconds(lambda: list(forward(images)), device, 20 if on_gpu else 2),
-            "a checkpoint": _seconds(lambda: checkpoint.save(*trained, [], {}), device, 3),
+            "a checkpoint": _seconds(lambda: checkpoint.save(*head_and_optimizer, [], {}), device, 3),
             "287 MB written": _seconds(
                 lambda: files.write_tensors(Path(folder, "x.safetensors"), {"x": features}), device, 3
             ),
@@ -193,7 +195,7 @@ def _all_seconds(
 
 
 def _seconds(work: Callable[[], object], device: Compute, times: int) -> float:
-    """Return the seconds of ``work``, as a mean over ``times`` without a wait between them."""
+    """Return the seconds of ``work``, as the mean of ``times`` calls without a wait between them."""
     started = time.perf_counter()
     for _ in range(times):
         work()

@@ -1,9 +1,9 @@
-"""What a stage costs before it does anything useful, and what `dvc repro` costs with nothing to do.
+"""Time the start of each stage, the imports in it, and `dvc repro` with nothing to do.
 
     python -m benchmarks.fixed_costs
 
-Every stage runs in a process of its own, on 64 images, so that its time is its start. The imports that a start consists
-of are timed beside it. Prints a table and writes benchmarks/results/fixed-costs-<device>-<study>.json.
+Every stage runs in a separate process on 64 images, so its time is nearly all start-up. The command prints a table and
+writes benchmarks/results/fixed-costs-<device>-<study>.json.
 """
 
 import os
@@ -19,32 +19,35 @@ from headstart.console import UserError, run_cli
 from headstart.training import compute
 
 RUNS = 5
-FEW = 64
-TINY = [f"training_images={FEW}", "validation_images=0", f"batch_size={FEW}", "n_epochs=1", "image_size=32"]
+N_IMAGES = 64
+SMALL = [
+    f"training_images={N_IMAGES}", "validation_images=0", f"batch_size={N_IMAGES}", "n_epochs=1", "image_size=32",
+    *common.ALL_LABELS,
+]  # fmt: skip
 IMPORTS = ("torch", "torch, torch._dynamo", "torch, torch._dynamo, torchvision", "torch, torch._dynamo, timm")
 ROOT = Path.cwd()
 
 
 def main(*arguments: str) -> None:
     options = common.parser(__doc__).parse_args(arguments)
-    options.set = TINY + options.set
+    options.set = SMALL + options.set
     settings = common.read(options)
-    nothing = _median("dvc", "repro", module=True)
+    up_to_date = _median("dvc", "repro", module=True)
     frozen, finetuned = (
-        next(name for name, configuration in settings.configurations.items() if configuration.finetuning == wanted)
-        for wanted in (False, True)
+        next(name for name, configuration in settings.configurations.items() if configuration.finetuning == finetuning)
+        for finetuning in (False, True)
     )
     with common.workspace(settings):
         seconds = {"prepare": _median("stages.prepare", module=True)}
-        _keep_few_test_images(f"data/prepared/{settings.study}.safetensors")
-        for start in ("true", "false"):
-            seconds[f"initialize {start}"] = _median("stages.initialize", start, module=True)
-            seconds[f"features {start}"] = _median("stages.features", start, module=True)
+        _shorten_test_set(f"data/prepared/{settings.study}.safetensors")
+        for pretrained in ("true", "false"):
+            seconds[f"initialize {pretrained}"] = _median("stages.initialize", pretrained, module=True)
+            seconds[f"features {pretrained}"] = _median("stages.features", pretrained, module=True)
         for name in (frozen, finetuned):
             seconds[f"train {name}"] = _median("stages.train", name, module=True)
             seconds[f"evaluate {name}"] = _median("stages.evaluate", name, module=True)
         seconds |= {f"import {modules}": _median(f"import {modules}", module=False) for modules in IMPORTS}
-        seconds["dvc repro, nothing to do"] = nothing
+        seconds["dvc repro, nothing to do"] = up_to_date
         common.write("fixed-costs-", settings, compute.configure(), {"seconds": seconds})
     print(f"| process | seconds, median of {RUNS} |\n|---|---:|")
     for name, value in seconds.items():
@@ -52,25 +55,26 @@ def main(*arguments: str) -> None:
 
 
 def _median(*command: str, module: bool) -> float:
+    """Return the median seconds of a Python process that runs a module, or else code."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     times = []
     for _ in range(RUNS):
         started = time.perf_counter()
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m" if module else "-c", *command],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         times.append(time.perf_counter() - started)
-        if done.returncode:
-            raise UserError(f"{' '.join(command)} failed: {done.stderr}")
+        if result.returncode:
+            raise UserError(f"{' '.join(command)} failed: {result.stderr}")
     return statistics.median(times)
 
 
-def _keep_few_test_images(prepared: str) -> None:
-    tensors, description = files.read_tensors(prepared)
+def _shorten_test_set(prepared: str) -> None:
+    tensors, metadata = files.read_tensors(prepared)
     files.write_tensors(prepared, {
-        name: tensor[:FEW] if name.startswith("test") else tensor for name, tensor in tensors.items()
-    }, description)  # fmt: skip
+        name: tensor[:N_IMAGES] if name.startswith("test") else tensor for name, tensor in tensors.items()
+    }, metadata)  # fmt: skip
 
 
 if __name__ == "__main__":

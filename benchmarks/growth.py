@@ -1,10 +1,10 @@
-"""How the time and the memory of the expensive stages grow with the number of images and with their size.
+"""Measure how time and memory of the expensive stages grow with the number and the size of the images.
 
-    python -m benchmarks.growth [--study full] [--set KEY=VALUE]
+    python -m benchmarks.growth --study full
 
-Images ×1, ×2 and ×4, then, at ×1, image sizes ×1.5 and ×2. Each stage runs in a process of its own, so its seconds and
-its peak memory include the start of Python, and the 10,000 test images. Prints a table and writes
-benchmarks/results/growth-<device>-<study>.json.
+The number of training images is multiplied by 1, 2 and 4, and then the image size by 1.5 and 2. Each stage runs in a
+separate process. Its seconds and its peak memory include the start of Python and the 10,000 test images. The command
+prints a table and writes benchmarks/results/growth-<device>-<study>.json.
 """
 
 import dataclasses
@@ -19,18 +19,20 @@ from benchmarks import settings as common
 from headstart.console import UserError, run_cli
 from headstart.training import compute
 
-IMAGES = (1, 2, 4)
-SIZES = (1.5, 2)
+IMAGE_FACTORS = (1, 2, 4)
+SIZE_FACTORS = (1.5, 2)
 ROOT = Path.cwd()
 
 
 def main(*arguments: str) -> None:
-    settings = common.read(common.parser(__doc__).parse_args(arguments))
+    options = common.parser(__doc__).parse_args(arguments)
+    options.set = [*common.ALL_LABELS, *options.set]
+    settings = common.read(options)
     name = next(name for name, configuration in settings.configurations.items() if configuration.finetuning)
     pretrained = str(settings.configurations[name].pretrained).lower()
     base = settings.selected_study
-    changes: list[dict[str, Any]] = [{"training_images": factor * base.training_images} for factor in IMAGES]
-    changes += [{"image_size": int(factor * base.image_size)} for factor in SIZES]
+    changes: list[dict[str, Any]] = [{"training_images": factor * base.training_images} for factor in IMAGE_FACTORS]
+    changes += [{"image_size": int(factor * base.image_size)} for factor in SIZE_FACTORS]
     rows = []
     print("| training images | image size | stage | seconds | peak RAM MB |\n|---:|---:|---|---:|---:|", flush=True)
     for change in changes:
@@ -38,7 +40,7 @@ def main(*arguments: str) -> None:
         with common.workspace(dataclasses.replace(settings, studies={settings.study: study})):
             for stage in (["prepare"], ["initialize", pretrained], ["features", pretrained], ["train", name],
                           ["evaluate", name]):  # fmt: skip
-                seconds, memory = _measured(*stage)
+                seconds, memory = _measure(*stage)
                 rows.append({"training_images": study.training_images, "image_size": study.image_size,
                              "stage": " ".join(stage), "seconds": seconds, "peak_ram_mb": memory})  # fmt: skip
                 print(f"| {study.training_images:,} | {study.image_size} | {' '.join(stage)} | {seconds:.1f} | "
@@ -46,15 +48,15 @@ def main(*arguments: str) -> None:
             common.write("growth-", settings, compute.configure(), {"stages": rows})
 
 
-def _measured(stage: str, *arguments: str) -> tuple[float, float]:
-    """Seconds and peak megabytes of RAM of a stage."""
+def _measure(stage: str, *arguments: str) -> tuple[float, float]:
+    """Return the seconds and the peak RAM, in MB, of a stage."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", f"stages.{stage}", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise UserError(f"the stage {stage} failed: what it says stands above")
+        raise UserError(f"the stage {stage} failed: see its message above")
     return time.perf_counter() - started, usage.ru_maxrss / 1e3
 
 

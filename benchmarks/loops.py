@@ -1,4 +1,4 @@
-"""Three ways to train and test one configuration from the same start: plain, tuned, and Headstart's."""
+"""Three ways to train and test one configuration from the same initial weights: plain, tuned, and Headstart's."""
 
 import os
 import time
@@ -28,13 +28,13 @@ from headstart.training.loop import image_order, make_optimizer
 
 @dataclass(frozen=True)
 class Task:
-    """One configuration, and what it is trained on and tested with."""
+    """One configuration, with its images and its initial weights."""
 
     name: str
     settings: Params
     compute: Compute
-    images: dict[str, torch.Tensor]  # what the stage `prepare` wrote
-    start: SavedModel
+    images: dict[str, torch.Tensor]  # outputs of the stage `prepare`
+    initial: SavedModel
 
     @property
     def configuration(self) -> Configuration:
@@ -45,28 +45,28 @@ class Task:
         return self.settings.selected_study
 
     def network(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """(network, frozen backbone, trained head) on the device."""
-        network = self.start.build().to(self.compute.device)
-        layer = self.study.finetune_from if self.configuration.finetuning else self.start.classifier
+        """Return (network, frozen backbone, trained head) on the device."""
+        network = self.initial.build().to(self.compute.device)
+        layer = self.study.finetune_from if self.configuration.finetuning else self.initial.classifier
         return network, *splitting.split_backbone_head(network, layer)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a training and its test."""
+    """The result of a training."""
 
     train_loss: float  # mean over the images of the last epoch
     test_accuracy: float
-    epoch_seconds: float = 0.0  # of the last epoch, by which a training that is timed on fewer epochs is scaled up
+    epoch_seconds: float = 0.0  # of the last epoch; scales up a training that is timed on fewer epochs
 
 
-class Pictures(Dataset):
-    """Images prepared one by one with PIL, as torchvision's examples do it."""
+class PillowDataset(Dataset):
+    """Images that Pillow prepares one by one, as in the examples of torchvision."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, start: SavedModel) -> None:
-        size = (start.image_size, start.image_size)
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, initial: SavedModel) -> None:
+        size = (initial.image_size, initial.image_size)
         steps = [transforms.Resize(size), transforms.Grayscale(3), transforms.ToTensor()]
-        self.transform = transforms.Compose([*steps, transforms.Normalize(start.mean, start.std)])
+        self.transform = transforms.Compose([*steps, transforms.Normalize(initial.mean, initial.std)])
         self.images, self.labels = images.numpy(), labels
 
     def __len__(self) -> int:
@@ -78,12 +78,13 @@ class Pictures(Dataset):
 
 @contextmanager
 def pytorch_defaults(*, autotune: bool = False) -> Iterator[None]:
-    """Take back what ``compute.choose`` makes deterministic and exact: PyTorch as it is without being asked.
+    """Restore PyTorch's defaults, which ``compute.configure`` makes deterministic and exact.
 
-    What is set for the whole process stays, cuBLAS's workspace and the allocator that keeps freed memory, which helps.
+    Two settings of the whole process stay: cuBLAS's workspace, and the allocator, which helps because it keeps freed
+    memory.
 
     Args:
-        autotune: also let cuDNN try which of its convolutions is the fastest, which is no default but widely known.
+        autotune: also set ``cudnn.benchmark``, which is not a default but widely known.
     """
     cudnn = torch.backends.cudnn
     convolutions: Any = cudnn.conv  # type: ignore[attr-defined]
@@ -99,30 +100,33 @@ def pytorch_defaults(*, autotune: bool = False) -> Iterator[None]:
 
 @pytorch_defaults()
 def plain(task: Task, epochs: int) -> Result:
-    """As a newcomer would write it: a DataLoader, PIL, the whole network in every epoch, PyTorch's own defaults."""
+    """Train as a newcomer would: a DataLoader, Pillow, the whole network in every epoch, PyTorch's defaults."""
     device = task.compute.device
     network, backbone, head = task.network()
-    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a CPU they take it from the training
+    workers = (
+        min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+    )  # on a CPU, workers would compete with the training
     loader = partial(DataLoader, batch_size=task.study.batch_size, num_workers=workers,
                      pin_memory=device.type == "cuda")  # fmt: skip
     training, test = (
-        Pictures(task.images[f"{split}_images"], task.images[f"{split}_labels"], task.start)
+        PillowDataset(task.images[f"{split}_images"], task.images[f"{split}_labels"], task.initial)
         for split in ("training", "test")
     )
     torch.manual_seed(task.study.split_seed)
     if task.configuration.optimizer == "Adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(head.parameters(), lr=task.configuration.lr)
     else:
-        optimizer = torch.optim.SGD(head.parameters(), lr=task.configuration.lr, momentum=task.configuration.momentum or 0,
-                                    weight_decay=task.configuration.weight_decay or 0)  # fmt: skip
+        configuration = task.configuration
+        optimizer = torch.optim.SGD(head.parameters(), lr=configuration.lr, momentum=configuration.momentum or 0,
+                                    weight_decay=configuration.weight_decay or 0)  # fmt: skip
     for parameter in backbone.parameters():
         parameter.requires_grad = False
     backbone.eval()
     for epoch in range(1, epochs + 1):
-        began = time.perf_counter()
+        started = time.perf_counter()
         head.train()
         total = 0.0
-        # In the same order as the other ways, so that what they reach can be compared.
+        # In the same order as in the other loops, so that the accuracies can be compared.
         for inputs, labels in loader(training, sampler=image_order(task.study.seeds[0], epoch, len(training)).tolist()):
             inputs, labels = inputs.to(device), labels.to(device)
             loss = F.cross_entropy(network(inputs), labels)
@@ -130,21 +134,22 @@ def plain(task: Task, epochs: int) -> Result:
             loss.backward()
             optimizer.step()
             total += loss.item() * len(labels)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     network.eval()
-    right = 0
+    n_correct = 0
     with torch.no_grad():
         for inputs, labels in loader(test):
-            right += int((network(inputs.to(device)).argmax(1) == labels.to(device)).sum())
-    return Result(total / len(task.images["training_labels"]), right / len(task.images["test_labels"]), seconds)
+            n_correct += int((network(inputs.to(device)).argmax(1) == labels.to(device)).sum())
+    return Result(total / len(task.images["training_labels"]), n_correct / len(task.images["test_labels"]), seconds)
 
 
 @pytorch_defaults(autotune=True)
 def tuned(task: Task, epochs: int) -> Result:
-    """What is common knowledge: data on the device, bfloat16 on a GPU, channels last, a fused optimizer, no waiting,
-    cuDNN's fastest convolutions, no gradients where nothing trains.
+    """Train with the common optimizations.
 
-    The whole network still runs in every epoch. Nothing is compiled: torch.compile takes longer than it saves here.
+    These are data on the device, bfloat16 on a GPU, channels last, a fused optimizer, no synchronization, cuDNN's
+    fastest convolutions, and no gradients in the backbone. The whole network still runs in every epoch. torch.compile
+    is not used: it takes longer than it saves here.
     """
     compute = task.compute
     images = {name: tensor.to(compute.device) for name, tensor in task.images.items()}
@@ -156,7 +161,7 @@ def tuned(task: Task, epochs: int) -> Result:
     labels = images["training_labels"]
     backbone.eval()
     for epoch in range(1, epochs + 1):
-        began = time.perf_counter()
+        started = time.perf_counter()
         head.train()
         total = torch.zeros((), device=compute.device)
         for batch in (
@@ -164,7 +169,7 @@ def tuned(task: Task, epochs: int) -> Result:
         ):
             with compute.autocast():
                 with torch.no_grad():
-                    activations = backbone(task.start.preprocess(images["training_images"][batch]))
+                    activations = backbone(task.initial.preprocess(images["training_images"][batch]))
                 logits = head(activations)
                 loss = F.cross_entropy(logits, labels[batch])
             optimizer.zero_grad()
@@ -172,16 +177,16 @@ def tuned(task: Task, epochs: int) -> Result:
             optimizer.step()
             total += loss.detach() * len(batch)
     train_loss = total.item() / len(labels)  # waits for the device
-    seconds = time.perf_counter() - began
-    [logits] = extract_features(images["test_images"], (network,), compute=compute, prepare=task.start.preprocess)
-    right = logits.argmax(1) == task.images["test_labels"]
-    return Result(train_loss, right.double().mean().item(), seconds)
+    seconds = time.perf_counter() - started
+    [logits] = extract_features(images["test_images"], (network,), compute=compute, prepare=task.initial.preprocess)
+    correct = logits.argmax(1) == task.images["test_labels"]
+    return Result(train_loss, correct.double().mean().item(), seconds)
 
 
 def headstart(task: Task, _: int) -> Result:
-    """The stages `train` and `evaluate`, from what the stages before them wrote."""
+    """Run the stages `train` and `evaluate` on the outputs of the stages before them."""
     stages.train.main(task.name)
     stages.evaluate.main(task.name)
-    records = files.read_csv(f"models/{task.settings.study}/{task.name}/epochs.csv")
+    epochs = files.read_csv(f"models/{task.settings.study}/{task.name}/epochs.csv")
     metrics = files.read_json(f"metrics/{task.settings.study}/{task.name}.json")
-    return Result(float(records[-1]["train_loss"]), metrics["test_accuracy"])
+    return Result(float(epochs[-1]["train_loss"]), metrics["test_accuracy"])

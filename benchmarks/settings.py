@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: settings of a study from the command line, and results with what made them."""
+"""Shared by the benchmarks: settings of a study from the command line, and result files with their provenance."""
 
 import argparse
 import dataclasses
@@ -17,40 +17,39 @@ import yaml
 from headstart import files, params
 from headstart.console import UserError
 from headstart.training.compute import Compute
+from scripts import argument_parser
+
+ALL_LABELS = ("label_budgets=[]", "probe_budgets=[]")  # no subsets, which may be larger than a small training set
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the two options that choose the settings."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--study", help="a section of studies in params.yaml (default: the one that study names)")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the study")
-    return made
+    """Return a parser with the two options that choose the settings."""
+    result = argument_parser(description)
+    result.add_argument("--study", help="a section of studies in params.yaml (default: the selected study)")
+    result.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the study; may be repeated"
+    )
+    return result
 
 
 def read(options: argparse.Namespace) -> params.Params:
-    """``params.yaml`` with the study and the settings that the command line asks for.
+    """Return the settings in params.yaml, with the study and the changes that the command line gives.
 
     Raises:
-        UserError: there is no such study or setting, or its value is impossible.
+        UserError: there is no such study or setting, or its value is invalid.
     """
     settings = params.read()
     name = options.study or settings.study
     if name not in settings.studies:
-        raise UserError(f"--study {name!r} must be one of {', '.join(settings.studies)}")
-    study = settings.studies[name]
-    for change in options.set:
-        key, _, text = change.partition("=")
-        value = yaml.safe_load(text) if text else None
-        changed: dict[str, Any] = {key: value}
-        if type(value) is not type(getattr(study, key, None)):
-            raise UserError(f"--set {change!r} is no setting of a study with a value of its kind")
-        study = dataclasses.replace(study, **changed)
+        raise UserError(f"--study: unknown study. Choose one of {', '.join(settings.studies)}. Got {name}.")
+    changes = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in options.set)}
+    study = params.validate({**vars(settings.studies[name]), **changes}, params.Study, {}, "--set")
     return dataclasses.replace(settings, study=name, studies={name: study})
 
 
 @contextmanager
 def workspace(settings: params.Params) -> Iterator[None]:
-    """Work in a new folder that has these settings and the raw data, so that stages run in it and disturb nothing."""
+    """Change to a temporary folder with these settings and the raw data, so that stages do not touch the repository."""
     raw, pictures, results = (Path(folder).resolve() for folder in ("data/raw", "data/pictures", "benchmarks/results"))
     if not raw.is_dir():
         raise UserError("data/raw is missing: run `dvc repro download`")
@@ -58,7 +57,7 @@ def workspace(settings: params.Params) -> Iterator[None]:
     for configuration in content["configurations"].values():
         for key in [key for key, value in configuration.items() if value is None]:
             del configuration[key]
-    for study in content["studies"].values():  # a path among the weights stays right from anywhere
+    for study in content["studies"].values():  # a relative path would be invalid in the temporary folder
         if Path(study["weights"]).exists():
             study["weights"] = str(Path(study["weights"]).resolve())
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
@@ -71,9 +70,9 @@ def workspace(settings: params.Params) -> Iterator[None]:
         yield
 
 
-def write(name: str, settings: params.Params, compute: Compute, found: dict[str, Any]) -> None:
-    """Write what was ``found`` to ``benchmarks/results/<name><device>-<study>.json``, with what it was found with."""
-    machine = compute.describe()
+def write(name: str, settings: params.Params, compute: Compute, results: dict[str, Any]) -> None:
+    """Write ``results`` and their provenance to ``benchmarks/results/<name><device>-<study>.json``."""
+    machine, study = compute.describe(), settings.selected_study
     device = re.sub(r"[^a-z0-9]+", "-", str(machine["device"]).lower())
     files.write_json(f"benchmarks/results/{name}{device}-{settings.study}.json", {
         **machine,
@@ -81,6 +80,6 @@ def write(name: str, settings: params.Params, compute: Compute, found: dict[str,
         "cuda": torch.version.cuda if compute.device.type == "cuda" else None,
         "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "study": settings.study,
-        "settings": {**dataclasses.asdict(settings.selected_study), "weights": Path(settings.selected_study.weights).name},
-        **found,
+        "settings": {**dataclasses.asdict(study), "weights": Path(study.weights).name},
+        **results,
     })  # fmt: skip

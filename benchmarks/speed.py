@@ -1,13 +1,15 @@
-"""Time the study three ways in one run, alternating: the plain loop, a tuned loop, and Headstart.
+"""Compare the speed of Headstart with a plain and a tuned training loop.
 
-    python -m benchmarks.speed [--study full] [--set KEY=VALUE] [--plain-epochs N] [--tuned-epochs N]
+    python -m benchmarks.speed --study full --plain-epochs 1
 
-Each way trains and tests every configuration; Headstart also makes the starts and the features, which only it needs.
-What all need (prepared images) is not counted. The plain and the tuned loop run in one process; Headstart is timed
-twice, in one process as `python -m stages` runs it, and with a process a stage as `dvc repro` does. A way that would
-take too long is timed on fewer epochs: its training time is then scaled up, which the table says, and its accuracy is
-not compared. Prints a table; for a study as it is, with whatever weights, it also writes
-benchmarks/results/<device>-<study>.json, with --only benchmarks/results/only-<device>-<study>.json.
+Each loop trains and tests every configuration, and the three alternate in one run. Headstart also computes the initial
+weights and the features, which only it needs. Preparing the images is not counted. The plain and the tuned loop run in
+one process. Headstart is timed twice: in one process, as `python -m stages` runs, and with one process per stage, as
+`dvc repro` runs. A slow loop can be timed on fewer epochs. Its training time is then scaled up, which the output says,
+and its accuracy is not compared.
+
+The command prints a table. If no setting but `weights` is changed, it also writes
+benchmarks/results/<device>-<study>.json, or with --only benchmarks/results/only-<device>-<study>.json.
 """
 
 import dataclasses
@@ -40,19 +42,21 @@ from stages.paths import initial_file
 
 ROOT = str(Path(__file__).parent.parent)
 WAYS = ("plain", "tuned", "headstart")
-NOISE = {True: 0.01, False: 0.03}  # of a test accuracy, with and without pretrained weights
+NOISE = {True: 0.01, False: 0.03}  # in test accuracy, with and without pretrained weights
 
 
 def main(*arguments: str) -> None:
     parser = common.parser(__doc__)
     for way in ("plain", "tuned"):
         parser.add_argument(f"--{way}-epochs", type=int, metavar="N", help=f"time the {way} loop on N epochs")
-    parser.add_argument("--only", action="append", metavar="CONFIGURATION", help="not all of them, but this one")
+    parser.add_argument(
+        "--only", action="append", metavar="CONFIGURATION", help="time only this configuration; may be repeated"
+    )
     options = parser.parse_args(arguments)
     settings, device = common.read(options), compute.configure()
     if options.only:
-        chosen = {name: settings.configuration(name) for name in options.only}
-        settings = dataclasses.replace(settings, configurations=chosen)
+        selected = {name: settings.configuration(name) for name in options.only}
+        settings = dataclasses.replace(settings, configurations=selected)
     n_epochs = settings.selected_study.n_epochs
     epochs = {"plain": options.plain_epochs or n_epochs, "tuned": options.tuned_epochs or n_epochs,
               "headstart": n_epochs}  # fmt: skip
@@ -60,37 +64,36 @@ def main(*arguments: str) -> None:
         raise UserError(f"--plain-epochs and --tuned-epochs must be 1 to {n_epochs}")
     with common.workspace(settings):
         stages.prepare.main()
-        shared, starts = _starts(settings, device)
+        shared, initial = _initialize(settings, device)
         images = files.read_tensors(f"data/prepared/{settings.study}.safetensors").tensors
         rows = []
         for name, configuration in settings.configurations.items():
-            task = Task(name, settings, device, images, starts[configuration.pretrained])
-            rows.append({"configuration": name} | {way: _timed(task, way, epochs[way]) for way in WAYS})
+            task = Task(name, settings, device, images, initial[configuration.pretrained])
+            rows.append({"configuration": name} | {way: _time(task, way, epochs[way]) for way in WAYS})
             print(line(rows[-1]), file=sys.stderr, flush=True)
-        start = starts[max(starts)]  # the pretrained one, if it is among them
-        processes = _in_processes(settings)
-        floor = _floor(settings, device, start, len(images["training_labels"]), len(images["test_labels"]))
-        found = _summary(rows, shared, epochs, n_epochs, floor, processes)
-        weights = {"weights": start.weights, "weights_sha256": start.sha256}
+        model = initial[max(initial)]  # the pretrained model, if there is one
+        process_seconds = _seconds_in_processes(settings)
+        floor = _floor(settings, device, model, len(images["training_labels"]), len(images["test_labels"]))
+        summary = _summary(rows, shared, epochs, n_epochs, floor, process_seconds)
+        weights = {"weights": model.weights, "weights_sha256": model.sha256}
         if all(change.startswith("weights=") for change in options.set):
-            common.write(
-                "only-" if options.only else "", settings, device, {**weights, **found, "configurations": rows}
-            )
-    _print(rows, found, n_epochs)
+            content = {**weights, **summary, "configurations": rows}
+            common.write("only-" if options.only else "", settings, device, content)
+    _print(rows, summary, n_epochs)
 
 
-def _starts(settings: Params, device: Compute) -> tuple[dict[str, float], dict[bool, SavedModel]]:
-    """Make starts and features: how many seconds each stage took, and the starts."""
-    shared, starts = {}, {}
+def _initialize(settings: Params, device: Compute) -> tuple[dict[str, float], dict[bool, SavedModel]]:
+    """Compute initial weights and features; return the seconds of each stage, and the initial models."""
+    shared, initial = {}, {}
     for pretrained in sorted(
         {str(configuration.pretrained).lower() for configuration in settings.configurations.values()}
     ):
         shared[f"initialize {pretrained}"] = _seconds(partial(stages.initialize.main, pretrained), device)
         shared[f"features {pretrained}"] = _seconds(partial(stages.features.main, pretrained), device)
-        starts[pretrained == "true"] = SavedModel.read(
+        initial[pretrained == "true"] = SavedModel.read(
             initial_file(settings, pretrained == "true", settings.selected_study.seeds[0])
         )
-    return shared, starts
+    return shared, initial
 
 
 def _seconds(work: Callable[[], object], device: Compute) -> float:
@@ -101,10 +104,10 @@ def _seconds(work: Callable[[], object], device: Compute) -> float:
     return time.perf_counter() - started
 
 
-def _in_processes(settings: Params) -> float:
-    """Seconds of the same stages, each in a process of its own, as `dvc repro` runs them."""
-    starts = sorted({str(configuration.pretrained).lower() for configuration in settings.configurations.values()})
-    commands = [(stage, start) for start in starts for stage in ("initialize", "features")]
+def _seconds_in_processes(settings: Params) -> float:
+    """Return the seconds of the same stages with one process per stage, as `dvc repro` runs them."""
+    pretrained = sorted({str(configuration.pretrained).lower() for configuration in settings.configurations.values()})
+    commands = [(stage, argument) for argument in pretrained for stage in ("initialize", "features")]
     commands += [(stage, name) for name in settings.configurations for stage in ("train", "evaluate")]
     paths = [ROOT, str(Path(ROOT, "src")), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -114,7 +117,8 @@ def _in_processes(settings: Params) -> float:
     return time.perf_counter() - started
 
 
-def _timed(task: Task, way: str, epochs: int) -> dict[str, float]:
+def _time(task: Task, way: str, epochs: int) -> dict[str, float]:
+    """Return the seconds of a loop, scaled up to all epochs, and its last training loss and test accuracy."""
     results: list[loops.Result] = []
     seconds = _seconds(lambda: results.append(getattr(loops, way)(task, epochs)), task.compute)
     [result] = results
@@ -122,29 +126,30 @@ def _timed(task: Task, way: str, epochs: int) -> dict[str, float]:
     return {"seconds": scaled, "train_loss": result.train_loss, "test_accuracy": result.test_accuracy}
 
 
-def _floor(settings: Params, device: Compute, start: SavedModel, training: int, test: int) -> dict[str, float]:
-    """Operations that cannot be saved, the rate of a large matrix product, and the seconds that follow.
+def _floor(settings: Params, device: Compute, model: SavedModel, training: int, test: int) -> dict[str, float]:
+    """Return the operations that no implementation can avoid, the rate of a large matrix product, and their quotient.
 
-    Every image passes once through the network of each start; the head of each fine-tuned configuration runs forward
-    and backward for every training image in every epoch, and forward for every test image.
+    Every image passes once through the network with each initial weights. The head of each fine-tuned configuration
+    runs forward and backward for every training image in every epoch, and forward for every test image.
     """
-    backbone, head = splitting.split_backbone_head(start.build(), settings.selected_study.finetune_from)
+    backbone, head = splitting.split_backbone_head(model.build(), settings.selected_study.finetune_from)
     activations, frozen, _ = _operations(backbone, torch.zeros(1, 3, *(settings.selected_study.image_size,) * 2))
     _, inference, step = _operations(head, activations)
     forward = frozen + inference
-    starts = {configuration.pretrained for configuration in settings.configurations.values()}
+    initializations = {configuration.pretrained for configuration in settings.configurations.values()}
     finetuned = sum(configuration.finetuning for configuration in settings.configurations.values())
-    operations = len(starts) * (training + test) * forward
+    operations = len(initializations) * (training + test) * forward
     operations += finetuned * (settings.selected_study.n_epochs * training * step + test * inference)
     rate = _matmul_rate(device)
     return {"operations": operations, "operations_per_second": rate, "seconds": operations / rate}
 
 
 def _operations(module: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """What comes out, and the operations of a forward pass, and of a forward and a backward one, for one image.
+    """Return the output, the operations of a forward pass, and those of a forward and backward pass, for one image.
 
-    A multiply-add is two operations. Convolutions and linear layers count; backward they cost twice as much as forward,
-    once where no gradient of the inputs is needed. PyTorch's FlopCounterMode counts grouped convolutions too high.
+    A multiply-add is two operations. Only convolutions and linear layers count. Their backward pass costs twice the
+    forward pass, or as much as the forward pass if no gradient of the inputs is needed. PyTorch's FlopCounterMode
+    overestimates grouped convolutions.
     """
     forward, both = 0, 0
 
@@ -164,7 +169,7 @@ def _operations(module: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _matmul_rate(device: Compute) -> float:
-    """Operations a second of the best of ten large matrix products in the precision that is computed in."""
+    """Return the operations per second of the fastest of ten large matrix products, in the precision of ``device``."""
     size = 8192 if device.device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device.device).to(device.dtype) for _ in range(2))
     return 2 * size**3 / min(_seconds(lambda: left @ right, device) for _ in range(10))
@@ -176,7 +181,7 @@ def _summary(
     epochs: dict[str, int],
     n_epochs: int,
     floor: dict[str, float],
-    processes: float,
+    process_seconds: float,
 ) -> dict[str, Any]:
     totals = {way: sum(row[way]["seconds"] for row in rows) for way in epochs}
     totals["headstart"] += sum(shared.values())
@@ -190,8 +195,8 @@ def _summary(
     return {
         "seconds": totals,
         "times_as_fast_as": {way: totals[way] / totals["headstart"] for way in epochs if way != "headstart"},
-        "seconds_in_processes": processes,
-        "times_as_fast_in_processes": {way: totals[way] / processes for way in epochs if way != "headstart"},
+        "seconds_in_processes": process_seconds,
+        "times_as_fast_in_processes": {way: totals[way] / process_seconds for way in epochs if way != "headstart"},
         "floor": floor,
         "times_the_floor": totals["headstart"] / floor["seconds"],
         "epochs_timed": epochs,
@@ -201,34 +206,34 @@ def _summary(
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     values = [f"{row[way]['seconds']:.1f} s, {100 * row[way]['test_accuracy']:.2f} %" for way in WAYS]
     losses = [f"{row[way]['train_loss']:.4f}" for way in WAYS[1:]]
     return f"| {row['configuration']} | {' | '.join([*values, *losses])} |"
 
 
-def _print(rows: list[dict[str, Any]], found: dict[str, Any], n_epochs: int) -> None:
+def _print(rows: list[dict[str, Any]], summary: dict[str, Any], n_epochs: int) -> None:
     print(
         f"| configuration | {' | '.join(WAYS)} | last train loss, tuned | headstart |\n|---|---:|---:|---:|---:|---:|"
     )
     for row in rows:
         print(line(row))
-    shared = sum(found["headstart_shared_seconds"].values())
-    print(f"| starts and features | | | {shared:.1f} s | | |")
-    totals = " | ".join(f"{seconds:.1f} s" for seconds in found["seconds"].values())
+    shared = sum(summary["headstart_shared_seconds"].values())
+    print(f"| initial weights and features | | | {shared:.1f} s | | |")
+    totals = " | ".join(f"{seconds:.1f} s" for seconds in summary["seconds"].values())
     print(f"| total | {totals} | | |\n")
-    for way, ratio in found["times_as_fast_as"].items():
-        timed = found["epochs_timed"][way]
+    for way, ratio in summary["times_as_fast_as"].items():
+        timed = summary["epochs_timed"][way]
         note = "" if timed == n_epochs else f" (timed on {timed} of {n_epochs} epochs, and scaled up)"
-        apart = found["times_as_fast_in_processes"][way]
-        print(
-            f"Headstart is {ratio:.1f} times as fast as the {way} loop{note}; with a process a stage {apart:.1f} times."
-        )
-    floor = found["floor"]
-    print(f"The operations that cannot be saved, {floor['operations']:.3g}, would take {floor['seconds']:.1f} s at "
-          f"{floor['operations_per_second'] / 1e12:.3g} TFLOP/s; Headstart takes {found['times_the_floor']:.1f} times "
-          "that.")  # fmt: skip
-    check = found["same_accuracy_within_noise"]
+        in_processes = summary["times_as_fast_in_processes"][way]
+        print(f"Headstart is {ratio:.1f} times as fast as the {way} loop{note}, and {in_processes:.1f} times with one "
+              "process per stage.")  # fmt: skip
+    floor = summary["floor"]
+    rate = floor["operations_per_second"] / 1e12
+    floor_time = f"{floor['seconds']:.1f} s at {rate:.3g} TFLOP/s"
+    print(f"No implementation can avoid {floor['operations']:.3g} operations: {floor_time}.")
+    print(f"Headstart takes {summary['times_the_floor']:.1f} times as long.")
+    check = summary["same_accuracy_within_noise"]
     if check["ways"]:
         verdict = "agree" if check["agree"] else "DO NOT agree"
         print(f"Test accuracies of headstart, {' and '.join(check['ways'])} {verdict} within 1 point (random: 3).")

@@ -1,128 +1,106 @@
-"""Write what a change does to the study, as Markdown for a pull request.
+"""Print a Markdown report for a pull request: the results of HEAD compared with those of BASE."""
 
-    python -m scripts.change BASE [HEAD] [--pictures URL]
-
-BASE and HEAD are git revisions, HEAD the checked-out one if there is none. URL is where the repository's files of HEAD
-can be seen, for the picture; without it there is none.
-"""
-
-import argparse
-import json
 import subprocess
-from typing import Any
+import sys
 
 from headstart import params
 from headstart.console import UserError, run_cli
 from headstart.results.report import percent
-from scripts import results
+from scripts import argument_parser, results
 from scripts.results import Results
 
-ONE_SEED = ("differs on other test images", (
-    "One seed in common: exact McNemar tests on the same test images, with Holm's correction, and a 95 % interval that "
-    "excludes 0. They say what other test images would change, not what another training would."
+DIGITS = 4  # of metrics; metrics/ has as many
+ONE_SEED = ("significant (test images only)", (
+    "Significant: exact McNemar test on the same test images, p < 0.05 after Holm's correction, and a 95% CI that "
+    "excludes 0. With one seed in common, the test covers the choice of test images only, not the variance between "
+    "trainings."
 ))  # fmt: skip
 SEVERAL_SEEDS = ("significant", (
-    "Significant: p < 0.05 after Holm's correction, and a 95 % interval that excludes 0. Both are over test images and "
-    "seeds."
+    "Significant: p < 0.05 after Holm's correction, and a 95% CI that excludes 0. Both cover test images and seeds."
 ))  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base")
-    parser.add_argument("head", nargs="?", default="HEAD")
-    parser.add_argument("--pictures", metavar="URL")
-    options = parser.parse_args()
+def main(*arguments: str) -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("base", metavar="BASE", help="git revision to compare with, for example main")
+    parser.add_argument(
+        "head", metavar="HEAD", nargs="?", default="HEAD", help="git revision of the new results (default: HEAD)"
+    )
+    parser.add_argument(
+        "--pictures", metavar="URL", help="web address of the files of HEAD; adds the figures to the report"
+    )
+    options = parser.parse_args(arguments)
     print(report(options.base, options.head, options.pictures), end="")
 
 
 def report(base: str, head: str, pictures: str | None = None) -> str:
-    """The Markdown.
+    """Return the report as Markdown.
 
     Raises:
         UserError: git or DVC cannot read one of the revisions.
     """
-    parts = ["## What this change does to the study", _parameters(base, head)]
+    parts = ["## Results of this change", _diff("params", base, head) or "No parameters changed."]
+    metrics_files: list[str] = []
     for study in params.read().studies:
         after, before = results.read(study, head), results.read(study, base)
         if after is None:
             continue
-        parts += [f"### Study `{study}`", _accuracies(before, after)]
+        parts += [f"### Study `{study}`", _accuracy_table(before, after)]
         if pictures:
             parts.append(f"![Test accuracy of every configuration]({pictures}/plots/{study}/accuracy.svg)")
         if before is not None:
-            parts.append(_metrics(before, after))
+            names = {"study", "majority-baseline", *before.metrics, *after.metrics}
+            metrics_files += [f"metrics/{study}/{name}.json" for name in sorted(names)]
+    if metrics_files:
+        parts.append(_diff("metrics", base, head, f"--precision={DIGITS}", "--targets", *metrics_files))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _parameters(base: str, head: str) -> str:
-    found = subprocess.run(["dvc", "params", "diff", "--json", base, head], capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise UserError(f"dvc cannot compare {base} with {head}: {found.stderr.strip()}")
-    changes: dict[str, dict[str, Any]] = json.loads(found.stdout)
-    lines = [
-        f"| `{name}` | {_value(change, 'old')} | {_value(change, 'new')} |"
-        for file in sorted(changes)
-        for name, change in sorted(changes[file].items())
-    ]
-    if not lines:
-        return "No parameter is changed."
-    return "\n".join(["| parameter | before | after |", "|---|---:|---:|", *lines])
+def _diff(kind: str, base: str, head: str, *options: str) -> str:
+    """Return the folded table of `dvc params diff` or `dvc metrics diff`; empty if there are no differences."""
+    command = ["dvc", kind, "diff", "--md", *options, "--", base, head]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if result.returncode:
+        raise UserError(f"`dvc {kind} diff {base} {head}` failed: {result.stderr.strip()}")
+    columns, rule, *rows = result.stdout.splitlines()
+    rows = sorted(row for row in rows if row)  # DVC's order of files varies
+    if not rows:
+        return ""
+    summary = f"<details><summary>Changed {kind}: {len(rows)}</summary>"
+    return "\n".join([summary, "", columns, rule, *rows, "", "</details>"])
 
 
-def _value(change: dict[str, Any], when: str) -> str:
-    value = change.get(when)
-    return "–" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
-
-
-def _accuracies(before: Results | None, after: Results) -> str:
-    """Test accuracy before and after, and whether the difference is significant."""
+def _accuracy_table(before: Results | None, after: Results) -> str:
+    """Return test accuracy before and after, and whether the difference is significant."""
     if before is None:
         return "These results are new."
     if before.accuracy == after.accuracy:
-        return "No test accuracy is changed."
+        return "No test accuracy changed."
     ranked = sorted(after.accuracy, key=lambda name: after.accuracy[name].value, reverse=True)
-    tested = results.changes(after, before)
-    column, note = SEVERAL_SEEDS if all(gain.n_seeds > 1 for gain in tested.values()) else ONE_SEED
+    comparisons = results.compare_results(after, before)
+    column, note = SEVERAL_SEEDS if all(match.n_seeds > 1 for match in comparisons.values()) else ONE_SEED
     lines = [
-        f"| configuration | before % | after % | points | 95 % interval | {column} |",
+        f"| configuration | before % | after % | points | 95% CI | {column} |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for name in ranked:
-        now = percent(after.accuracy[name].value, 2)
+        new = percent(after.accuracy[name].value, 2)
         if name not in before.accuracy:
-            lines.append(f"| {name} | – | {now} | new | | |")
+            lines.append(f"| {name} | – | {new} | new | | |")
             continue
-        old = before.accuracy[name].value
-        points = after.accuracy[name].value - old
-        change = tested.get(name)
-        if change is None:
-            interval, verdict = "", "no: the same images are right" if points == 0 else "not tested"
+        old = percent(before.accuracy[name].value, 2)
+        points = 100 * (after.accuracy[name].value - before.accuracy[name].value)
+        comparison = comparisons.get(name)
+        if comparison is None:
+            interval, verdict = "", "no: the same images are correct" if points == 0 else "not tested"
         else:
-            interval = f"{100 * change.gain.low:+.2f} to {100 * change.gain.high:+.2f}"
-            verdict = "**yes**" if change.is_significant else "no"
-        lines.append(f"| {name} | {percent(old, 2)} | {now} | {100 * points:+.2f} | {interval} | {verdict} |")
-    lines += [f"| {name} | {percent(old.value, 2)} | – | removed | | |" for name, old in before.accuracy.items()
-              if name not in after.accuracy]  # fmt: skip
+            interval = f"{100 * comparison.gain.low:+.2f} to {100 * comparison.gain.high:+.2f}"
+            verdict = "**yes**" if comparison.is_significant else "no"
+        lines.append(f"| {name} | {old} | {new} | {points:+.2f} | {interval} | {verdict} |")
+    removed = {name: estimate for name, estimate in before.accuracy.items() if name not in after.accuracy}
+    lines += [f"| {name} | {percent(estimate.value, 2)} | – | removed | | |" for name, estimate in removed.items()]
     return "\n".join([*lines, "", note])
 
 
-def _metrics(before: Results, after: Results) -> str:
-    """Every other number that is changed, folded away."""
-    old, new = ({"study": found.summary, **found.metrics} for found in (before, after))
-    lines = [
-        f"| {name} | {metric} | {old[name][metric]:.4f} | {value:.4f} | {value - old[name][metric]:+.4f} |"
-        for name, metrics in new.items()
-        for metric, value in metrics.items()
-        if name in old and metric in old[name] and old[name][metric] != value
-    ]
-    if not lines:
-        return ""
-    table = ["| file | metric | before | after | difference |", "|---|---|---:|---:|---:|", *lines]
-    return "\n".join(
-        [f"<details><summary>All {len(lines)} metrics that changed</summary>", "", *table, "", "</details>"]
-    )
-
-
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, *sys.argv[1:])

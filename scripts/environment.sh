@@ -1,4 +1,4 @@
-# Make .venv with exactly what requirements.txt lists, and this project. Called by `make setup`.
+# Create .venv with exactly the packages in requirements.txt, and this project. Called by `make setup`.
 set -eu
 
 python=""
@@ -6,12 +6,12 @@ for candidate in "${PYTHON:-python3}" python3 python; do
   if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; break; fi
 done
 if [ -z "$python" ]; then
-  echo "headstart: Python 3.11 or newer is needed: install it, or name it as in 'make setup PYTHON=python3.12'" >&2
+  echo "headstart: Python 3.11 or newer is required: install it, or give its path as in 'make setup PYTHON=python3.12'" >&2
   exit 1
 fi
 
 if ! "$python" -m venv --clear .venv 2>/dev/null; then
-  # Debian keeps venv in a package of its own.
+  # On Debian, venv is in a separate package.
   if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     apt-get update -qq && apt-get install -y -qq python3-venv
     "$python" -m venv --clear .venv
@@ -25,7 +25,7 @@ bin=.venv/bin
 "$bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r scripts/uv.txt
 "$bin/uv" pip sync --quiet --python "$bin/python" --require-hashes requirements.txt
 "$bin/uv" pip install --quiet --python "$bin/python" --no-deps --no-build-isolation --editable .
-# The bytecode of what a study imports: that of everything takes 20 seconds.
+# Compile the modules that a study imports to bytecode. Compiling all modules would take 20 seconds.
 "$bin/python" -c "import timm" &
 "$bin/python" -c "import stages.compare, stages.train" && "$bin/dvc" status >/dev/null 2>&1 || true
 wait

@@ -1,4 +1,4 @@
-# Install Debian's Chromium where that is possible. Elsewhere the tests of the page are skipped if there is none.
+# Install Chromium from the Debian package if possible. Without Chromium, the tests of the report are skipped.
 set -eu
 for name in chromium chromium-browser google-chrome; do
   command -v "$name" >/dev/null && exit 0
@@ -6,5 +6,5 @@ done
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1 ||
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } ||
-    echo "headstart: Debian has no chromium here; the tests of the page are skipped" >&2
+    echo "headstart: no Debian package chromium; the tests of the report are skipped" >&2
 fi

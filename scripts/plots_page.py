@@ -1,8 +1,7 @@
-"""Make `dvc plots show` and `dvc plots diff` work without a network: DVC's page loads Vega from one, this one has it.
+"""Make `dvc plots show` and `dvc plots diff` work offline.
 
-    python -m scripts.plots_page FILE
-
-The page goes to FILE, which the local configuration of DVC then names.
+DVC's HTML template loads Vega from a CDN. This command writes a template that contains Vega, and sets it as
+`plots.html_template` in DVC's local configuration.
 """
 
 import subprocess
@@ -10,6 +9,9 @@ import sys
 from pathlib import Path
 
 import vl_convert
+
+from headstart.console import run_cli
+from scripts import argument_parser
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -27,12 +29,15 @@ PAGE = """<!doctype html>
 """
 
 
-def main(file: str) -> None:
+def main(*arguments: str) -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("file", metavar="FILE", type=Path, help="path of the HTML template")
+    file: Path = parser.parse_args(arguments).file
     script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
     script = script.replace("</script", "<\\/script")
-    Path(file).write_text(PAGE.replace("VEGA", script), encoding="utf-8")
-    subprocess.run(["dvc", "config", "--local", "plots.html_template", str(Path(file).resolve())], check=True)
+    file.write_text(PAGE.replace("VEGA", script), encoding="utf-8")
+    subprocess.run(["dvc", "config", "--local", "plots.html_template", str(file.resolve())], check=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_cli(main, *sys.argv[1:])

@@ -1,14 +1,12 @@
-"""Write what the results of a study were made with, so that it can be committed beside them.
+"""Write metrics/STUDY/record.json, the provenance of the results of a study, to be committed with the results.
 
-    python -m scripts.record [STUDY] [--substitute-for WEIGHTS --top1 PERCENT --license TEXT]
+The file has the settings, commit, device, precision, weights, package versions, dates, the seconds of each stage, and
+the hashes of the results.
 
-STUDY: the one that params.yaml names if there is none. `metrics/STUDY/record.json` then has settings, commit, device,
-precision, weights, versions, dates, the seconds of the stages, and the hashes of the results. A study that was run with
-weights from a file may stand in for the one that the committed params.yaml describes: --substitute-for is what `weights`
-is there, and the record says of the file how good it is on ImageNet, and under which license it is.
+If the study was run with weights from a file instead of the `weights` in the committed params.yaml, give
+--substitute-for, --top1 and --license. The record is then valid for the committed settings and describes the file.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable
@@ -21,51 +19,56 @@ from headstart.network import initial_weights
 from headstart.params import Params
 from pipeline.dvc_yaml import Stage, lookup, stages
 from pipeline.provenance import run_file
+from scripts import argument_parser
 from stages.paths import RAW
 
-# What a reader wants to know of the stages that compute on the device; starts are made on the CPU in float32 always.
-FACTS = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
+ENVIRONMENT = ("device", "precision", "threads", "python", "torch", "torchvision", "timm")
 PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
 TRAINING = ("training_seconds", "label_budgets_seconds")
-COMPUTED = ("features", "train")
+DEVICE_STAGES = ("features", "train")  # initial weights are always made on the CPU in float32
 TOP1 = "imagenet_top1_percent"
 
 
 def main(*arguments: str) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?")
-    parser.add_argument("--substitute-for", metavar="WEIGHTS")
-    parser.add_argument("--top1", type=float, metavar="PERCENT")
-    parser.add_argument("--license", metavar="TEXT")
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "study", metavar="STUDY", nargs="?", help="a section of studies in params.yaml (default: the selected study)"
+    )
+    parser.add_argument("--substitute-for", metavar="WEIGHTS", help="weights of the study in the committed params.yaml")
+    parser.add_argument(
+        "--top1", type=float, metavar="PERCENT", help="ImageNet top-1 accuracy of the weights in the file"
+    )
+    parser.add_argument("--license", metavar="TEXT", help="license of the weights in the file")
     options = parser.parse_args(arguments)
-    stand_in = [options.substitute_for, options.top1, options.license]
-    if any(stand_in) and not all(stand_in):
+    substitute = [options.substitute_for, options.top1, options.license]
+    if any(substitute) and not all(substitute):
         raise UserError("--substitute-for, --top1 and --license belong together: give all three, or none")
     settings = params.read()
     study = options.study or settings.study
-    made = record(params.for_study(settings, study))
+    content = build_record(params.for_study(settings, study))
     if options.substitute_for:
-        made["settings"]["weights"] = options.substitute_for
-        made["weights"] |= {"substitute_for": options.substitute_for, TOP1: options.top1, "license": options.license}
-    files.write_json(path(study), made)
-    print(f"{path(study)} says what the results of {study} were made with: commit it with them")
+        content["settings"]["weights"] = options.substitute_for
+        content["weights"] |= {"substitute_for": options.substitute_for, TOP1: options.top1, "license": options.license}
+    files.write_json(path(study), content)
+    print(f"wrote {path(study)}: commit it with the results of {study}")
 
 
 def path(study: str) -> Path:
     return Path(f"metrics/{study}/record.json")
 
 
-def record(settings: Params) -> dict[str, Any]:
-    """What the results of a study in the working tree were made with.
+def build_record(settings: Params) -> dict[str, Any]:
+    """Return the provenance of the results in the working tree.
 
     Raises:
-        UserError: not all stages have run, or some with other settings than params.yaml has or with uncommitted code.
+        UserError: a stage has not run, or it ran with uncommitted code or with settings that differ from params.yaml.
     """
     document = params.read_yaml()
     runs = {
-        stage.name: _run(settings.study, stage, document) for stage in stages({**document, "study": settings.study})
+        stage.name: _read_run(settings.study, stage, document)
+        for stage in stages({**document, "study": settings.study})
     }
-    computed = {name: run for name, run in runs.items() if name.startswith(COMPUTED)}
+    device_runs = [run for name, run in runs.items() if name.startswith(DEVICE_STAGES)]
     study = dataclasses.asdict(settings.selected_study)
     return {
         "settings": {**study, "weights": weights_name(study["weights"])},
@@ -74,31 +77,31 @@ def record(settings: Params) -> dict[str, Any]:
         },
         "weights": _weights(settings, runs),
         "commit": sorted({run["commit"] for run in runs.values()}),
-        **{fact: sorted({run[fact] for run in computed.values() if fact in run}) for fact in FACTS},
+        **{key: sorted({run[key] for run in device_runs if key in run}) for key in ENVIRONMENT},
         "started_at": min(run["started_at"] for run in runs.values()),
         "finished_at": max(run["finished_at"] for run in runs.values()),
-        "training_seconds": round(sum(run.get(kind, 0) for run in runs.values() for kind in TRAINING), 1),
+        "training_seconds": round(sum(run.get(key, 0) for run in runs.values() for key in TRAINING), 1),
         "stage_seconds": {name: run["seconds"] for name, run in runs.items()},
         **_peaks(runs.values()),
-        "sha256": {file.as_posix(): files.sha256(file) for file in results(settings)},
+        "sha256": {file.as_posix(): files.sha256(file) for file in result_files(settings)},
     }
 
 
 def _peaks(runs: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """The most memory that a stage took, of the machine's and of the GPU's, where it is known."""
-    found: dict[str, float] = {}
-    for one in runs:
-        found |= {peak: max(one[peak], found.get(peak, 0)) for peak in PEAKS if peak in one}
-    return found
+    """Return the peak memory over all stages, of RAM and of the GPU, if it is known."""
+    peaks: dict[str, float] = {}
+    for run in runs:
+        peaks |= {key: max(run[key], peaks.get(key, 0)) for key in PEAKS if key in run}
+    return peaks
 
 
 def weights_name(weights: str) -> str:
-    """``weights`` of params.yaml as a record has them: where a file lies says nothing elsewhere."""
+    """Return ``weights`` of params.yaml as the record has it: a file without its folder, which differs by machine."""
     return Path(weights).name
 
 
-def results(settings: Params) -> list[Path]:
-    """The files that git has of the results."""
+def result_files(settings: Params) -> list[Path]:
+    """Return the files of the results that are committed to git."""
     study = settings.study
     metrics = [
         Path(f"metrics/{study}/{name}")
@@ -110,49 +113,46 @@ def results(settings: Params) -> list[Path]:
             *(f"{name}.json" for name in settings.configurations),
         )
     ]
-    by_labels = (
-        ("labels", "labels_saved")
-        if settings.selected_study.label_budgets or settings.selected_study.probe_budgets
-        else ()
-    )
-    tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves", *by_labels)]
-    drawn = ("accuracy", "examples", "learning_curves", *by_labels[:1])
-    figures = [Path(f"plots/{study}/{name}.svg") for name in drawn]
+    has_budgets = settings.selected_study.label_budgets or settings.selected_study.probe_budgets
+    of_labels = ("labels", "labels_saved") if has_budgets else ()
+    tables = [Path(f"plots/{study}/{name}.csv") for name in ("accuracy", "confusion", "learning_curves", *of_labels)]
+    names = ("accuracy", "examples", "learning_curves", *of_labels[:1])
+    figures = [Path(f"plots/{study}/{name}.svg") for name in names]
     return [*metrics, *tables, *figures]
 
 
-def _run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, Any]:
+def _read_run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, Any]:
     """Return the provenance of ``stage``.
 
     Raises:
-        UserError: it is missing, or it is not that of the outputs in the workspace, made with the parameters in
-            ``document`` and committed code.
+        UserError: the file is missing, the stage ran with uncommitted code or with other parameters than ``document``,
+            or the outputs in the workspace are from another run.
     """
     file = run_file(study, stage.name)
-    again = f"run `dvc repro --force --single-item {stage.name}`"
+    remedy = f"run `dvc repro --force --single-item {stage.name}`"
     if not file.is_file():
-        raise UserError(f"{file} is missing: {stage.name} did not run here, or DVC restored its outputs; {again}")
+        raise UserError(f"{file} is missing: {stage.name} did not run here, or DVC restored its outputs; {remedy}")
     run = files.read_json(file)
     if run["commit"].endswith("+"):
-        raise UserError(f"{stage.name} was run with code that is not committed: commit it, and {again}")
+        raise UserError(f"{stage.name} was run with uncommitted code: commit the code, and {remedy}")
     for key in stage.params:
-        was, now = run["settings"].get(key), lookup(document, key)
-        if was != now:
-            raise UserError(f"{stage.name} was run with another {key} than params.yaml has ({was}, now {now}): "
-                            "set it back, or run `dvc repro`")  # fmt: skip
-    for path in files.list_source_files(out for out in stage.outs if Path(out) != RAW):  # which any study may replace
+        used, current = run["settings"].get(key), lookup(document, key)
+        if used != current:
+            raise UserError(f"{stage.name} was run with {key} {used}, and params.yaml has {current}: restore the "
+                            "setting, or run `dvc repro`")  # fmt: skip
+    for path in files.list_source_files(out for out in stage.outs if Path(out) != RAW):  # all studies share RAW
         if run["sha256"].get(path.as_posix()) != files.sha256(path):
-            raise UserError(f"{file} does not describe {path}, which comes from another run: {again}")
+            raise UserError(f"{file} does not describe {path}, which is from another run: {remedy}")
     return run
 
 
 def _weights(settings: Params, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The pretrained weights by name, hash and ImageNet accuracy, None where it is not known; empty without any."""
-    start = runs.get("initialize@pretrained")
-    if start is None:
+    """Return name, hash and ImageNet accuracy (None if unknown) of the pretrained weights; empty if none are used."""
+    run = runs.get("initialize@pretrained")
+    if run is None:
         return {}
     top1 = initial_weights.resolve_weights(settings.selected_study.model_name, settings.selected_study.weights).top1
-    return {"name": start["weights"], "sha256": start["weights_sha256"], TOP1: top1}
+    return {"name": run["weights"], "sha256": run["weights_sha256"], TOP1: top1}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""Print the study of the working tree as a table, with what is different from the branch main.
-
-    python -m scripts.table [STUDY] [REVISION]
-
-STUDY: the one that params.yaml names if there is none; REVISION: what to compare with, main if there is none.
-"""
+"""Print the results of a study in the working tree, with the differences from another revision."""
 
 import sys
 from collections import Counter
@@ -18,26 +13,29 @@ from headstart import files, params
 from headstart.console import UserError, run_cli
 from headstart.results.comparison import PairedComparison
 from headstart.results.report import percent
-from scripts import results
+from scripts import argument_parser, results
 from scripts.results import Results
 
-TIMES = 4  # stages whose time is shown
+SLOWEST = 4  # stages whose time is printed
 SAVED = {"labels_saved": "about ", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
+NOTES = {"optimizer": " (Adam vs. SGD, each with its own hyperparameters)"}  # on main effects
 
 
 def table(now: Results, before: Results | None, *, study: str, revision: str) -> Table:
-    """The configurations by test accuracy; a column of differences where there are any."""
+    """Return the configurations by test accuracy, with a column of differences if there are any."""
     ranked = sorted(now.accuracy, key=lambda name: now.accuracy[name].value, reverse=True)
-    changed = before is not None and before.accuracy != now.accuracy
-    tested = results.changes(now, before) if before is not None else {}
-    shown = Table(
-        title=f"Test accuracy, study {study}, %", title_justify="left", caption=_caption(now, tested.values()),
+    is_changed = before is not None and before.accuracy != now.accuracy
+    comparisons = results.compare_results(now, before) if before is not None else {}
+    rich_table = Table(
+        title=f"Test accuracy, study {study}, %", title_justify="left", caption=_caption(now, comparisons.values()),
         caption_justify="left", box=SIMPLE_HEAD,
     )  # fmt: skip
-    shown.add_column("configuration", no_wrap=True)
-    compared = ["published"] if now.published else []
-    for column in ("accuracy", "95 %", "F1", *compared, *([f"since {revision}"] if changed else [])):
-        shown.add_column(column, justify="right", no_wrap=True)
+    rich_table.add_column("configuration", no_wrap=True)
+    columns = ["accuracy", "95% CI", "F1"]
+    columns += ["published"] if now.published else []
+    columns += [f"since {revision}"] if is_changed else []
+    for column in columns:
+        rich_table.add_column(column, justify="right", no_wrap=True)
     for name in ranked:
         mark, style = {ranked[0]: (" ▲ best", "bold green"), ranked[-1]: (" ▼ worst", "red")}.get(name, ("", ""))
         accuracy = now.accuracy[name]
@@ -47,65 +45,70 @@ def table(now: Results, before: Results | None, *, study: str, revision: str) ->
             f"{percent(accuracy.low)}–{percent(accuracy.high)}",
             percent(now.metrics[name]["macro_f1"]),
         ]
-        if compared:
+        if now.published:
             cells.append(percent(now.published[name]) if name in now.published else "–")
-        if changed:
-            cells.append(_change(now, before, name, tested.get(name)))
-        shown.add_row(*cells, style=style)
+        if is_changed:
+            cells.append(_difference(now, before, name, comparisons.get(name)))
+        rich_table.add_row(*cells, style=style)
     if now.majority is not None:
-        shown.add_row("majority baseline", percent(now.majority, 2), style="dim")
-    return shown
+        rich_table.add_row("majority baseline", percent(now.majority, 2), style="dim")
+    return rich_table
 
 
-def _change(now: Results, before: Results | None, name: str, tested: PairedComparison | None) -> str:
+def _difference(now: Results, before: Results | None, name: str, comparison: PairedComparison | None) -> str:
     if before is None or name not in before.accuracy:
         return "new"
-    change = now.accuracy[name].value - before.accuracy[name].value
-    return f"{100 * change:+.2f}{' ?' if tested is not None and not tested.is_significant else ''}"
+    difference = now.accuracy[name].value - before.accuracy[name].value
+    return f"{100 * difference:+.2f}{' ?' if comparison is not None and not comparison.is_significant else ''}"
 
 
-def _caption(now: Results, tested: Iterable[PairedComparison]) -> str:
-    """Return the main effects of the factors, in words, and what "?" means."""
-    effects = [
-        f"{name.removeprefix('effect_')} {100 * value:+.1f}"
-        for name, value in now.summary.items()
-        if name.startswith("effect_")
-    ]
-    said = f"Main effects (means over pairs) in points: {', '.join(effects)}"
-    if "effect_optimizer" in now.summary:
-        said += " (with the settings that each brings along)"
+def _caption(now: Results, comparisons: Iterable[PairedComparison]) -> str:
+    """Return the main effects, the labels saved, and notes."""
+    prefix = "effect_"
+    effects = {key.removeprefix(prefix): value for key, value in now.summary.items() if key.startswith(prefix)}
+    values = ", ".join(f"{name} {100 * value:+.1f}{NOTES.get(name, '')}" for name, value in effects.items())
+    lines = [f"Main effects in points (means over pairs): {values}"]
     for key, bound in SAVED.items():
         if key in now.summary:
-            digits = ".1g" if key == "labels_saved" else ".10g"  # its interval allows no more
-            said += f"\nPretrained weights save {bound}{float(format(now.summary[key], digits)):,.0f} labels"
-    if all(len(seeds) == 1 for seeds in now.right.values()):
-        said += "\nOne seed: in each pair two trained networks are compared"
-    if doubtful := [gain for gain in tested if not gain.is_significant]:
-        said += f"\n? {'not significant' if doubtful[0].n_seeds > 1 else 'may be none on other test images'}"
-    return said
+            digits = ".1g" if key == "labels_saved" else ".10g"  # its CI allows no more
+            lines.append(f"Pretrained weights save {bound}{float(format(now.summary[key], digits)):,.0f} labels")
+    if all(len(by_seed) == 1 for by_seed in now.correct.values()):
+        lines.append("Single seed: differences may be seed noise")
+    if any(not comparison.is_significant for comparison in comparisons):
+        lines.append("? not significant")
+    return "\n".join(lines)
 
 
 def _times(study: str) -> str:
-    """Return how long the stages took that ran here, the longest kind first; nothing where DVC restored all of them."""
+    """Return the time of the stages that ran here, the slowest first; empty if DVC restored all outputs."""
     seconds: Counter[str] = Counter()
     for file in sorted(Path("runs", study).glob("*.json")):
         seconds[file.stem.partition("@")[0]] += files.read_json(file)["seconds"]
-    listed = ", ".join(f"{stage} {value:,.0f} s" for stage, value in seconds.most_common(TIMES))
-    return f"Stages that ran here took {seconds.total():,.0f} s: {listed}" if seconds else ""
+    slowest = ", ".join(f"{stage} {value:,.0f} s" for stage, value in seconds.most_common(SLOWEST))
+    return f"Stages that ran here took {seconds.total():,.0f} s: {slowest}" if seconds else ""
 
 
-def main(study: str = "", revision: str = "main") -> None:
-    study = study or params.read().study
+def main(*arguments: str) -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "study", metavar="STUDY", nargs="?", help="a section of studies in params.yaml (default: the selected study)"
+    )
+    parser.add_argument(
+        "revision", metavar="REVISION", nargs="?", default="main", help="git revision to compare with (default: main)"
+    )
+    options = parser.parse_args(arguments)
+    settings = params.read()
+    study = params.for_study(settings, options.study or settings.study).study
     now = results.read(study)
     if now is None:
-        raise UserError(f"there are no results of the study {study} yet: `dvc repro` makes them")
-    before = results.read(study, revision) if results.exists(revision) else None
-    Console().print(table(now, before, study=study, revision=revision))
+        raise UserError(f"the study {study} has no results yet: run `dvc repro`")
+    before = results.read(study, options.revision) if results.exists(options.revision) else None
+    Console().print(table(now, before, study=study, revision=options.revision))
     if times := _times(study):
         print(times)
     page = Path(f"report/{study}/index.html")
     if page.exists():
-        print(f"More is in {page}")
+        print(f"The report is {page}")
 
 
 if __name__ == "__main__":

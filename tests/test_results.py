@@ -1,180 +1,313 @@
-"""The committed results: what they promise, and that what is here now agrees with them."""
+"""The committed results: they are plausible and consistent, and the tables in README and docs show them."""
 
 import json
-import subprocess
+import math
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.speed import line
 from headstart import files, params
-from headstart.results import comparison, label_efficiency, label_savings, report
-from headstart.results.label_savings import LearningCurve
-from scripts import record, results
+from headstart.console import UserError, run_cli
+from headstart.results import label_efficiency, label_savings
+from headstart.results.label_efficiency import LabelEfficiency
+from scripts import doc_tables, results
 
 from .conftest import ROOT
 
 SETTINGS = params.read(ROOT / "params.yaml")
-EXPERIMENTS, STUDIES = SETTINGS.configurations, SETTINGS.studies
+CONFIGURATIONS, STUDIES = SETTINGS.configurations, SETTINGS.studies
+COMMITTED = [study for study in STUDIES if (ROOT / f"metrics/{study}/study.json").is_file()]
 
 
-def committed(name: str) -> dict[str, float]:
-    """A metrics file as git has it."""
-    shown = subprocess.run(
-        ["git", "show", f"HEAD:metrics/quick/{name}.json"], cwd=ROOT, capture_output=True, check=True
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch):
+    """Work in the repository. After `make study`, its files may differ from the committed ones, which HEAD has."""
+    monkeypatch.chdir(ROOT)
+
+
+def committed(path: str) -> dict:
+    """Return the content of a JSON file in HEAD."""
+    return json.loads(results.read_text(path, "HEAD"))
+
+
+def cells(table: str) -> list[list[str]]:
+    """Return the rows of a Markdown table, without the header and the rule."""
+    return [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text.replace("−", "-").replace(",", ""))]
+
+
+def section(study: str) -> str:
+    """Return the section of docs/results.md on ``study``."""
+    return (
+        Path("docs/results.md")
+        .read_text(encoding="utf-8")
+        .partition(f"\n## Study `{study}`\n")[2]
+        .partition("\n## ")[0]
     )
-    return json.loads(shown.stdout)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_fresh_run_agrees_with_the_committed_one(name):
     """After `make study` in a fresh clone the files are new; before it they are the committed ones."""
-    now = json.loads((ROOT / f"metrics/quick/{name}.json").read_text(encoding="utf-8"))
+    path = f"metrics/quick/{name}.json"
+    fresh = json.loads(Path(path).read_text(encoding="utf-8"))
     tolerance = 0.03 if name.startswith("random") else 0.01
-    assert now.keys() == committed(name).keys()
-    assert now["test_accuracy"] == pytest.approx(committed(name)["test_accuracy"], abs=tolerance)
+    assert fresh.keys() == committed(path).keys()
+    assert fresh["test_accuracy"] == pytest.approx(committed(path)["test_accuracy"], abs=tolerance)
 
 
-def test_pretrained_weights_are_worth_eight_points_and_reach_87_percent():
-    accuracy = {name: committed(name)["test_accuracy"] for name in EXPERIMENTS}
+def test_pretrained_weights_gain_eight_points_and_reach_87_percent():
+    accuracy = {name: committed(f"metrics/quick/{name}.json")["test_accuracy"] for name in CONFIGURATIONS}
     assert accuracy["pretrained-finetuned-adam"] >= 0.87
-    for name in EXPERIMENTS:
+    for name in CONFIGURATIONS:
         if name.startswith("pretrained"):
             assert accuracy[name] - accuracy[name.replace("pretrained", "random")] >= 0.08, name
 
 
-def table(study: str) -> list[str]:
-    """The rows of the Markdown table that the results in git make."""
-    found = results.read(study, "HEAD")
-    compared = report.is_published_size(STUDIES[study])
-    published = report.published_results(files.read_csv(ROOT / "docs/published.csv")) if compared else {}
-    rows = [
-        report.Row(name=name, configuration=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
-                   published=published.get(e))
-        for name, e in EXPERIMENTS.items()
-    ]  # fmt: skip
-    return report.markdown_table(rows).splitlines()[2:]
-
-
-def test_the_readme_shows_the_committed_results():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(row in readme for row in table("resnet50"))
-    summary = results.read("quick", "HEAD").summary
-    assert all(f"{100 * value:+.1f}" in readme for effect, value in summary.items() if effect.startswith("effect_"))
-
-
-def simple_effects(study: str) -> dict[str, comparison.Difference]:
-    """The differences between configurations that differ in one factor, by factor and the other levels."""
-    found = results.read(study, "HEAD")
-    correct = {name: np.stack(list(seeds.values())) for name, seeds in found.right.items()}
-    return {f"{each.name} − {each.other}": each for each in comparison.differences(EXPERIMENTS, correct)}
-
-
-def test_the_readme_begins_with_the_accuracy_that_pretrained_weights_are_worth():
-    opening = (ROOT / "README.md").read_text(encoding="utf-8").partition("![")[0]
-    accuracy = results.read("resnet50", "HEAD").accuracy
-    gain = simple_effects("resnet50")["pretrained-finetuned-adam − random-finetuned-adam"].gain
-    numbers = [f"**{100 * gain.value:.1f} points", f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points"]
-    numbers += [
-        f"{100 * accuracy[name].value:.1f} %" for name in ("pretrained-finetuned-adam", "random-finetuned-adam")
-    ]
-    numbers += [f"{files.read_json(record.path('resnet50'))['weights']['imagenet_top1_percent']} %"]
-    for number in numbers:
-        assert number in opening, number
-
-
-@pytest.mark.parametrize("file", ["README.md", "docs/results.md"])
-def test_readme_and_docs_have_the_simple_effects(file):
-    text = (ROOT / file).read_text(encoding="utf-8")
-    for name, effect in simple_effects("resnet50").items():
-        if effect.factor != "optimizer" or file != "README.md":
-            assert f"| +{100 * effect.gain.value:.1f} " in text, name
-
-
-@pytest.mark.parametrize("study", ["quick", "quick-seeds", "resnet50", "labels"])
-def test_the_docs_say_what_a_study_was_made_with(study):
-    made = files.read_json(record.path(study))
-    docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    part = docs.partition(f"\n## Study `{study}`\n")[2].partition("\n## ")[0]
-    for fact in (made["weights"]["name"], f"{made['weights']['imagenet_top1_percent']} %", made["weights"]["sha256"],
-                 *made["device"], *made["precision"], *made["torch"], made["finished_at"][:10]):  # fmt: skip
-        assert fact in part, fact
-    assert all(commit[:7] in part for commit in made["commit"])
-
-
-@pytest.mark.parametrize("study", STUDIES)
-def test_the_docs_show_the_committed_results(study):
-    found = results.read(study, "HEAD")
-    docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    part = docs.partition(f"\n## Study `{study}`\n")[2].partition("\n## ")[0]
-    if found is None:
-        assert "has not been run" in part
-        return
-    assert all(row in part for row in table(study))
-    for effect, value in found.summary.items():
-        if effect.startswith("effect_"):
-            assert f"{100 * value:+.1f}" in part, effect
-
-
-def test_the_docs_show_the_committed_errors_over_labels():
-    docs = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    found: dict[str, dict[int, list[float]]] = {}
-    for row in files.read_csv(ROOT / "plots/labels/labels.csv"):
-        found.setdefault(row["configuration"], {}).setdefault(int(row["label_budget"]), []).append(float(row["error"]))
-    assert len(found) == 10
-    for name, by_count in found.items():
-        errors = [f"{np.mean(errors) + 1e-6:.1f}" for errors in by_count.values()]  # a mean of 85.95 is shown as 86.0
-        assert f"| {name} | {' | '.join(errors)} |" in docs
+@pytest.mark.parametrize("study", COMMITTED)
+def test_committed_correctness_gives_the_committed_accuracies(study):
+    study_results = results.read(study, "HEAD")
+    for name, correct in results.stack_seeds(study_results.correct).items():
+        accuracy = correct.mean()
+        assert committed(f"metrics/{study}/{name}.json")["test_accuracy"] == pytest.approx(accuracy, abs=5e-5), name
+        assert study_results.accuracy[name].value == pytest.approx(accuracy, abs=5e-5), name
+        assert study_results.accuracy[name].low < accuracy < study_results.accuracy[name].high
 
 
 @pytest.mark.parametrize(
     "study", [study for study in STUDIES if (ROOT / f"metrics/{study}/correct_by_budget.csv").is_file()]
 )  # older records do not have the file
-def test_the_committed_correctness_gives_the_committed_errors_and_labels_needed(study):
-    setting = STUDIES[study]
-    rows, right = (files.read_csv(ROOT / f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "correct"))
-    curves: dict[str, LearningCurve] = label_efficiency.read_curves(rows, right, labels=setting.full_budget)
-    found = label_efficiency.LabelEfficiency(curves=curves, stopped_early={}, saved=None, worth=None, power_laws={})
-    [_, *errors] = label_efficiency.curves_table(found, setting.seeds)
-    assert [[str(cell) for cell in row] for row in errors] == files.read_rows(ROOT / f"plots/{study}/labels.csv")[1:]
-    needed = files.read_csv(ROOT / f"plots/{study}/labels_saved.csv")
-    assert needed
-    for row in needed:
+def test_committed_correctness_gives_the_committed_errors_and_labels_needed(study):
+    settings = STUDIES[study]
+    by_budget, correct = (files.read_csv(f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "correct"))
+    curves = label_efficiency.read_curves(by_budget, correct, labels=settings.full_budget)
+    efficiency = LabelEfficiency(
+        curves=curves, stopped_early={}, pretraining_savings=None, feature_savings=None, power_laws={}
+    )
+    [_, *errors] = label_efficiency.curves_table(efficiency, settings.seeds)
+    assert [[str(cell) for cell in row] for row in errors] == files.read_rows(f"plots/{study}/labels.csv")[1:]
+    rows = files.read_csv(f"plots/{study}/labels_saved.csv")
+    assert rows
+    for row in rows:
         curve = curves[row["configuration"]]
-        again = label_savings.labels_needed(curves[row["reference"]], {"": curve})[""]
-        assert f"{again[list(curve.labels).index(int(row['labels']))].value:.1f}" == row["needed"]
+        needed = label_savings.labels_needed(curves[row["reference"]], {"": curve})[""]
+        assert f"{needed[list(curve.budgets).index(int(row['label_budget']))].value:.1f}" == row["needed"]
 
 
-def test_the_docs_show_the_committed_benchmark():
-    found = json.loads((ROOT / "benchmarks/results/2-cpu-cores-quick.json").read_text(encoding="utf-8"))
-    docs = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    assert [row["configuration"] for row in found["configurations"]] == list(EXPERIMENTS)
-    for row in found["configurations"]:
+def test_tables_in_readme_and_docs_show_the_committed_results():
+    doc_tables.main("--check", "--revision", "HEAD")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_docs_have_the_configurations_of_every_committed_study(study):
+    assert (f"<!-- table: {study}-configurations -->" in section(study)) == (study in COMMITTED)
+
+
+@pytest.mark.parametrize("study", COMMITTED)
+def test_docs_have_the_main_effects_and_the_provenance_of_every_committed_study(study):
+    content = committed(f"metrics/{study}/record.json")
+    facts = [content["weights"]["name"], content["weights"]["sha256"], str(content["weights"]["imagenet_top1_percent"])]
+    facts += [*content["device"], *content["precision"], *content["torch"], content["finished_at"][:10]]
+    facts += [commit[:7] for commit in content["commit"]]
+    summary = results.read(study, "HEAD").summary
+    facts += [f"{100 * value:+.1f}" for key, value in summary.items() if key.startswith("effect_")]
+    assert [fact for fact in facts if fact not in section(study)] == []
+
+
+@pytest.mark.parametrize("study", COMMITTED)
+def test_configuration_table_has_the_metrics(study):
+    rows = cells(doc_tables.build(f"{study}-configurations", "HEAD"))
+    configurations = results.configurations(committed(f"metrics/{study}/record.json"))
+    assert len(rows) == len(configurations) == 8
+    for name, configuration in configurations.items():
+        factors = [
+            str(configuration.pretrained).lower(),
+            str(configuration.finetuning).lower(),
+            configuration.optimizer,
+        ]
+        [row] = [row for row in rows if row[:3] == factors]
+        metrics = committed(f"metrics/{study}/{name}.json")
+        assert numbers(row[3]) == [metrics["average_train_loss"]]
+        assert numbers(row[4]) == [metrics["average_train_accuracy"]]
+        accuracy, low, high = numbers(row[5])
+        assert accuracy == pytest.approx(100 * metrics["test_accuracy"])
+        assert low < accuracy < high
+    accuracies = [numbers(row[5])[0] for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_published_accuracies_are_those_of_the_published_table():
+    published = {
+        (row["pretrained"], row["finetuning"], row["optimizer"]): 100 * float(row["test_accuracy"])
+        for row in files.read_csv("docs/published.csv")
+    }
+    rows = cells(doc_tables.build("resnet50-configurations", "HEAD"))
+    assert {tuple(row[:3]): numbers(row[6])[0] for row in rows} == pytest.approx(published)
+
+
+def accuracy(study: str, name: str) -> float:
+    return 100 * committed(f"metrics/{study}/{name}.json")["test_accuracy"]
+
+
+def test_gain_table_has_both_accuracies_and_their_difference():
+    rows = cells(doc_tables.build("resnet50-gain", "HEAD"))
+    pairs = [(layers, optimizer) for layers in ("finetuned", "frozen") for optimizer in ("adam", "sgd")]
+    assert [row[:2] for row in rows] == [
+        ["last stage + classifier", "Adam"], ["last stage + classifier", "SGD"],
+        ["classifier only", "Adam"], ["classifier only", "SGD"],
+    ]  # fmt: skip
+    for (layers, optimizer), row in zip(pairs, rows, strict=True):
+        values = [accuracy("resnet50", f"{weights}-{layers}-{optimizer}") for weights in ("pretrained", "random")]
+        assert [numbers(cell)[0] for cell in row[2:4]] == pytest.approx(values)
+        gain, low, high = numbers(row[4])
+        assert gain == pytest.approx(values[0] - values[1], abs=0.0501)
+        assert 0 < low < gain < high
+
+
+def test_quick_table_has_the_accuracies_in_order():
+    rows = cells(doc_tables.build("quick", "HEAD"))
+    assert {row[0]: numbers(row[1])[0] for row in rows} == pytest.approx(
+        {name: accuracy("quick", name) for name in CONFIGURATIONS}
+    )
+    assert [row[0] for row in rows] == sorted(CONFIGURATIONS, key=lambda name: -accuracy("quick", name))
+    assert all(numbers(row[2])[0] < numbers(row[1])[0] < numbers(row[2])[1] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("factor", "label", "columns", "names"),
+    [
+        ("pretrained", "pretrained − random", ["fine-tuned, Adam", "fine-tuned, SGD", "frozen, Adam", "frozen, SGD"],
+         ["{}-finetuned-adam", "{}-finetuned-sgd", "{}-frozen-adam", "{}-frozen-sgd"]),
+        ("finetuning", "fine-tuned − frozen", ["pretrained, Adam", "pretrained, SGD", "random, Adam", "random, SGD"],
+         ["pretrained-{}-adam", "pretrained-{}-sgd", "random-{}-adam", "random-{}-sgd"]),
+        ("optimizer", "Adam − SGD, each with its settings",
+         ["pretrained, fine-tuned", "pretrained, frozen", "random, fine-tuned", "random, frozen"],
+         ["pretrained-finetuned-{}", "pretrained-frozen-{}", "random-finetuned-{}", "random-frozen-{}"]),
+    ],
+)  # fmt: skip
+def test_effect_table_has_the_differences_of_accuracies(factor, label, columns, names):
+    table = doc_tables.build(f"resnet50-{factor}", "HEAD")
+    assert table.splitlines()[0].strip("| ").split(" | ")[1:] == columns
+    [[first, *gains]] = cells(table)
+    assert first == label
+    levels = {
+        "pretrained": ("pretrained", "random"),
+        "finetuning": ("finetuned", "frozen"),
+        "optimizer": ("adam", "sgd"),
+    }
+    for name, gain in zip(names, gains, strict=True):
+        higher, lower = (accuracy("resnet50", name.format(level)) for level in levels[factor])
+        value, low, high = numbers(gain)
+        assert value == pytest.approx(higher - lower, abs=0.0501)
+        assert low < value < high
+
+
+def test_error_table_has_the_means_over_seeds():
+    rows = cells(doc_tables.build("labels-errors", "HEAD"))
+    assert len(rows) == 10
+    table = results.read_csv("plots/labels/labels.csv", "HEAD")
+    for name, *shown in rows:
+        errors = np.array([float(row["error"]) for row in table if row["configuration"] == name]).reshape(6, 5)
+        assert [float(value) for value in shown] == pytest.approx(errors.mean(1), abs=0.0501)
+    full = dict(zip((row[0] for row in rows), (float(row[-1]) for row in rows), strict=True))
+    for name in CONFIGURATIONS:
+        assert full[name] == pytest.approx(100 - accuracy("labels", name), abs=0.0501)
+
+
+@pytest.fixture
+def small_docs(tmp_path, monkeypatch) -> Path:
+    """Return a folder with the results of `quick`, a README with its table, and docs without tables."""
+    shutil.copytree(ROOT / "metrics/quick", tmp_path / "metrics/quick")
+    shutil.copytree(ROOT / "plots/quick", tmp_path / "plots/quick")
+    files.write_text(tmp_path / "docs/results.md", "No table.\n")
+    files.write_text(tmp_path / "README.md", "Before.\n\n<!-- table: quick -->\nold\n<!-- end -->\n\nAfter.\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_tables_are_rewritten_and_the_rest_stays(small_docs, capsys):
+    with pytest.raises(UserError) as error:
+        doc_tables.main("--check")
+    assert str(error.value) == "tables are out of date: README.md: quick. Run `make docs`, and commit the changes."
+    assert "old" in Path("README.md").read_text(encoding="utf-8")
+    doc_tables.main()
+    assert capsys.readouterr().out == "README.md: quick\n"
+    table = doc_tables.build("quick", None)
+    assert Path("README.md").read_text(encoding="utf-8") == (
+        f"Before.\n\n<!-- table: quick -->\n{table}\n<!-- end -->\n\nAfter.\n"
+    )
+    assert Path("docs/results.md").read_text(encoding="utf-8") == "No table.\n"
+    doc_tables.main("--check")
+    assert capsys.readouterr().out == "All tables are up to date.\n"
+
+
+UNPAIRED = "README.md: unpaired marker. A table begins with <!-- table: NAME --> and ends with <!-- end -->. Got"
+UNKNOWN = f"README.md: unknown table. Choose one of {', '.join(doc_tables.TABLES)}. Got"
+NO_RESULTS = "labels-errors: the study labels has no results, or no record. Run `dvc repro` and `make record`."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table: quick -->\n| a |\n", f"{UNPAIRED} <!-- table: quick -->."),
+        ("<!-- table: quick -->\n<!-- table: quick -->\n<!-- end -->\n", f"{UNPAIRED} <!-- table: quick -->."),
+        ("text\n<!-- end -->\n", f"{UNPAIRED} <!-- end -->."),
+        ("<!-- table: quik -->\n<!-- end -->\n", f"{UNKNOWN} quik."),
+        ("<!-- table: labels-errors -->\n<!-- end -->\n", NO_RESULTS),
+    ],
+)
+def test_wrong_markers_and_missing_results_are_one_line_errors(small_docs, text, message):
+    files.write_text("README.md", text)
+    with pytest.raises(UserError) as error:
+        doc_tables.main()
+    assert str(error.value) == message
+    assert Path("README.md").read_text(encoding="utf-8") == text
+
+
+def test_check_fails_with_one_line_and_status_1(small_docs):
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(doc_tables.main, "--check")
+    message = "headstart: tables are out of date: README.md: quick. Run `make docs`, and commit the changes."
+    assert stopped.value.code == message  # Python prints it and exits with status 1
+
+
+def test_docs_show_the_committed_benchmark():
+    benchmark = json.loads(Path("benchmarks/results/2-cpu-cores-quick.json").read_text(encoding="utf-8"))
+    docs = Path("docs/performance.md").read_text(encoding="utf-8")
+    assert [row["configuration"] for row in benchmark["configurations"]] == list(CONFIGURATIONS)
+    for row in benchmark["configurations"]:
         assert line(row) in docs
-    for way, ratio in found["times_as_fast_as"].items():
-        apart = found["times_as_fast_in_processes"][way]
-        assert f"{ratio:.1f} times as fast as the {way} loop; with a process a stage {apart:.1f} times." in docs
-    for row in found["configurations"]:  # Headstart's side is the same study as the committed one
-        assert row["headstart"]["test_accuracy"] == pytest.approx(
-            committed(row["configuration"])["test_accuracy"], abs=0.0001
+        # Headstart's side is the same study as the committed one.
+        assert 100 * row["headstart"]["test_accuracy"] == pytest.approx(
+            accuracy("quick", row["configuration"]), abs=0.01
         )
+    for ratios in (benchmark["times_as_fast_as"], benchmark["times_as_fast_in_processes"]):
+        for ratio in ratios.values():
+            assert re.search(rf"(?<![\d.]){ratio:.1f}(?![\d.]*\d)", docs)
 
 
-def test_the_docs_show_the_simulated_coverage_and_width():
-    docs = (ROOT / "docs/method.md").read_text(encoding="utf-8")
-    rows = files.read_json(ROOT / "benchmarks/results/labels-saved.json")["coverage"]
+def test_docs_show_the_simulated_coverage_and_width():
+    docs = Path("docs/method.md").read_text(encoding="utf-8")
+    rows = files.read_json("benchmarks/results/labels-saved.json")["coverage"]
     for study, plain in zip(rows[::2], rows[1::2], strict=True):
-        cells = [f"{100 * row['covered']:.1f} | {width(row['factor'])}" for row in (study, plain)]
-        assert f"| {study['seeds']} | {' | '.join(cells)} |" in docs
+        shown = [f"{100 * row['covered']:.1f} | {width(float(row['factor']))}" for row in (study, plain)]
+        assert f"| {study['seeds']} | {' | '.join(shown)} |" in docs
 
 
-def width(factor: str) -> str:
-    return "open" if factor == "inf" else f"{float(factor):.1f}"
+def width(factor: float) -> str:
+    return "open" if factor == math.inf else f"{factor:.1f}"
 
 
-def test_the_docs_show_what_reading_pictures_took():
-    docs = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    for row in files.read_json(ROOT / "benchmarks/results/pictures-2-cpu-cores-quick.json")["stages"]:
+def test_docs_show_the_time_of_reading_images():
+    docs = Path("docs/performance.md").read_text(encoding="utf-8")
+    for row in files.read_json("benchmarks/results/pictures-2-cpu-cores-quick.json")["stages"]:
         assert (
             f"| {row['pictures']:,} | {row['image_size']} | {row['seconds']:.1f} | "
             f"{row['pictures'] / row['seconds']:,.0f} | {row['peak_ram_mb']:,} | {row['images_mb']:,} |"
