@@ -13,7 +13,7 @@ from typing import Any
 
 from headstart import params
 from headstart.console import UserError, run_cli
-from headstart.results.report import percent
+from headstart.results.tables import percent
 from scripts import results
 from scripts.results import Results
 
@@ -114,7 +114,7 @@ def _metrics(before: Results, after: Results) -> str:
         f"| {name} | {metric} | {old[name][metric]:.4f} | {value:.4f} | {value - old[name][metric]:+.4f} |"
         for name, metrics in new.items()
         for metric, value in metrics.items()
-        if name in old and metric in old[name] and old[name][metric] != value
+        if name in old and metric in old[name] and old[name][metric] != value and not isinstance(value, str)
     ]
     if not lines:
         return ""

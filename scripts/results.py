@@ -6,6 +6,7 @@ import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Results:
     accuracy: dict[str, Estimate]
     metrics: dict[str, dict[str, float]]
     published: dict[str, float]
-    summary: dict[str, float]
+    summary: dict[str, Any]  # numbers, and of a bound which it is
     right: dict[str, dict[int, np.ndarray]]  # by configuration and seed: which test images are right, bool [N]
     majority: float | None = None  # accuracy of the majority baseline; older records do not have it
 

@@ -16,7 +16,7 @@ from headstart.console import UserError, run_cli
 from headstart.data import registry
 from headstart.params import Configuration, Params
 from headstart.results import comparison
-from headstart.results.report import percent, points
+from headstart.results.tables import percent, points
 from scripts import record, results
 from scripts.results import Results
 

@@ -17,12 +17,11 @@ from rich.table import Table
 from headstart import files, params
 from headstart.console import UserError, run_cli
 from headstart.results.comparison import PairedComparison
-from headstart.results.report import percent
+from headstart.results.tables import percent
 from scripts import results
 from scripts.results import Results
 
 TIMES = 4  # stages whose time is shown
-SAVED = {"labels_saved": "about ", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
 
 
 def table(now: Results, before: Results | None, *, study: str, revision: str) -> Table:
@@ -74,10 +73,12 @@ def _caption(now: Results, tested: Iterable[PairedComparison]) -> str:
     said = f"Main effects (means over pairs) in points: {', '.join(effects)}"
     if "effect_optimizer" in now.summary:
         said += " (with the settings that each brings along)"
-    for key, bound in SAVED.items():
-        if key in now.summary:
-            digits = ".1g" if key == "labels_saved" else ".10g"  # its interval allows no more
-            said += f"\nPretrained weights save {bound}{float(format(now.summary[key], digits)):,.0f} labels"
+    if "labels_saved" in now.summary:
+        bound = now.summary.get("labels_saved_bound")
+        saved = (
+            now.summary["labels_saved"] if bound else float(f"{now.summary['labels_saved']:.1g}")
+        )  # as the interval allows
+        said += f"\nPretrained weights save {bound or 'about'} {saved:,.0f} labels"
     if all(len(seeds) == 1 for seeds in now.right.values()):
         said += "\nOne seed: in each pair two trained networks are compared"
     if doubtful := [gain for gain in tested if not gain.is_significant]:

@@ -8,11 +8,13 @@ import pytest
 
 from benchmarks.speed import line
 from headstart import files, params
-from headstart.results import comparison, label_efficiency, label_savings, report
+from headstart.results import comparison, content, label_efficiency, label_savings
 from headstart.results.label_savings import LearningCurve
+from headstart.results.tables import percent
 from scripts import record, results
 
 from .conftest import ROOT
+from .studies import read_curves
 
 SETTINGS = params.read(ROOT / "params.yaml")
 EXPERIMENTS, STUDIES = SETTINGS.configurations, SETTINGS.studies
@@ -44,16 +46,30 @@ def test_pretrained_weights_are_worth_eight_points_and_reach_87_percent():
 
 
 def table(study: str) -> list[str]:
-    """The rows of the Markdown table that the results in git make."""
+    """Format the results in git as the rows of a Markdown table, the best test accuracy first."""
     found = results.read(study, "HEAD")
-    compared = report.is_published_size(STUDIES[study])
-    published = report.published_results(files.read_csv(ROOT / "docs/published.csv")) if compared else {}
-    rows = [
-        report.Row(name=name, configuration=e, metrics=found.metrics[name], accuracy=found.accuracy[name],
-                   published=published.get(e))
-        for name, e in EXPERIMENTS.items()
-    ]  # fmt: skip
-    return report.markdown_table(rows).splitlines()[2:]
+    compared = content.is_published_size(STUDIES[study])
+    published = content.published_results(files.read_csv(ROOT / "docs/published.csv")) if compared else {}
+    ranked = sorted(EXPERIMENTS, key=lambda name: found.metrics[name]["test_accuracy"], reverse=True)
+    return [_markdown_row(name, found, published) for name in ranked]
+
+
+def _markdown_row(name: str, found: results.Results, published: dict) -> str:
+    """Format accuracies in percent, with their confidence interval, and the published one if there are any."""
+    configuration, metrics, accuracy = EXPERIMENTS[name], found.metrics[name], found.accuracy[name]
+    override = f" ({configuration.finetune_from})" if configuration.finetune_from else ""
+    cells = [
+        str(configuration.pretrained).lower(),
+        f"{str(configuration.finetuning).lower()}{override}",
+        configuration.optimizer,
+        f"{metrics['average_train_loss']:.4f}",
+        f"{metrics['average_train_accuracy']:.4f}",
+        f"{percent(accuracy.value, 2)} ({percent(accuracy.low)} to {percent(accuracy.high)})",
+    ]
+    if published:
+        published_metrics = published.get(configuration)
+        cells.append(percent(published_metrics["test_accuracy"], 2) if published_metrics else "–")
+    return f"| {' | '.join(cells)} |"
 
 
 def test_the_readme_shows_the_committed_results():
@@ -67,7 +83,10 @@ def simple_effects(study: str) -> dict[str, comparison.Difference]:
     """The differences between configurations that differ in one factor, by factor and the other levels."""
     found = results.read(study, "HEAD")
     correct = {name: np.stack(list(seeds.values())) for name, seeds in found.right.items()}
-    return {f"{each.name} − {each.other}": each for each in comparison.differences(EXPERIMENTS, correct)}
+    return {
+        f"{difference.name} − {difference.baseline}": difference
+        for difference in comparison.differences(EXPERIMENTS, correct)
+    }
 
 
 def test_the_readme_begins_with_the_accuracy_that_pretrained_weights_are_worth():
@@ -133,8 +152,10 @@ def test_the_docs_show_the_committed_errors_over_labels():
 def test_the_committed_correctness_gives_the_committed_errors_and_labels_needed(study):
     setting = STUDIES[study]
     rows, right = (files.read_csv(ROOT / f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "correct"))
-    curves: dict[str, LearningCurve] = label_efficiency.read_curves(rows, right, labels=setting.full_budget)
-    found = label_efficiency.LabelEfficiency(curves=curves, stopped_early={}, saved=None, worth=None, power_laws={})
+    curves: dict[str, LearningCurve] = read_curves(rows, right, full_budget=setting.full_budget)
+    found = label_efficiency.LabelEfficiency(
+        curves=curves, stopped_early={}, pretraining_savings=None, feature_savings=None, power_laws={}
+    )
     [_, *errors] = label_efficiency.curves_table(found, setting.seeds)
     assert [[str(cell) for cell in row] for row in errors] == files.read_rows(ROOT / f"plots/{study}/labels.csv")[1:]
     needed = files.read_csv(ROOT / f"plots/{study}/labels_saved.csv")
@@ -142,7 +163,7 @@ def test_the_committed_correctness_gives_the_committed_errors_and_labels_needed(
     for row in needed:
         curve = curves[row["configuration"]]
         again = label_savings.labels_needed(curves[row["reference"]], {"": curve})[""]
-        assert f"{again[list(curve.labels).index(int(row['labels']))].value:.1f}" == row["needed"]
+        assert f"{again[list(curve.budgets).index(int(row['label_budget']))].value:.1f}" == row["needed"]
 
 
 def test_the_docs_show_the_committed_benchmark():

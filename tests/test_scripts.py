@@ -12,7 +12,7 @@ from rich.console import Console
 from scipy import stats
 
 from headstart.console import UserError
-from headstart.results import comparison, report
+from headstart.results import comparison, tables
 from headstart.results.comparison import Estimate
 from scripts import change, results, studies, table
 
@@ -109,15 +109,15 @@ def test_a_change_with_several_seeds_is_significant_or_not():
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("bound", "said"),
     [
-        ("labels_saved", "about 1,000"),
-        ("labels_saved_at_least", "more than 1,234"),
-        ("labels_saved_at_most", "fewer than 1,234"),
+        ({}, "about 1,000"),
+        ({"labels_saved_bound": "at least"}, "at least 1,234"),
+        ({"labels_saved_bound": "at most"}, "at most 1,234"),
     ],
 )
-def test_the_table_says_what_pretrained_weights_save(key, said):
-    lines = printed(dataclasses.replace(AFTER, summary={**AFTER.summary, key: 1_234}), None)
+def test_the_table_says_what_pretrained_weights_save(bound, said):
+    lines = printed(dataclasses.replace(AFTER, summary={**AFTER.summary, "labels_saved": 1_234, **bound}), None)
     assert f"Pretrained weights save {said} labels" in lines
 
 
@@ -247,7 +247,7 @@ def test_the_studies_side_by_side(capsys, monkeypatch):
     said = capsys.readouterr().out
     for study, network, images in (("quick", "tf_efficientnet_lite0", "8,000"), ("resnet50", "ResNet50", "60,000")):
         found = results.read(study)
-        effect = report.points(found.summary["effect_pretrained"])
+        effect = tables.points(found.summary["effect_pretrained"])
         best = max(estimate.value for estimate in found.accuracy.values())
         row = rf"{study} +Fashion-MNIST +{network} +{images} +64 +{100 * best:.1f} +{re.escape(effect)} +\+\d.* to \+"
         assert re.search(row, said), said

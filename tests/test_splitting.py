@@ -13,7 +13,7 @@ from headstart.results import comparison
 from headstart.training import compute
 from headstart.training.inference import CachedInputs
 from stages import features, inputs
-from stages.collect import _by_layer
+from stages.collect import _normalize_layers
 
 from .conftest import ROOT
 
@@ -65,7 +65,7 @@ def network():
 )
 def test_configurations_are_compared_by_the_layers_that_they_train(network, studys, own, expected, is_scratch):
     settings = settings_with(studys, {NAME: own} if own else {})
-    configurations, scratch = _by_layer(settings, network)
+    configurations, scratch = _normalize_layers(settings, network)
     assert configurations[NAME].finetune_from == expected
     assert (NAME in scratch) == is_scratch
     assert not any(SETTINGS.configurations[name].pretrained or "frozen" in name for name in scratch)
@@ -75,7 +75,7 @@ def test_configurations_are_compared_by_the_layers_that_they_train(network, stud
 
 def test_two_configurations_with_the_same_layers_by_different_names(network):
     settings = settings_with("blocks.5", {NAME: "conv_stem", "random-finetuned-sgd": "all"})
-    configurations, scratch = _by_layer(settings, network)
+    configurations, scratch = _normalize_layers(settings, network)
     assert scratch == [NAME, "random-finetuned-sgd"]
     assert (NAME, "random-finetuned-sgd") in comparison.pairs(configurations, "optimizer")
 
