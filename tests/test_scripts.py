@@ -18,7 +18,7 @@ from scripts import change, results, studies, table
 
 from .conftest import ROOT, run
 from .test_browser import CHROMIUM, chromium
-from .test_comparison import right
+from .test_comparison import first_correct as right
 
 
 def estimate(count: int, of: int = 10_000) -> Estimate:
@@ -37,7 +37,11 @@ AFTER = dataclasses.replace(
     BEFORE,
     accuracy={"a": estimate(8_850), "b": estimate(8_612), "d": estimate(5_000)},
     metrics={name: {"test_accuracy": 0.5, "macro_f1": 0.81} for name in "abd"},
-    right={"a": {0: np.roll(right(8_850)[0], 6)}, "b": {0: right(8_612)[0]}, "d": {0: right(5_000)[0]}},
+    right={
+        "a": {0: np.roll(right(8_850)[0], 6)},
+        "b": {0: right(8_612)[0]},
+        "d": {0: right(5_000)[0]},
+    },
 )
 
 
