@@ -1,10 +1,10 @@
-"""How often the 95 % interval of the labels needed has the true number in it, on curves that are known.
+"""Simulate the coverage of the 95 % confidence interval of the labels needed, on known learning curves.
 
-    python -m benchmarks.labels_saved [--trials N]
+    python -m benchmarks.label_savings [--trials N]
 
-Errors fall as power laws of the labels, seeds differ in which images are labeled and in all other chance, and some
-test images are harder than others for all networks. Beside the interval of the study stands a plain one, of percentiles
-over resampled seeds and images. Writes benchmarks/results/labels-saved.json.
+Errors are power laws of the number of labels. Seeds differ in which images are labeled and in all other randomness, and
+some test images are harder than others for all networks. The interval of Headstart is compared with a plain percentile
+bootstrap over seeds and images. Writes benchmarks/results/labels-saved.json.
 """
 
 import argparse
@@ -19,89 +19,93 @@ from headstart.console import run_cli
 from headstart.results.comparison import ALPHA
 from headstart.results.label_savings import LearningCurve, PowerLaw, labels_needed
 
-LABELS = (125, 250, 500, 1000, 2000, 4000)
-AT = 2  # which of them is asked for
-IMAGES = 2_000
-HARDNESS = 1.5  # standard deviation of how hard test images are, on the scale of a probit
-SUBSET, OTHER = 0.02, 0.015  # of a seed's accuracy with 500 labels: by the images labeled, by all else
+BUDGETS = (125, 250, 500, 1000, 2000, 4000)
+INDEX = 2  # of the budget that is tested
+N_IMAGES = 2_000
+DIFFICULTY_STD = 1.5  # of the test images, on the probit scale
+SUBSET_STD, RESIDUAL_STD = 0.02, 0.015  # of a seed's accuracy with 500 labels: due to the subset, and all else
 SCRATCH = PowerLaw(0.05, 8.0, -0.5)
 PRETRAINED = PowerLaw(0.05, 3.0, -0.45)
-TRUE = SCRATCH.labels(PRETRAINED.error(LABELS[AT]))
+TRUE = SCRATCH.labels(PRETRAINED.error(BUDGETS[INDEX]))
 
 
 class Coverage(NamedTuple):
-    """Of many intervals."""
+    """Coverage and width of many intervals."""
 
-    covered: float  # what share has the true number in it
-    factor: float  # from the low end to the high one, the median; infinity if most are open
+    covered: float  # share of the intervals that contain the true number
+    factor: float  # median of high end / low end; infinity if most intervals are open
 
 
-def simulate(generator: np.random.Generator, seeds: int) -> tuple[LearningCurve, LearningCurve]:
-    """The curve from scratch and the pretrained one of a study."""
-    hard = generator.normal(0, HARDNESS, IMAGES)
-    subset = generator.normal(0, SUBSET, (len(LABELS), seeds))  # which both curves share
+def simulate(generator: np.random.Generator, n_seeds: int) -> tuple[LearningCurve, LearningCurve]:
+    """Simulate the learning curves of a study: from scratch, and pretrained."""
+    difficulty = generator.normal(0, DIFFICULTY_STD, N_IMAGES)
+    subset_effects = generator.normal(0, SUBSET_STD, (len(BUDGETS), n_seeds))  # shared by both curves
 
     def curve(law: PowerLaw) -> LearningCurve:
-        right = np.empty((len(LABELS), seeds, IMAGES), dtype=bool)
-        for at, n in enumerate(LABELS):
-            shrink = (LABELS[AT] / n) ** 0.5
-            accuracy = 1 - law.error(n) + shrink * (subset[at] + generator.normal(0, OTHER, seeds))
-            threshold = np.hypot(1, HARDNESS) * norm.ppf(accuracy.clip(0.01, 0.99))
-            right[at] = generator.random((seeds, IMAGES)) < norm.cdf(threshold[:, None] - hard)
-        return LearningCurve(LABELS, right)
+        correct = np.empty((len(BUDGETS), n_seeds, N_IMAGES), dtype=bool)
+        for index, n in enumerate(BUDGETS):
+            shrink = (BUDGETS[INDEX] / n) ** 0.5
+            seed_effects = subset_effects[index] + generator.normal(0, RESIDUAL_STD, n_seeds)
+            accuracy = 1 - law.error(n) + shrink * seed_effects
+            threshold = np.hypot(1, DIFFICULTY_STD) * norm.ppf(accuracy.clip(0.01, 0.99))
+            correct[index] = generator.random((n_seeds, N_IMAGES)) < norm.cdf(threshold[:, None] - difficulty)
+        return LearningCurve(BUDGETS, correct)
 
     return curve(SCRATCH), curve(PRETRAINED)
 
 
-def plain(
+def plain_interval(
     generator: np.random.Generator, scratch: LearningCurve, pretrained: LearningCurve, resamples: int
 ) -> tuple[float, float]:
-    """Percentiles of the number of labels needed, over resampled seeds and images."""
-    seeds, images = scratch.correct.shape[1:]
-    found = []
+    """Return percentiles of the labels needed over resampled seeds and images."""
+    n_seeds, n_images = scratch.correct.shape[1:]
+    needed = []
     for _ in range(resamples):
-        chosen = np.ix_(generator.integers(0, seeds, seeds), generator.integers(0, images, images))
-        again = [LearningCurve(LABELS, np.stack([one[chosen] for one in curve.correct]).mean(1, keepdims=True))
-                 for curve in (scratch, pretrained)]  # fmt: skip
-        found.append(labels_needed(again[0], {"": again[1]})[""][AT].value)
-    low, high = np.quantile(found, [ALPHA / 2, 1 - ALPHA / 2], method="nearest")
+        chosen = np.ix_(generator.integers(0, n_seeds, n_seeds), generator.integers(0, n_images, n_images))
+        resampled = [
+            LearningCurve(BUDGETS, np.stack([correct[chosen] for correct in curve.correct]).mean(1, keepdims=True))
+            for curve in (scratch, pretrained)
+        ]
+        needed.append(labels_needed(resampled[0], {"": resampled[1]})[""][INDEX].value)
+    low, high = np.quantile(needed, [ALPHA / 2, 1 - ALPHA / 2], method="nearest")
     return float(low), float(high)
 
 
-def coverage(seeds: int, trials: int, *, with_plain: bool = True) -> dict[str, Coverage]:
-    """Of the study's interval and the plain one."""
-    generator = np.random.default_rng(seeds)
-    found: dict[str, list[tuple[float, float]]] = {"study": [], "plain": []}
+def coverage(n_seeds: int, trials: int, *, with_plain: bool = True) -> dict[str, Coverage]:
+    """Return the coverage of Headstart's interval ("study") and of the plain one."""
+    generator = np.random.default_rng(n_seeds)
+    intervals: dict[str, list[tuple[float, float]]] = {"study": [], "plain": []}
     for _ in range(trials):
-        scratch, pretrained = simulate(generator, seeds)
-        interval = labels_needed(scratch, {"": pretrained}, resamples=1_000)[""][AT].interval
+        scratch, pretrained = simulate(generator, n_seeds)
+        interval = labels_needed(scratch, {"": pretrained}, resamples=1_000)[""][INDEX].interval
         assert interval is not None
-        found["study"].append(interval)
+        intervals["study"].append(interval)
         if with_plain:
-            found["plain"].append(plain(generator, scratch, pretrained, 200))
+            intervals["plain"].append(plain_interval(generator, scratch, pretrained, 200))
     return {
         name: Coverage(
-            float(np.mean([low <= TRUE <= high for low, high in intervals])),
-            float(np.median([high / max(low, LABELS[0]) for low, high in intervals])),
+            float(np.mean([low <= TRUE <= high for low, high in ends])),
+            float(np.median([high / max(low, BUDGETS[0]) for low, high in ends])),
         )
-        for name, intervals in found.items()
-        if intervals
+        for name, ends in intervals.items()
+        if ends
     }
 
 
 def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1_000)
+    parser.add_argument("--trials", type=int, default=1_000, help="number of simulated studies (default: 1,000)")
     trials = parser.parse_args(arguments).trials
     print(
-        f"With {LABELS[AT]} labels pretrained weights do as well as with {TRUE:,.0f} without; {trials:,} studies each"
+        f"With {BUDGETS[INDEX]} labels, pretrained weights do as well as a training from scratch with {TRUE:,.0f}; "
+        f"{trials:,} studies per row"
     )
-    print("| seeds | interval | covers, % | high end over low end |\n|---:|---|---:|---:|", flush=True)
+    print("| seeds | interval | coverage, % | high end / low end |\n|---:|---|---:|---:|", flush=True)
     rows = []
-    for seeds in (2, 3, 5):
-        for name, one in coverage(seeds, trials).items():
-            rows.append({"seeds": seeds, "interval": name, "covered": one.covered, "factor": str(one.factor)})
-            print(f"| {seeds} | {name} | {100 * one.covered:.1f} | {one.factor:.2f} |", flush=True)
+    for n_seeds in (2, 3, 5):
+        for name, result in coverage(n_seeds, trials).items():
+            rows.append({"seeds": n_seeds, "interval": name, "covered": result.covered, "factor": str(result.factor)})
+            print(f"| {n_seeds} | {name} | {100 * result.covered:.1f} | {result.factor:.2f} |", flush=True)
     files.write_json("benchmarks/results/labels-saved.json", {"trials": trials, "true": TRUE, "coverage": rows})
 
 

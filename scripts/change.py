@@ -5,7 +5,7 @@ import sys
 
 from headstart import params
 from headstart.console import UserError, run_cli
-from headstart.results.report import percent
+from headstart.results.tables import percent
 from scripts import argument_parser, results
 from scripts.results import Results
 

@@ -15,9 +15,9 @@ import numpy as np
 from headstart import files
 from headstart.console import UserError, run_cli
 from headstart.params import Configuration
-from headstart.results import comparison, report
+from headstart.results import comparison
 from headstart.results.comparison import Difference, Estimate
-from headstart.results.report import percent, points
+from headstart.results.tables import percent, points
 from scripts import argument_parser, results
 from scripts.results import Results
 
@@ -98,14 +98,23 @@ def build(name: str, revision: str | None) -> str:
 
 
 def configuration_table(content: Content) -> str:
-    """Return one row per configuration, with the published accuracy if there is one."""
+    """Return one row per configuration, the best first, with the published accuracy if there is one."""
     measured = content.results
-    published = {name: {"test_accuracy": accuracy} for name, accuracy in measured.published.items()}
-    rows = [
-        report.Row(name, content.configurations[name], measured.metrics[name], accuracy, published.get(name))
-        for name, accuracy in measured.accuracy.items()
-    ]
-    return report.markdown_table(rows).rstrip()
+    rows = []
+    for name in sorted(measured.accuracy, key=lambda name: measured.metrics[name]["test_accuracy"], reverse=True):
+        configuration, metrics, accuracy = content.configurations[name], measured.metrics[name], measured.accuracy[name]
+        override = f" ({configuration.finetune_from})" if configuration.finetune_from else ""
+        cells = [
+            str(configuration.pretrained).lower(), f"{str(configuration.finetuning).lower()}{override}",
+            configuration.optimizer,
+            f"{metrics['average_train_loss']:.4f}", f"{metrics['average_train_accuracy']:.4f}",
+            f"{percent(accuracy.value, 2)} ({percent(accuracy.low)} to {percent(accuracy.high)})",
+        ]  # fmt: skip
+        if measured.published:
+            cells.append(percent(measured.published[name], 2) if name in measured.published else "–")
+        rows.append(cells)
+    columns = ["pretrained", "finetuning", "optimizer", "avg train loss", "avg train accuracy", "test accuracy %"]
+    return _markdown([*columns, *(["published %"] if measured.published else [])], rows, n_text=3)
 
 
 def accuracy_table(content: Content) -> str:
@@ -124,7 +133,7 @@ def gain_table(content: Content) -> str:
         [
             "last stage + classifier" if content.configurations[pair.name].finetuning else "classifier only",
             content.configurations[pair.name].optimizer,
-            *(f"{percent(content.results.accuracy[name].value, 2)} %" for name in (pair.name, pair.other)),
+            *(f"{percent(content.results.accuracy[name].value, 2)} %" for name in (pair.name, pair.baseline)),
             _gain(pair),
         ]
         for pair in _pairs(content, "pretrained")

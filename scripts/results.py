@@ -23,7 +23,7 @@ class Results:
     accuracy: dict[str, Estimate]
     metrics: dict[str, dict[str, float]]
     published: dict[str, float]
-    summary: dict[str, float]
+    summary: dict[str, Any]  # numbers, and whether `labels_saved` is a bound
     correct: dict[str, dict[int, np.ndarray]]  # by configuration and seed: correctness of each test image, bool [N]
     majority: float | None = None  # accuracy of the majority baseline; older records do not have it
 

@@ -13,7 +13,7 @@ from headstart.console import UserError, run_cli
 from headstart.data import registry
 from headstart.params import Params
 from headstart.results import comparison
-from headstart.results.report import percent, points
+from headstart.results.tables import percent, points
 from scripts import argument_parser, results
 from scripts.results import Results
 

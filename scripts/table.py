@@ -12,12 +12,11 @@ from rich.table import Table
 from headstart import files, params
 from headstart.console import UserError, run_cli
 from headstart.results.comparison import PairedComparison
-from headstart.results.report import percent
+from headstart.results.tables import percent
 from scripts import argument_parser, results
 from scripts.results import Results
 
 SLOWEST = 4  # stages whose time is printed
-SAVED = {"labels_saved": "about ", "labels_saved_at_least": "more than ", "labels_saved_at_most": "fewer than "}
 NOTES = {"optimizer": " (Adam vs. SGD, each with its own hyperparameters)"}  # on main effects
 
 
@@ -68,14 +67,14 @@ def _caption(now: Results, comparisons: Iterable[PairedComparison]) -> str:
     effects = {key.removeprefix(prefix): value for key, value in now.summary.items() if key.startswith(prefix)}
     values = ", ".join(f"{name} {100 * value:+.1f}{NOTES.get(name, '')}" for name, value in effects.items())
     lines = [f"Main effects in points (means over pairs): {values}"]
-    for key, bound in SAVED.items():
-        if key in now.summary:
-            digits = ".1g" if key == "labels_saved" else ".10g"  # its CI allows no more
-            lines.append(f"Pretrained weights save {bound}{float(format(now.summary[key], digits)):,.0f} labels")
+    if "labels_saved" in now.summary:
+        saved, bound = now.summary["labels_saved"], now.summary.get("labels_saved_bound")
+        rounded = saved if bound else float(f"{saved:.1g}")  # its CI allows no more digits
+        lines.append(f"Pretrained weights save {bound or 'about'} {rounded:,.0f} labels")
     if all(len(by_seed) == 1 for by_seed in now.correct.values()):
         lines.append("Single seed: differences may be seed noise")
-    if any(not comparison.is_significant for comparison in comparisons):
-        lines.append("? not significant")
+    if doubtful := [comparison for comparison in comparisons if not comparison.is_significant]:
+        lines.append(f"? {'not significant' if doubtful[0].n_seeds > 1 else 'may not hold on other test images'}")
     return "\n".join(lines)
 
 

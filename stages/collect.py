@@ -1,10 +1,9 @@
-"""All that the stages before have found out about the configurations that params.yaml names."""
+"""Collect the results of all earlier stages for the configurations in params.yaml."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -16,73 +15,73 @@ from headstart.data import registry, splits
 from headstart.network import models, splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration
-from headstart.results import comparison, evaluation, examples, feature_maps, label_efficiency, report
+from headstart.results import comparison, content, epochs, evaluation, examples, feature_maps, label_efficiency
+from headstart.results.content import Details, ReportData, Row
+from headstart.results.epochs import Epoch
+from headstart.results.label_efficiency import LabelEfficiency
 from headstart.results.label_savings import LearningCurve
-from headstart.training import early_stopping
-from stages.paths import model_file, predictions_file, prepared_file, probes_file, scores_folder, training_file
+from stages.paths import model_file, predictions_file, prepared_file, probes_file, training_file
 
 PUBLISHED = "docs/published.csv"
 
 
-def read(settings: params.Params) -> report.ReportData:
-    """Read it.
+def collect(settings: params.Params) -> ReportData:
+    """Read the results, and compute everything that the report shows.
 
-    dvc.yaml cannot list the configurations' metrics as dependencies; it has what they are computed from.
+    dvc.yaml cannot list the configurations' metrics as dependencies; it lists ``scores/``, which `evaluate` writes too.
     """
-    study = settings.study
-    images, labels, classes = splits.read_split(prepared_file(settings), "test")
-    network = models.build(settings.selected_study.model_name, len(classes), settings.selected_study.image_size)
-    configurations, scratch = _by_layer(settings, network)
+    study, prepared = settings.selected_study, prepared_file(settings)
+    images, labels, classes = splits.read_split(prepared, "test")
+    network = models.build(study.model_name, len(classes), study.image_size)
+    configurations, from_scratch = _normalize_layers(settings, network)
     _require_one_precision(settings)
     predictions = {name: files.read_arrays(predictions_file(settings, name)).arrays for name in configurations}
-    logits = {name: found["logits"] for name, found in predictions.items()}
-    right = {name: found.argmax(2) == labels for name, found in logits.items()}
-    findings = comparison.analyze(configurations, right)
-    training, _ = splits.read_labels(prepared_file(settings), "training")
-    majority, majority_accuracy = evaluation.majority_baseline(training_labels=training, labels=labels)
-    compared = report.is_published_size(settings.selected_study)
-    published = report.published_results(files.read_csv(PUBLISHED)) if compared else {}
+    logits = {name: arrays["logits"] for name, arrays in predictions.items()}
+    correct = {name: values.argmax(2) == labels for name, values in logits.items()}
+    analysis = comparison.analyze(configurations, correct)
+    training_labels, _ = splits.read_labels(prepared, "training")
+    majority, majority_accuracy = evaluation.majority_baseline(training_labels=training_labels, labels=labels)
+    published = content.published_results(files.read_csv(PUBLISHED)) if content.is_published_size(study) else {}
     rows = [
-        report.Row(
+        Row(
             name=name,
             configuration=configuration,
-            metrics=files.read_json(f"metrics/{study}/{name}.json"),
-            accuracy=findings.accuracy[name],
+            metrics=files.read_json(f"metrics/{settings.study}/{name}.json"),
+            accuracy=analysis.accuracy[name],
             published=published.get(configuration),
         )
         for name, configuration in configurations.items()
     ]
-    ranked = [row.name for row in report.sort_rows(rows)]
-    best_of_start = {configurations[name].pretrained: name for name in reversed(ranked)}
-    seed = settings.selected_study.seeds[0]
-    snapshots = {name: SavedModel.read(model_file(settings, name, seed)) for name in best_of_start.values()}
-    return report.ReportData(
+    ranked = [row.name for row in content.sort_rows(rows)]
+    best_by_weights = {configurations[name].pretrained: name for name in reversed(ranked)}
+    networks = {name: SavedModel.read(model_file(settings, name, study.seeds[0])) for name in best_by_weights.values()}
+    return ReportData(
+        study_name=settings.study,
         study=study,
-        setting=settings.selected_study,
-        dataset=registry.title(settings.selected_study.dataset),
+        dataset=registry.title(study.dataset),
         classes=classes,
-        skipped_files=splits.read_metadata(prepared_file(settings)).skipped_files,
+        skipped_files=splits.read_metadata(prepared).skipped_files,
         rows=rows,
-        details={name: _details(settings, name) for name in configurations},
-        findings=findings,
-        right=right,
+        details={name: _details(settings, name, logits=values, labels=labels) for name, values in logits.items()},
+        analysis=analysis,
+        correct=correct,
         examples=examples.choose_examples(images, labels=labels, logits=logits[ranked[0]][0], classes=classes),
         feature_maps={
-            f"{name}, {which}": found
-            for name in sorted(snapshots, key=ranked.index)
-            for which, found in feature_maps.feature_maps(snapshots[name], images[0]).items()
+            f"{name}, {layer}": maps
+            for name in sorted(networks, key=ranked.index)
+            for layer, maps in feature_maps.feature_maps(networks[name], images[0]).items()
         },
-        scratch=scratch,
-        by_labels=_by_labels(settings, configurations, predictions, labels, scratch),
+        from_scratch=from_scratch,
+        label_efficiency=_label_efficiency(settings, configurations, predictions, labels, from_scratch),
         majority=(classes[majority], majority_accuracy),
     )
 
 
-def _by_layer(settings: params.Params, network: nn.Module) -> tuple[dict[str, Configuration], list[str]]:
-    """Return the configurations by the layers that they train, and the names of those that train from scratch.
+def _normalize_layers(settings: params.Params, network: nn.Module) -> tuple[dict[str, Configuration], list[str]]:
+    """Return the configurations with normalized `finetune_from`, and the names of those that train from scratch.
 
-    `finetune_from` says the same in several ways, such as `all` and the name of the first layer. Here it is None where
-    the same parameters of ``network`` are trained as by default in this study, and equal where they are equal.
+    Different values of `finetune_from`, such as `all` and the name of the first layer, may train the same parameters of
+    ``network``. The returned values are equal if the parameters are, and None if they are those of the study's value.
     """
 
     def frozen(layer: str) -> tuple[str, ...]:
@@ -90,25 +89,25 @@ def _by_layer(settings: params.Params, network: nn.Module) -> tuple[dict[str, Co
 
     default = frozen(settings.selected_study.finetune_from)
     layers: dict[tuple[str, ...], str | None] = {default: None}
-    configurations, scratch = {}, []
+    configurations, from_scratch = {}, []
     for name, configuration in settings.configurations.items():
-        own = configuration.finetune_from
-        parameters = default if own is None else frozen(own)
-        layer = layers.setdefault(parameters, own if parameters else splitting.ALL)
+        override = configuration.finetune_from
+        parameters = default if override is None else frozen(override)
+        layer = layers.setdefault(parameters, override if parameters else splitting.ALL)
         configurations[name] = dataclasses.replace(configuration, finetune_from=layer)
         if configuration.finetuning and not configuration.pretrained and not parameters:
-            scratch.append(name)
-    return configurations, scratch
+            from_scratch.append(name)
+    return configurations, from_scratch
 
 
-def _by_labels(
+def _label_efficiency(
     settings: params.Params,
     configurations: Mapping[str, Configuration],
     predictions: Mapping[str, Mapping[str, np.ndarray]],
     labels: np.ndarray,
-    scratch: Sequence[str],
-) -> label_efficiency.LabelEfficiency | None:
-    """What the trainings and the probes with some of the labels have come to."""
+    from_scratch: Sequence[str],
+) -> LabelEfficiency | None:
+    """Analyze the trainings and the probes at all label budgets."""
     study = settings.selected_study
     probes = {}
     for pretrained in (True, False) if study.probe_budgets else ():
@@ -120,54 +119,54 @@ def _by_labels(
     for name in configurations if study.label_budgets else ():
         logits = np.concatenate([predictions[name]["budget_logits"], predictions[name]["logits"][None]])
         curves[name] = LearningCurve((*study.label_budgets, study.full_budget), logits.argmax(3) == labels)
-        trainings = _trainings(settings, name)
-        validation[name] = [mean(accuracy for accuracy, _ in of_seeds) for of_seeds in trainings]
+        by_budget = _trainings_by_budget(settings, name)
+        validation[name] = [
+            mean(epochs.validation_accuracy(training, study.patience) for training in trainings)
+            for trainings in by_budget
+        ]
         if not study.validation_images:
             validation[name] = curves[name].accuracy.tolist()
         if study.patience is not None:
-            stopped_early[name] = [sum(is_early for _, is_early in of_seeds) for of_seeds in trainings]
-    return label_efficiency.analyze(configurations, curves=curves, probes=probes, validation=validation,
-                           stopped_early=stopped_early, scratch=scratch)  # fmt: skip
+            stopped_early[name] = [
+                sum(epochs.has_stopped_early(training, study.patience) for training in trainings)
+                for trainings in by_budget
+            ]
+    return label_efficiency.analyze(
+        configurations,
+        curves=curves,
+        probes=probes,
+        validation=validation,
+        stopped_early=stopped_early,
+        from_scratch=from_scratch,
+    )
 
 
-def _trainings(settings: params.Params, name: str) -> list[list[tuple[float, bool]]]:
-    """Of each number of labels and seed: validation accuracy of what was kept, or 0, and whether it stopped early."""
-    folder, study = model_file(settings, name, 0).parent, settings.selected_study
-    some = files.read_csv(folder / "budget_epochs.csv")
-    every = [{"label_budget": str(study.full_budget), **epoch} for epoch in files.read_csv(folder / "epochs.csv")]
-    found: list[list[tuple[float, bool]]] = []
-    for _, of_number in groupby([*some, *every], itemgetter("label_budget")):
-        found.append([])
-        for _, of_seed in groupby(of_number, itemgetter("seed")):
-            epochs = list(of_seed)
-            losses = [float(epoch["validation_loss"] or 0) for epoch in epochs]
-            accuracy = epochs[early_stopping.restored_epoch(losses, study.patience) - 1]["validation_accuracy"]
-            found[-1].append((float(accuracy or 0), early_stopping.should_stop(losses, study.patience)))
-    return found
+def _trainings_by_budget(settings: params.Params, name: str) -> list[list[list[Epoch]]]:
+    """Return the epochs of each training by label budget and seed; the last budget is the full one."""
+    folder = model_file(settings, name, 0).parent
+    subset_rows = groupby(files.read_csv(folder / "budget_epochs.csv"), itemgetter("label_budget"))
+    trainings = [epochs.by_seed(list(rows)) for _, rows in subset_rows]
+    return [*trainings, epochs.by_seed(files.read_csv(folder / "epochs.csv"))]
 
 
 def _require_one_precision(settings: params.Params) -> None:
-    """Raise UserError where not all was computed in the same precision, so that it cannot stand in one table."""
+    """Raise UserError if the configurations were computed in different precisions, which are not comparable."""
     names: dict[str, str] = {}
     for name in settings.configurations:
         names.setdefault(files.read_json(training_file(settings, name))["precision"], name)
     if len(names) > 1:
         mixture = " and ".join(f"{name} in {precision}" for precision, name in names.items())
-        raise UserError(f"the study was computed in several precisions ({mixture}): set HEADSTART_DTYPE to one, and "
-                        "compute the rest anew with `dvc repro --force`")  # fmt: skip
+        raise UserError(f"configurations of one study were computed in different precisions: {mixture}. "
+                        "Set HEADSTART_DTYPE to one of them and run `dvc repro --force`.")  # fmt: skip
 
 
-def _details(settings: params.Params, name: str) -> report.Details:
-    scores = scores_folder(settings, name)
-    return report.Details(
+def _details(settings: params.Params, name: str, *, logits: np.ndarray, labels: np.ndarray) -> Details:
+    """Compute the tables behind the row of ``name`` from its logits [seeds, N, classes], all seeds together."""
+    pooled = evaluation.pool_seeds(logits=logits, labels=labels)
+    return Details(
         epochs=files.read_csv(model_file(settings, name, 0).with_name("epochs.csv")),
         training=files.read_json(training_file(settings, name)),
-        confusion=_numbers(scores / "confusion.csv").astype(int),
-        f1=np.array([float(row["f1"]) for row in files.read_csv(scores / "classes.csv")]),
-        calibration=_numbers(scores / "calibration.csv"),
+        confusion=evaluation.confusion_matrix(**pooled),
+        f1=evaluation.per_class(**pooled)["f1"],
+        calibration=evaluation.calibration(**pooled),
     )
-
-
-def _numbers(path: Path) -> np.ndarray:
-    """A table of numbers without the names of its columns and its rows."""
-    return np.array([[float(value) for value in row[1:]] for row in files.read_rows(path)[1:]])

@@ -1,39 +1,39 @@
-"""Compare all configurations that params.yaml names: the study in four numbers, the page, and what DVC plots."""
+"""Compare all configurations of a study: write the report, the tables for DVC's plots and the summary metrics."""
 
 import sys
 
 from headstart import files
 from headstart.console import run_cli
-from headstart.results import comparison, label_efficiency, report
+from headstart.results import comparison, label_efficiency, page, tables
 from pipeline.provenance import Run
 from stages import collect, paths
 
 
 def main(name: str = "") -> None:
     run = Run("compare", name)
-    settings = run.settings
-    found = collect.read(settings)
-    drawn = report.render_figures(found)
-    with files.atomic_write(f"report/{found.study}") as folder:
+    content = collect.collect(run.settings)
+    study, efficiency = content.study_name, content.label_efficiency
+    figures = page.render_figures(content)
+    with files.atomic_write(f"report/{study}") as folder:
         (folder / "figures").mkdir(parents=True)
-        for name, svg in drawn.items():
-            files.write_text(folder / "figures" / f"{name}.svg", svg)
-        files.write_text(folder / "index.html", report.render_html(found, drawn))
-        files.write_text(folder / "results.md", report.markdown_table(found.rows))
-    for name, table in report.tables(found).items():
-        files.write_csv(f"plots/{found.study}/{name}.csv", table[0], table[1:])
-    right = report.correct_table(found)
-    files.write_csv(f"metrics/{found.study}/correct.csv", right[0], right[1:])
-    correct = label_efficiency.correct_table(found.by_labels, found.setting.seeds)
-    files.write_csv(f"metrics/{found.study}/correct_by_budget.csv", correct[0], correct[1:])
-    files.write_json(f"metrics/{found.study}/majority-baseline.json", {"test_accuracy": round(found.majority[1], 4)})
-    for name in report.TRACKED_FIGURES:
-        files.write_text(f"plots/{found.study}/{name}.svg", drawn.get(name, report.NO_FIGURE))
-    summary = comparison.summary_metrics(found.findings, found.validation) | label_efficiency.metrics(found.by_labels)
-    files.write_json(f"metrics/{found.study}/study.json", summary)
+        for figure, svg in figures.items():
+            files.write_text(folder / "figures" / f"{figure}.svg", svg)
+        files.write_text(folder / "index.html", page.render_html(content, figures))
+    csv_files = {f"plots/{study}/{table}.csv": rows for table, rows in tables.plot_tables(content).items()}
+    csv_files[f"metrics/{study}/correct.csv"] = tables.correct_table(content)
+    csv_files[f"metrics/{study}/correct_by_budget.csv"] = label_efficiency.correct_table(
+        efficiency, content.study.seeds
+    )
+    for path, (header, *rows) in csv_files.items():
+        files.write_csv(path, header, rows)
+    for figure in page.TRACKED_FIGURES:
+        files.write_text(f"plots/{study}/{figure}.svg", figures.get(figure, page.NO_FIGURE))
+    files.write_json(f"metrics/{study}/majority-baseline.json", {"test_accuracy": round(content.majority[1], 4)})
+    summary = comparison.summary_metrics(content.analysis, content.validation)
+    files.write_json(f"metrics/{study}/study.json", summary | label_efficiency.metrics(efficiency))
     run.finish()
-    if left := paths.stale_outputs_message(settings):
-        print(f"headstart: {left}", file=sys.stderr)
+    if message := paths.stale_outputs_message(run.settings):
+        print(f"headstart: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""A study of random numbers, for tests of what is made of one."""
+"""A study of random numbers, for tests of the report, and a reader of committed learning curves."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from headstart import files, params
 from headstart.data.fashion_mnist import CLASSES
-from headstart.results import comparison, examples, report
+from headstart.results import comparison, content, evaluation, examples
+from headstart.results.content import Details, ReportData, Row
+from headstart.results.label_savings import LearningCurve
 
 from .conftest import ROOT
 from .test_comparison import CORRECT, PUBLISHED
@@ -18,22 +21,26 @@ TRAINING = {
 }  # fmt: skip
 
 
-def rows() -> list[report.Row]:
-    """Every configuration with what was published for it, as if it had been measured so."""
-    published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
-    found = []
-    for name, e in SETTINGS.configurations.items():
-        metrics = published[e] | {"expected_calibration_error": 0.031}
-        accuracy = comparison.accuracy(CORRECT[name])
-        found.append(report.Row(name=name, configuration=e, metrics=metrics, accuracy=accuracy, published=metrics))
-    return found
+def rows() -> list[Row]:
+    """Return one row per configuration, with the published metrics as the measured ones."""
+    published = content.published_results(files.read_csv(ROOT / "docs/published.csv"))
+    return [
+        Row(
+            name=name,
+            configuration=configuration,
+            metrics=published[configuration] | {"expected_calibration_error": 0.031},
+            accuracy=comparison.accuracy(CORRECT[name]),
+            published=published[configuration],
+        )
+        for name, configuration in SETTINGS.configurations.items()
+    ]
 
 
-def study(classes: Sequence[str] = CLASSES, *, color: bool = False) -> report.ReportData:
+def study(classes: Sequence[str] = CLASSES, *, color: bool = False) -> ReportData:
     generator = np.random.default_rng(0)
     n = len(classes)
     details = {
-        name: report.Details(
+        name: Details(
             epochs=[
                 {"seed": "0", "epoch": str(epoch), "train_accuracy": f"{accuracy - 0.1 / epoch}",
                  "validation_loss": f"{1 / epoch}", "validation_accuracy": f"{accuracy - 0.2 / epoch}"}
@@ -48,22 +55,43 @@ def study(classes: Sequence[str] = CLASSES, *, color: bool = False) -> report.Re
     }  # fmt: skip
     images = generator.integers(0, 256, (20, 96, 96, 3) if color else (20, 28, 28), dtype=np.uint8)
     shown = list(zip(images, images[10:], classes, strict=False))
-    right: list = [examples.Example(image, label, label, 0.9) for image, _, label in shown]
+    correct: list = [examples.Example(image, label, label, 0.9) for image, _, label in shown]
     wrong: list = [examples.Example(image, label, classes[8 % n], 0.8) for _, image, label in shown]
     wrong[8 % n] = None
-    return report.ReportData(
-        study="quick",
-        setting=SETTINGS.selected_study,
+    return ReportData(
+        study_name="quick",
+        study=SETTINGS.selected_study,
         dataset="Fashion-MNIST",
         classes=classes,
         skipped_files={},
         rows=rows(),
         details=details,
-        findings=comparison.analyze(SETTINGS.configurations, CORRECT),
-        right=CORRECT,
-        examples=examples.ExampleSet(right, wrong),
-        scratch=[],
-        by_labels=None,
+        analysis=comparison.analyze(SETTINGS.configurations, CORRECT),
+        correct=CORRECT,
+        examples=examples.ExampleSet(correct, wrong),
+        from_scratch=[],
+        label_efficiency=None,
         majority=(classes[0], 1 / n),
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},
     )
+
+
+def read_curves(
+    subset_rows: Sequence[Mapping[str, str]], full_rows: Sequence[Mapping[str, str]], *, full_budget: int
+) -> dict[str, LearningCurve]:
+    """Return the learning curves of a study from its committed files.
+
+    Args:
+        subset_rows: of ``metrics/<study>/correct_by_budget.csv``.
+        full_rows: of ``metrics/<study>/correct.csv``.
+        full_budget: the label budget of ``full_rows``.
+    """
+    names = {row["configuration"] for row in subset_rows}
+    full_rows = [{**row, "label_budget": str(full_budget)} for row in full_rows if row["configuration"] in names]
+    curves: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for row in [*subset_rows, *full_rows]:
+        correct = evaluation.decode_bits(row["correct"], int(row["images"]))
+        curves[row["configuration"]][int(row["label_budget"])].append(correct)
+    return {
+        name: LearningCurve(list(by_budget), np.array(list(by_budget.values()))) for name, by_budget in curves.items()
+    }

@@ -249,8 +249,8 @@ def test_a_study_in_two_precisions_is_rejected(workspace):
         files.write_json(paths.training_file(settings, name), {"precision": precision})
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     both = "pretrained-finetuned-adam in float32 and pretrained-finetuned-sgd in bfloat16"
-    remedy = "set HEADSTART_DTYPE to one, and compute the rest anew with `dvc repro --force`"
-    expected = f"headstart: the study was computed in several precisions ({both}): {remedy}"
+    remedy = "Set HEADSTART_DTYPE to one of them and run `dvc repro --force`."
+    expected = f"headstart: configurations of one study were computed in different precisions: {both}. {remedy}"
     assert error_line(stages.compare) == expected
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: Chromium, without a head, at phone and desktop size, light and dark."""
+"""The report in a real browser: headless Chromium, at phone and desktop size, in light and dark mode."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from headstart.results import report
+from headstart.results.page import render_figures, render_html
 
 from .conftest import ROOT
 from .studies import study
@@ -19,7 +19,7 @@ from .studies import study
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = files("axe_playwright_python").joinpath("axe.min.js")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -30,45 +30,45 @@ def browser():
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser; as root it runs without its sandbox, which wants another user."""
-    root = os.name == "posix" and os.geteuid() == 0
+    """Start Chromium; as root without its sandbox, which root cannot use."""
+    is_root = os.name == "posix" and os.geteuid() == 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if root else [])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if is_root else [])
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def few_classes(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(report.render_html(study(), report.render_figures(study())), encoding="utf-8")
+    path.write_text(render_html(study(), render_figures(study())), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory) -> Path:
+def many_classes(tmp_path_factory) -> Path:
     content = study([f"class {number}" for number in range(100)], color=True)
     skipped_files = {f"class 1/{number}.jpg": "is empty" for number in range(9)}
     rows = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.5, "macro_f1": 0.5})
             for row in content.rows]  # fmt: skip
     content = dataclasses.replace(content, skipped_files=skipped_files, rows=rows)
     path = tmp_path_factory.mktemp("many") / "index.html"
-    path.write_text(report.render_html(content, report.render_figures(content)), encoding="utf-8")
+    path.write_text(render_html(content, render_figures(content)), encoding="utf-8")
     return path
 
 
-@pytest.fixture(params=["made", "many", "real"])
+@pytest.fixture(params=["few_classes", "many_classes", "last_study"])
 def file(request) -> Path:
-    """Pages of random numbers, of few classes and of many, and that of the last `make study`."""
-    if request.param != "real":
+    """Reports of random numbers with few and with many classes, and the report of the last `make study`."""
+    if request.param != "last_study":
         return request.getfixturevalue(request.param)
-    if not (real := ROOT / "report/quick/index.html").exists():
-        pytest.skip("`make study` has not been run here")
-    return real
+    if not (path := ROOT / "report/quick/index.html").exists():
+        pytest.skip("`make study` has not been run")
+    return path
 
 
-def opened(browser: Browser, file: Path, *, width: int, scheme: str) -> tuple[Page, list[str]]:
-    """The page, and what it has requested and complained of."""
+def open_page(browser: Browser, file: Path, *, width: int, scheme: str) -> tuple[Page, list[str]]:
+    """Open the page; return it with its requests, console messages and errors."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page, events = context.new_page(), []
     page.on("request", lambda request: events.append(request.url))
@@ -80,8 +80,8 @@ def opened(browser: Browser, file: Path, *, width: int, scheme: str) -> tuple[Pa
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desktop"])
-def test_the_page(browser, file, width, scheme):
-    page, events = opened(browser, file, width=width, scheme=scheme)
+def test_report_makes_no_requests_and_is_accessible(browser, file, width, scheme):
+    page, events = open_page(browser, file, width=width, scheme=scheme)
     assert events == [file.as_uri()]  # one request, no error
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.alt)")
@@ -93,12 +93,12 @@ def test_the_page(browser, file, width, scheme):
     page.evaluate(AXE.read_text(encoding="utf-8"))
     results = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'best-practice']})")
     assert len(results["passes"]) > 20
-    assert [(found["id"], found["nodes"][0]["html"][:200]) for found in results["violations"]] == []
+    assert [(violation["id"], violation["nodes"][0]["html"][:200]) for violation in results["violations"]] == []
     page.context.close()
 
 
-def test_the_page_by_keyboard(browser, made):
-    page, _ = opened(browser, made, width=1280, scheme="light")
+def test_keyboard_navigation(browser, few_classes):
+    page, _ = open_page(browser, few_classes, width=1280, scheme="light")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
     page.keyboard.press("Tab")
@@ -107,8 +107,8 @@ def test_the_page_by_keyboard(browser, made):
     page.context.close()
 
 
-def test_the_page_on_paper_is_dark_on_white(browser, made):
-    page, _ = opened(browser, made, width=1280, scheme="dark")
+def test_print_is_dark_on_white(browser, few_classes):
+    page, _ = open_page(browser, few_classes, width=1280, scheme="dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"

@@ -107,7 +107,7 @@ def test_a_folder_of_images_becomes_a_study(clone, stamps):
     assert metrics[KEPT[0]]["test_accuracy"] > metrics[KEPT[2]]["test_accuracy"] + 0.2
     assert 0 < metrics[KEPT[0]]["balanced_accuracy"] < metrics[KEPT[0]]["test_accuracy"]
     page = (clone / "report/stamps-more/index.html").read_text(encoding="utf-8")
-    assert f">{skipped_files} files left out</a>" in page
+    assert f">{skipped_files} skipped files</a>" in page
     assert "Balanced<br>accuracy" in page
     images, _, names = splits.read_split(clone / "data/prepared/stamps-more.safetensors", "test")
     assert images.shape[1:] == (3, 48, 48)

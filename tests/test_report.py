@@ -8,7 +8,16 @@ import pytest
 
 from headstart import files
 from headstart.params import Study
-from headstart.results import comparison, evaluation, figures, report
+from headstart.results import comparison, evaluation, figures, page, tables
+from headstart.results.content import (
+    FEW_CLASSES,
+    ReportData,
+    is_published_size,
+    learning_curves,
+    published_results,
+    worst_mistakes,
+)
+from headstart.results.page import render_figures, render_html
 
 from .conftest import ROOT
 from .studies import SETTINGS, rows, study
@@ -16,255 +25,248 @@ from .test_comparison import CORRECT, PUBLISHED
 
 
 @pytest.fixture(scope="module")
-def made() -> report.ReportData:
+def content() -> ReportData:
     return study()
 
 
 @pytest.fixture(scope="module")
-def drawn(made) -> dict[str, str]:
-    return report.render_figures(made)
+def rendered(content) -> dict[str, str]:
+    return render_figures(content)
 
 
-def test_the_published_table_is_in_the_repository():
+def test_published_table_is_in_the_repository():
     assert {row.name: row.metrics["test_accuracy"] for row in rows()} == PUBLISHED
 
 
-def test_the_markdown_table_is_sorted():
-    lines = report.markdown_table(rows()).splitlines()
-    assert lines[2] == "| true | true | Adam | 0.4892 | 0.8401 | 84.62 (83.9 to 85.3) | 84.62 |"
-    assert [line.split("|")[6].split()[0] for line in lines[2:]] == [
-        f"{100 * accuracy:.2f}" for accuracy in sorted(PUBLISHED.values(), reverse=True)
-    ]
-
-
 def text(html: str) -> str:
-    """What a reader reads: no tags, single spaces."""
+    """Return the visible text: no tags, single spaces."""
     body = re.sub(r"<(style|svg).*?</\1>", "", html[html.index("<body") :], flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", body).split())
 
 
-def test_the_page_says_what_was_found(made, drawn):
-    page = report.render_html(made, drawn)
-    said = text(page)
-    assert "+19.3 to +41.2 percentage points of test accuracy" in said
-    assert "11 of the 12 differences between configurations that differ in one factor are expected to hold on" in said
-    assert "Not so: random-finetuned-sgd against random-frozen-sgd." in said
-    assert said.index("Simple effects") < said.index("Main effects and interactions")
-    assert "Pretrained weights: +30.1 points (95 % interval" in said
-    assert "Adam rather than SGD: +0.4 points" in said
-    assert "Differs on other test images? Differs too" in said
-    assert "ignificant" not in said
-    assert "majority baseline (always T-shirt/top) 10.00 – – –" in said
-    assert said.index("84.62") < said.index("43.45")
-    assert "seconds" not in said  # a page with times would differ from run to run
-    assert "7,008.95" not in said  # the published study is of another size
-    assert "ublished" not in said
-    assert "The last is not the optimizer alone: the two have other settings too (momentum, weight decay)." in said
-    assert "momentum none, not 0.9; weight decay none, not 0.1" in said
-    assert "each pair compares two trained networks" in said
-    assert "some &lt;weights&gt; (SHA-256 abc)" in said
-    assert "One seed was run" in said
-    assert "fine-tuned from blocks.5 (12,810 parameters)" in said
-    for heading in ("Learning curves", "Where the models err", "Examples", "Feature maps", "Calibration",
-                    "How it was run"):  # fmt: skip
-        assert heading in said
+def test_report_shows_the_results(content, rendered):
+    shown = text(render_html(content, rendered))
+    assert "+19.3 to +41.2 percentage points of test accuracy" in shown
+    assert "11 of the 12 differences between configurations that differ in one factor are expected to hold on" in shown
+    assert "Exceptions: random-finetuned-sgd vs. random-frozen-sgd." in shown
+    assert shown.index("Simple effects") < shown.index("Main effects and interactions")
+    assert "Pretrained weights: +30.1 points (95% CI" in shown
+    assert "Adam vs. SGD: +0.4 points" in shown
+    assert "Differs on other test images? Other differences" in shown
+    assert "ignificant" not in shown
+    assert "majority baseline (always T-shirt/top) 10.00 – – –" in shown
+    assert shown.index("84.62") < shown.index("43.45")
+    assert "seconds" not in shown  # a report with times would differ from run to run
+    assert "7,008.95" not in shown  # the published study has another size
+    assert "ublished" not in shown
+    assert (
+        "The last effect is not that of the optimizer alone: the optimizers also differ in hyperparameters "
+        "(momentum, weight decay)."
+    ) in shown
+    assert "momentum none, not 0.9; weight decay none, not 0.1" in shown
+    assert "each pair compares two trained networks" in shown
+    assert "some &lt;weights&gt; (SHA-256 abc)" in shown
+    assert "One seed was run" in shown
+    assert "fine-tuned from blocks.5 (12,810 parameters)" in shown
+    for heading in ("Learning curves", "Error analysis", "Examples", "Feature maps", "Calibration", "Provenance"):
+        assert heading in shown
 
 
-def test_what_was_published_stands_beside_a_study_of_its_size_only(made):
-    of_its_size = dataclasses.replace(made, setting=SETTINGS.studies["resnet50"])
-    page = report.render_html(of_its_size, report.render_figures(of_its_size))
-    assert page.count(">Published</th>") == 3
-    assert "“Pretrained Models Experiment Learnings”, at 224 pixels" in text(page)
-    assert [name for name, study in SETTINGS.studies.items() if report.is_published_size(study)] == ["resnet50", "full"]
-    unpublished = [dataclasses.replace(row, published=None) for row in rows()]
-    assert "published" not in report.markdown_table(unpublished)
+def test_published_results_are_shown_only_in_studies_of_their_size(content):
+    published_size = dataclasses.replace(content, study=SETTINGS.studies["resnet50"])
+    html = render_html(published_size, render_figures(published_size))
+    assert html.count(">Published</th>") == 3
+    assert "“Pretrained Models Experiment Learnings”, at 224 pixels" in text(html)
+    assert [name for name, study in SETTINGS.studies.items() if is_published_size(study)] == ["resnet50", "full"]
 
 
-def test_the_page_needs_nothing_else(made, drawn):
-    page = report.render_html(made, drawn)
-    assert len(page) < 3_000_000
-    assert "http://" not in page
-    assert "https://" not in page
-    ids = re.findall(r'\bid="([^"]*)"', page)
+def test_report_is_self_contained(content, rendered):
+    html = render_html(content, rendered)
+    assert len(html) < 3_000_000
+    assert "http://" not in html
+    assert "https://" not in html
+    ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
-    for target in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page):
+    for target in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', html):
         assert max(target) in ids
-    assert page.count("<svg") == len(drawn) == 9
-    assert page.count("<details>") == 5
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 9
+    assert html.count("<svg") == len(rendered) == 9
+    assert html.count("<details>") == 5
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', html)) == 9
 
 
-def test_a_figure_is_a_whole_svg_and_always_the_same(made, drawn):
-    for name, svg in drawn.items():
+def test_figures_are_valid_and_deterministic_svg(content, rendered):
+    for name, svg in rendered.items():
         assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg", name
         assert len(svg) < 300_000
-    assert report.render_figures(made) == drawn
+    assert render_figures(content) == rendered
 
 
-def test_figures_show_what_they_are_given(drawn):
+def test_figures_show_the_numbers_and_names(rendered):
     for accuracy in PUBLISHED.values():
-        assert f">{100 * accuracy:.1f}<" in drawn["accuracy"]
-    assert ">+30.1<" in drawn["effects"]
+        assert f">{100 * accuracy:.1f}<" in rendered["accuracy"]
+    assert ">+30.1<" in rendered["effects"]
     for name in PUBLISHED:
-        assert f">{name}<" in drawn["learning_curves"]
+        assert f">{name}<" in rendered["learning_curves"]
 
 
-def test_several_seeds_are_said(made):
-    setting: Study = dataclasses.replace(made.setting, seeds=(0, 1))
-    twice = {name: np.concatenate([right, right]) for name, right in CORRECT.items()}
-    several = dataclasses.replace(made, setting=setting, findings=comparison.analyze(SETTINGS.configurations, twice))
-    said = text(report.render_html(several, report.render_figures(several)))
-    assert "2 seeds, 10 classes, 10,000 test images" in said
-    assert "One seed" not in said
-    assert "Significant? Differs too" in said
-    assert "McNemar" not in said
-    assert "other test images" not in said
+def test_report_of_several_seeds(content):
+    study: Study = dataclasses.replace(content.study, seeds=(0, 1))
+    two_seeds = {name: np.concatenate([correct, correct]) for name, correct in CORRECT.items()}
+    analysis = comparison.analyze(SETTINGS.configurations, two_seeds)
+    several = dataclasses.replace(content, study=study, analysis=analysis)
+    shown = text(render_html(several, render_figures(several)))
+    assert "2 seeds, 10 classes, 10,000 test images" in shown
+    assert "One seed" not in shown
+    assert "Significant? Other differences" in shown
+    assert "McNemar" not in shown
+    assert "other test images" not in shown
 
 
-def test_without_validation_images_there_is_no_such_curve(made):
-    setting = dataclasses.replace(made.setting, validation_images=0, probe_budgets=())
-    none = dataclasses.replace(made, setting=setting)
-    assert report.learning_curves(none).keys() == {"training accuracy"}
+def test_no_validation_curve_without_validation_images(content):
+    study = dataclasses.replace(content.study, validation_images=0, probe_budgets=())
+    assert learning_curves(dataclasses.replace(content, study=study)).keys() == {"training accuracy"}
 
 
-def test_one_configuration_alone_has_a_page(made):
+def test_report_of_one_configuration(content):
     name = "pretrained-frozen-adam"
-    one = {name: SETTINGS.configurations[name]}
-    alone = dataclasses.replace(
-        made,
-        rows=[row for row in made.rows if row.name == name],
-        findings=comparison.analyze(one, {name: CORRECT[name]}),
+    single = dataclasses.replace(
+        content,
+        rows=[row for row in content.rows if row.name == name],
+        analysis=comparison.analyze({name: SETTINGS.configurations[name]}, {name: CORRECT[name]}),
     )
-    said = text(report.render_html(alone, report.render_figures(alone)))
-    assert "No two of the configurations differ in one factor alone" in said
+    shown = text(render_html(single, render_figures(single)))
+    assert "No two configurations differ in exactly one factor" in shown
 
 
-def test_a_network_without_maps_has_a_page_without_them(made):
-    without = dataclasses.replace(made, feature_maps={})
-    drawn = report.render_figures(without)
-    assert "feature_maps" not in drawn
-    assert "Feature maps" not in text(report.render_html(without, drawn))
-    assert "Feature maps" in text(report.render_html(made, report.render_figures(made)))
+def test_report_without_feature_maps(content, rendered):
+    without = dataclasses.replace(content, feature_maps={})
+    figures_without = render_figures(without)
+    assert "feature_maps" not in figures_without
+    assert "Feature maps" not in text(render_html(without, figures_without))
+    assert "Feature maps" in text(render_html(content, rendered))
 
 
-def test_which_images_are_right_is_kept_to_the_bit(made):
-    right = np.random.default_rng(0).random((2, 9_999)) < 0.7
-    two = dataclasses.replace(made, right={"a": right}, setting=dataclasses.replace(made.setting, seeds=(0, 4)))
-    header, *table = report.correct_table(two)
+def test_per_image_correctness_survives_the_table(content):
+    correct = np.random.default_rng(0).random((2, 9_999)) < 0.7
+    study = dataclasses.replace(content.study, seeds=(0, 4))
+    header, *table = tables.correct_table(dataclasses.replace(content, correct={"a": correct}, study=study))
     assert header == ["configuration", "seed", "images", "correct"]
     assert [row[:3] for row in table] == [["a", 0, 9_999], ["a", 4, 9_999]]
     assert len(table[0][3]) < 1_700
-    assert all((evaluation.decode_bits(row[3], 9_999) == found).all() for row, found in zip(table, right, strict=True))
+    for row, seed_correct in zip(table, correct, strict=True):
+        assert (evaluation.decode_bits(row[3], 9_999) == seed_correct).all()
     # By hand: 1100 0001 is 0xC1, 1000 0000 is 0x80; base64 of the two bytes.
     assert evaluation.encode_bits(np.array([1, 1, 0, 0, 0, 0, 0, 1, 1], dtype=bool)) == "wYA="
     with pytest.raises(ValueError, match="16 bits for 8 images"):
         evaluation.decode_bits("wYA=", 8)
 
 
-def test_settings_in_words():
-    assert report.settings_in_words({"lr": (0.01, 0.001)}) == "lr 0.01, not 0.001"
-    assert report.settings_in_words({}) == ""
+def test_formatted_hyperparameters():
+    assert page.format_hyperparameters({"lr": (0.01, 0.001)}) == "lr 0.01, not 0.001"
+    assert page.format_hyperparameters({}) == ""
 
 
-def test_tables_for_dvc(made):
-    tables = report.tables(made)
-    assert tables["accuracy"][:2] == [
+def test_tables_for_dvc(content):
+    plots = tables.plot_tables(content)
+    assert plots["accuracy"][:2] == [
         ["configuration", "pretrained", "finetuning", "optimizer", "accuracy", "low", "high", "published"],
         ["pretrained-finetuned-adam", "true", "true", "Adam", "84.62", "83.900", "85.314", "84.62"],
     ]
-    assert len(tables["accuracy"]) == 1 + 8
-    assert len(tables["learning_curves"]) == 1 + 8 * 3 * 2
-    assert ["pretrained-frozen-sgd", "validation accuracy", 2, "63.25"] in tables["learning_curves"]
-    assert len(tables["confusion"]) == 1 + 2 * 100
-    assert (
-        sum(row[3] for row in tables["confusion"][1:101]) == made.details["pretrained-finetuned-adam"].confusion.sum()
-    )
+    assert len(plots["accuracy"]) == 1 + 8
+    assert len(plots["learning_curves"]) == 1 + 8 * 3 * 2
+    assert ["pretrained-frozen-sgd", "validation accuracy", 2, "63.25"] in plots["learning_curves"]
+    assert len(plots["confusion"]) == 1 + 2 * 100
+    total = sum(row[3] for row in plots["confusion"][1:101])
+    assert total == content.details["pretrained-finetuned-adam"].confusion.sum()
 
 
-def test_what_figures_show_is_in_tables_too(made):
-    numbers = report.figure_tables(made)
-    first = made.best.name
+def test_numbers_of_figures_are_in_tables(content):
+    numbers = tables.figure_tables(content)
+    best = content.best.name
     assert numbers["learning_curves"][0][:3] == ["accuracy, %", "training, epoch 1", "training, epoch 2"]
-    assert numbers["learning_curves"][1][:3] == [first, "74.6", "79.6"]
-    assert numbers["confusion_best"][3][3] == made.details[first].confusion[2, 2]
-    hardest = made.details[first].f1.argmin()
-    assert numbers["f1"][1][:2] == [made.classes[hardest], f"{100 * made.details[first].f1[hardest]:.1f}"]
+    assert numbers["learning_curves"][1][:3] == [best, "74.6", "79.6"]
+    assert numbers["confusion_best"][3][3] == content.details[best].confusion[2, 2]
+    hardest = content.details[best].f1.argmin()
+    assert numbers["f1"][1][:2] == [content.classes[hardest], f"{100 * content.details[best].f1[hardest]:.1f}"]
     assert [float(row[1]) for row in numbers["f1"][1:]] == sorted(float(row[1]) for row in numbers["f1"][1:])
 
 
-def test_configurations_that_differ_in_more_than_their_start_stand_on_lines_of_their_own(made):
+def test_accuracy_figure_pairs_configurations_that_differ_in_initial_weights_only(content):
     name = "random-frozen-adam"
-    configurations = made.configurations | {name: dataclasses.replace(made.configurations[name], lr=0.01)}
-    svg = figures.as_svg(figures.accuracy, configurations, made.findings.accuracy, {})
+    configurations = content.configurations | {name: dataclasses.replace(content.configurations[name], lr=0.01)}
+    svg = figures.as_svg(figures.accuracy, configurations, content.analysis.accuracy, {})
     labels = [label for label in (name, "frozen-adam", "pretrained-frozen-adam") if f">{label}<" in svg]
     assert labels == [name, "pretrained-frozen-adam"]
 
 
-def test_every_optimizer_has_a_marker_and_is_named(made):
-    """A third one must not stop the report after all trainings."""
+def test_report_of_other_optimizers(content):
+    """A third optimizer must not stop the report after all trainings."""
     names = ("random-finetuned-sgd", "random-frozen-sgd")
     configurations = copy.deepcopy(SETTINGS.configurations)
     for name in names:
         object.__setattr__(configurations[name], "optimizer", "AdamW")  # which params.yaml does not take yet
-    rows_ = [dataclasses.replace(row, configuration=configurations[row.name]) for row in made.rows]
-    content = dataclasses.replace(made, rows=rows_, findings=comparison.analyze(configurations, CORRECT))
-    said = text(report.render_html(content, report.render_figures(content)))
-    assert "Adam rather than AdamW or SGD: " in said
-    assert "squares SGD, diamonds other optimizers" in said
-    assert "diamonds" not in text(report.render_html(made, report.render_figures(made)))
+    changed = dataclasses.replace(
+        content,
+        rows=[dataclasses.replace(row, configuration=configurations[row.name]) for row in content.rows],
+        analysis=comparison.analyze(configurations, CORRECT),
+    )
+    shown = text(render_html(changed, render_figures(changed)))
+    assert "Adam vs. AdamW or SGD: " in shown
+    assert "squares SGD, diamonds other optimizers" in shown
+    assert "diamonds" not in text(render_html(content, render_figures(content)))
 
 
-def test_one_pair_is_named(made):
+def test_report_names_a_single_pair(content):
     names = ("pretrained-frozen-adam", "random-frozen-adam")
     configurations = {name: SETTINGS.configurations[name] for name in names}
-    findings = comparison.analyze(configurations, {name: CORRECT[name] for name in names})
-    two = dataclasses.replace(made, rows=[row for row in made.rows if row.name in names], findings=findings)
-    said = text(report.render_html(two, report.render_figures(two)))
-    assert "+40.5 percentage points of test accuracy (95 % interval +39.6 to +41.5 ): what" in said.replace("5)", "5 )")
-    assert "over random ones in pretrained-frozen-adam." in said
+    analysis = comparison.analyze(configurations, {name: CORRECT[name] for name in names})
+    pair = dataclasses.replace(content, rows=[row for row in content.rows if row.name in names], analysis=analysis)
+    shown = text(render_html(pair, render_figures(pair)))
+    assert "+40.5 percentage points of test accuracy (95% CI +39.6 to +41.5): the gain of pretrained over" in shown
+    assert "random initial weights in pretrained-frozen-adam." in shown
 
 
-def test_what_was_published_belongs_to_its_learning_rate():
-    published = report.published_results(files.read_csv(ROOT / "docs/published.csv"))
+def test_published_results_are_matched_by_learning_rate():
+    published = published_results(files.read_csv(ROOT / "docs/published.csv"))
     frozen = SETTINGS.configurations["pretrained-frozen-sgd"]
     assert published[frozen]["test_accuracy"] == 0.7325
     assert dataclasses.replace(frozen, lr=0.01) not in published
 
 
-def test_the_worst_mistakes():
+def test_worst_mistakes_by_hand():
     counts = np.array([[9, 2, 0], [3, 5, 2], [0, 0, 4]])
-    assert report.worst_mistakes(counts, ["a", "b", "c"]) == [
+    assert worst_mistakes(counts, ["a", "b", "c"]) == [
         ("b", "a", 3, 0.3),
         ("a", "b", 2, 2 / 11),
         ("b", "c", 2, 0.2),
     ]
-    assert report.worst_mistakes(np.diag(counts.diagonal()), ["a", "b", "c"]) == []
+    assert worst_mistakes(np.diag(counts.diagonal()), ["a", "b", "c"]) == []
 
 
-def test_many_classes_are_shown_so_that_they_can_be_read():
+def test_report_of_many_classes():
     many = study([f"class {number}" for number in range(100)])
-    drawn = report.render_figures(many)
-    assert all(len(svg) < 300_000 for svg in drawn.values())
-    assert drawn["f1"].count("<!-- class ") + drawn["f1"].count(">class ") == figures.FEW_CLASSES
-    assert ">class " not in drawn["confusion_best"]  # their names would not fit
-    numbers = report.figure_tables(many)
+    rendered = render_figures(many)
+    assert all(len(svg) < 300_000 for svg in rendered.values())
+    assert rendered["f1"].count("<!-- class ") + rendered["f1"].count(">class ") == FEW_CLASSES
+    assert ">class " not in rendered["confusion_best"]  # the names do not fit
+    numbers = tables.figure_tables(many)
     header, *mistakes = numbers["confusion_best"]
-    assert header == ["actual", "taken for", "images", "of the class, %"]
-    assert len(mistakes) == report.MISTAKES
+    assert header == ["actual", "predicted", "images", "of the class, %"]
+    assert len(mistakes) == tables.MISTAKES
     assert mistakes[0][2] == 19 == max(row[2] for row in mistakes)
     assert len(numbers["f1"]) == 1 + 100
     counts = many.details[many.best.name].confusion
-    table = [row[1:] for row in report.tables(many)["confusion"][1:] if row[0] == many.best.name]
+    table = [row[1:] for row in tables.plot_tables(many)["confusion"][1:] if row[0] == many.best.name]
     assert len(table) == np.count_nonzero(counts) < 10_000
     assert sum(row[2] for row in table) == counts.sum()
-    said = text(report.render_html(many, drawn))
-    assert "100 classes" in said
-    assert "F1 of the hardest classes" in said
-    assert "of the 10 hardest classes" in said
+    shown = text(render_html(many, rendered))
+    assert "100 classes" in shown
+    assert "F1 of the hardest classes" in shown
+    assert ", the 10 hardest classes." in shown
 
 
-def test_classes_that_are_taken_for_each_other_stand_together():
-    """Three groups, listed so that no two of one stand together: in each, the later is taken for the earlier."""
+def test_confused_classes_are_next_to_each_other():
+    """Three groups of classes in turn; later classes of a group are predicted as earlier ones of the same group."""
     group = np.arange(60) % 3
     share = 0.9 * np.eye(60) + 0.1 * np.tril(group[:, None] == group) / 20
     order = figures.by_similarity(share)
@@ -272,31 +274,33 @@ def test_classes_that_are_taken_for_each_other_stand_together():
     assert np.count_nonzero(np.diff(group[order])) == 2
 
 
-def test_unequally_common_classes_have_their_metrics(made):
-    assert "Balanced" not in text(report.render_html(made, report.render_figures(made)))
-    unequal = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.7123, "macro_f1": 0.6})
+def test_report_of_imbalanced_classes(content, rendered):
+    assert "Balanced" not in text(render_html(content, rendered))
+    imbalanced = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.7123, "macro_f1": 0.6})
                for row in rows()]  # fmt: skip
-    said = text(report.render_html(dataclasses.replace(made, rows=unequal), report.render_figures(made)))
-    assert "balanced accuracy and macro F1 count each of them the same" in said
-    assert said.count("71.23") == 8
+    shown = text(render_html(dataclasses.replace(content, rows=imbalanced), rendered))
+    assert "balanced accuracy and macro F1 give each class the same weight" in shown
+    assert shown.count("71.23") == 8
 
 
-def test_what_was_left_out_is_said(made):
+def test_report_lists_skipped_files(content, rendered):
     skipped_files = {"cat/<b>.png": "is empty", "dog/1.png": "is the same picture as dog/0.png"}
-    page = report.render_html(dataclasses.replace(made, skipped_files=skipped_files), report.render_figures(made))
-    assert "2 files left out" in text(page)
-    assert "<code>cat/&lt;b&gt;.png</code> is empty" in page
-    assert "files left out" not in text(report.render_html(made, report.render_figures(made)))
+    html = render_html(dataclasses.replace(content, skipped_files=skipped_files), rendered)
+    assert "2 skipped files" in text(html)
+    assert "<code>cat/&lt;b&gt;.png</code> is empty" in html
+    first = dict([*skipped_files.items()][:1])
+    assert ">1 skipped file</a>" in render_html(dataclasses.replace(content, skipped_files=first), rendered)
+    assert "kipped file" not in text(render_html(content, rendered))
 
 
-def test_names_of_classes_are_shown_as_they_are():
+def test_class_names_are_escaped():
     names = ["$x^2$", "<b>", "Äpfel & Birnen", "猫", "a_b^c", "x" * 60, "100 %", "#", "\\frac", "a'b\"c"]
-    made = study(names, color=True)
-    drawn = report.render_figures(made)
-    for svg in drawn.values():
+    content = study(names, color=True)
+    rendered = render_figures(content)
+    for svg in rendered.values():
         ElementTree.fromstring(svg)
     for name in ("$x^2$", "&lt;b&gt;", "Äpfel &amp; Birnen", "猫", "a_b^c", f"{'x' * 27}…"):
-        assert f">{name}<" in drawn["confusion_best"], name
-    page = report.render_html(made, drawn)
-    assert "<b>" not in page
-    assert "x" * 60 in page
+        assert f">{name}<" in rendered["confusion_best"], name
+    html = render_html(content, rendered)
+    assert "<b>" not in html
+    assert "x" * 60 in html

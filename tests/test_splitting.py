@@ -13,7 +13,7 @@ from headstart.results import comparison
 from headstart.training import compute, loading
 from headstart.training.inputs import CachedInputs
 from stages import features, paths
-from stages.collect import _by_layer
+from stages.collect import _normalize_layers
 
 from .conftest import ROOT
 
@@ -66,7 +66,7 @@ def network():
 )
 def test_configurations_are_paired_by_the_layers_that_they_train(network, study_layer, layer, expected, is_scratch):
     settings = settings_with(study_layer, {NAME: layer} if layer else {})
-    configurations, scratch = _by_layer(settings, network)
+    configurations, scratch = _normalize_layers(settings, network)
     assert configurations[NAME].finetune_from == expected
     assert (NAME in scratch) == is_scratch
     assert not any(SETTINGS.configurations[name].pretrained or "frozen" in name for name in scratch)
@@ -76,7 +76,7 @@ def test_configurations_are_paired_by_the_layers_that_they_train(network, study_
 
 def test_configurations_with_different_names_of_the_same_layer_are_paired(network):
     settings = settings_with("blocks.5", {NAME: "conv_stem", "random-finetuned-sgd": "all"})
-    configurations, scratch = _by_layer(settings, network)
+    configurations, scratch = _normalize_layers(settings, network)
     assert scratch == [NAME, "random-finetuned-sgd"]
     assert (NAME, "random-finetuned-sgd") in comparison.pairs(configurations, "optimizer")
 

@@ -1,1 +1,1 @@
-"""What came out: metrics, what differs and by how much, figures, tables and the page."""
+"""Results: metrics, statistical comparisons, figures, tables and the report."""

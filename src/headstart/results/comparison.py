@@ -1,4 +1,4 @@
-"""What the factors of the study do to test accuracy, and which differences are significant."""
+"""Effects of the study's factors on test accuracy, with confidence intervals and significance tests."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,21 @@ from statsmodels.stats.proportion import proportion_confint
 
 from headstart.params import Configuration
 
-# In each factor, the level whose gain over the other is the effect.
+# An effect is the gain of this level over the factor's baseline level.
 FACTORS = {"pretrained": True, "finetuning": True, "optimizer": "Adam"}
-HYPERPARAMETERS = ("lr", "momentum", "weight_decay")  # what a level may bring along, and what may be tuned for each
+HYPERPARAMETERS = ("lr", "momentum", "weight_decay")  # may differ within a pair
 
-ALPHA = 0.05  # intervals are 95 % intervals, and a difference is significant if its p-value is below this
+ALPHA = 0.05  # significance level; confidence intervals are 95 % intervals
 RESAMPLES = 10_000
 BISECTIONS = 60  # of the search for a p-value
-FARTHEST = 20.0  # standard errors, at which a p-value is 6e-89
+MAX_QUANTILE = 20.0  # standard errors; the p-value is 6e-89 there
 
-Correct = Mapping[str, np.ndarray]  # of each configuration, whether it was right: bool [seeds, test images]
+Correct = Mapping[str, np.ndarray]  # by configuration, whether each prediction is correct: bool [seeds, test images]
+Hyperparameters = Mapping[str, tuple[float | None, float | None]]  # of a configuration and its baseline, if they differ
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval."""
+    """A number and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -37,18 +38,18 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """What one network has over another, on the same test images; of several seeds the mean."""
+    """The gain of one configuration over its baseline, on the same seeds and test images."""
 
-    gain: Estimate  # in accuracy
+    gain: Estimate  # in accuracy, the mean over seeds
     n_seeds: int
-    p: float  # after Holm's correction for all that are tested together
+    p: float  # with Holm's correction for all pairs that are tested together
 
     @property
     def is_significant(self) -> bool:
         """Whether the corrected p-value is below ``ALPHA`` and the interval excludes 0.
 
-        With one seed this says that the two trained networks differ on other test images too. It says nothing about
-        other trainings.
+        With one seed the test is over test images only: the two trained networks are expected to differ on other test
+        images too. It says nothing about other trainings.
         """
         return self.p < ALPHA and not self.gain.low <= 0 <= self.gain.high
 
@@ -58,84 +59,86 @@ class Difference(PairedComparison):
     """Two configurations that differ in one ``factor``."""
 
     factor: str
-    name: str  # with the level that gains
-    other: str
-    settings: dict[str, tuple[float | None, float | None]]  # that differ too: of the one and of the other
+    name: str  # with the level of ``FACTORS``
+    baseline: str
+    hyperparameters: Hyperparameters  # that differ too
 
 
 @dataclass(frozen=True)
 class StudyAnalysis:
-    """What the study found."""
+    """Accuracies, effects and differences of a study."""
 
     accuracy: dict[str, Estimate]
-    effects: dict[str, Estimate]  # of each factor
-    interactions: dict[tuple[str, str], Estimate]  # how much larger the first's effect is with the second's gain
+    effects: dict[str, Estimate]  # by factor
+    interactions: dict[
+        tuple[str, str], Estimate
+    ]  # the first factor's effect at the second's level, minus at its baseline
     differences: list[Difference]
 
 
 def pairs(configurations: Mapping[str, Configuration], factor: str) -> list[tuple[str, str]]:
-    """Configurations that differ in ``factor`` and no other factor: (with the gaining level, with the other).
+    """Return the pairs that differ in ``factor`` and no other factor: (with the level of ``FACTORS``, baseline).
 
-    Their settings may differ: which pairs there are does not change when one of them is tuned. The layer that they are
-    fine-tuned from may not; so what has a layer of its own has no pair that is frozen, and leaves the effect of
-    fine-tuning what it is.
+    Paired configurations may differ in hyperparameters, so tuning one of them does not change the set of pairs. They
+    must share `finetune_from`: configurations that override it have no frozen counterpart and do not enter the effect
+    of fine-tuning.
     """
 
-    def others(configuration: Configuration) -> list[object]:
-        return [configuration.finetune_from, *(getattr(configuration, other) for other in FACTORS if other != factor)]
+    def key(configuration: Configuration) -> list[object]:
+        return [configuration.finetune_from, *(getattr(configuration, name) for name in FACTORS if name != factor)]
 
     return [
-        (gaining, other)
-        for gaining, left in configurations.items()
-        for other, right in configurations.items()
-        if others(left) == others(right)
-        and getattr(left, factor) == FACTORS[factor]
-        and getattr(right, factor) != FACTORS[factor]
+        (name, baseline)
+        for name, configuration in configurations.items()
+        for baseline, baseline_configuration in configurations.items()
+        if key(configuration) == key(baseline_configuration)
+        and getattr(configuration, factor) == FACTORS[factor]
+        and getattr(baseline_configuration, factor) != FACTORS[factor]
     ]
 
 
-def differing_hyperparameters(one: Configuration, other: Configuration) -> dict[str, tuple[float | None, float | None]]:
-    """The settings in which two configurations differ, None where an optimizer has no such setting."""
-    values = {key: (getattr(one, key), getattr(other, key)) for key in HYPERPARAMETERS}
+def differing_hyperparameters(configuration: Configuration, baseline: Configuration) -> Hyperparameters:
+    """Return the hyperparameters in which two configurations differ; None for one that the optimizer does not have."""
+    values = {key: (getattr(configuration, key), getattr(baseline, key)) for key in HYPERPARAMETERS}
     return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
 
 def interaction_groups(
     configurations: Mapping[str, Configuration], first: str, second: str
 ) -> list[tuple[str, str, str, str]]:
-    """Two pairs of ``first`` that differ in ``second`` and no other factor: first the pair with ``second``'s gain."""
-    ours, theirs = pairs(configurations, first), pairs(configurations, second)
+    """Return two pairs of ``first`` that differ in ``second`` and no other factor, the second pair at its baseline."""
+    first_pairs, second_pairs = pairs(configurations, first), pairs(configurations, second)
     return [
-        (*pair, *twin)
-        for pair in ours
-        for twin in ours
-        if (pair[0], twin[0]) in theirs and (pair[1], twin[1]) in theirs
+        (*pair, *baseline_pair)
+        for pair in first_pairs
+        for baseline_pair in first_pairs
+        if all(names in second_pairs for names in zip(pair, baseline_pair, strict=True))
     ]
 
 
 def cell_means(
     configurations: Mapping[str, Configuration], correct: Correct
 ) -> tuple[dict[str, Configuration], dict[str, np.ndarray]]:
-    """One configuration for each combination of levels and layers, and the mean correctness of all that have it.
+    """Average configurations that differ in hyperparameters only, and name each cell after its first configuration.
 
-    Else a combination that was tried with several settings would count as often.
+    Otherwise a combination of levels that was run with several hyperparameters would be over-weighted.
     """
-    members: dict[tuple[object, ...], list[str]] = {}
+    cells: dict[tuple[object, ...], list[str]] = {}
     for name, configuration in configurations.items():
         combination = (configuration.finetune_from, *(getattr(configuration, factor) for factor in FACTORS))
-        members.setdefault(combination, []).append(name)
-    first = {names[0]: configurations[names[0]] for names in members.values()}
-    return first, {names[0]: np.mean([correct[name] for name in names], axis=0) for names in members.values()}
+        cells.setdefault(combination, []).append(name)
+    representatives = {names[0]: configurations[names[0]] for names in cells.values()}
+    return representatives, {names[0]: np.mean([correct[name] for name in names], axis=0) for names in cells.values()}
 
 
 def contrast(correct: Correct, groups: Sequence[tuple[str, ...]], signs: tuple[int, ...]) -> np.ndarray:
-    """The mean over ``groups`` of their configurations' correctness, added with ``signs``: [seeds, images]."""
+    """Return the mean over ``groups`` of the signed sum of their configurations' correctness: [seeds, images]."""
     terms = [sign * correct[name].astype(float) for group in groups for name, sign in zip(group, signs, strict=True)]
     return np.sum(terms, axis=0) / len(groups)
 
 
 def bootstrap(values: np.ndarray) -> Estimate:
-    """Return the mean of ``values`` [seeds, images] with its interval.
+    """Return the mean of ``values`` [seeds, images] with its confidence interval.
 
     The seeds and the images are crossed random effects. The interval of the images is a percentile bootstrap interval
     (Efron and Tibshirani 1993, chapter 13). Images are resampled with all their seeds, so differences on the same
@@ -146,37 +149,40 @@ def bootstrap(values: np.ndarray) -> Estimate:
     """
     generator = np.random.default_rng(0)
     n_seeds, n_images = values.shape
-    # Few values are distinct, so drawing how often each occurs is the same as drawing images, and much faster.
+    # Few values are distinct. Drawing the count of each is equivalent to drawing images, and much faster.
     distinct, counts = np.unique(values.mean(0), return_counts=True)
     means = generator.multinomial(n_images, counts / n_images, size=RESAMPLES) @ distinct / n_images
     value = float(values.mean())
-    low, high = (float(end) for end in np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2]))
+    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2]).tolist()
     if n_seeds == 1:
         return Estimate(value, low, high)
-    seeds = float(student.ppf(1 - ALPHA / 2, n_seeds - 1)) * values.mean(1).std(ddof=1) / math.sqrt(n_seeds)
-    return Estimate(value, value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds))
+    half_width = float(student.ppf(1 - ALPHA / 2, n_seeds - 1)) * values.mean(1).std(ddof=1) / math.sqrt(n_seeds)
+    return Estimate(value, value - math.hypot(value - low, half_width), value + math.hypot(high - value, half_width))
 
 
 def p_values(values: np.ndarray) -> np.ndarray:
     """Return the p-values of the means of ``values`` [tests, seeds, images], with two seeds or more: [tests].
 
-    A p-value is the smallest error rate at which the interval excludes 0 that ``bootstrap`` describes. The half-width
-    over images is the normal one here.
+    A p-value is the smallest significance level at which the interval of ``bootstrap`` excludes 0. Here the half-width
+    over images is that of a normal distribution.
     """
     _, n_seeds, n_images = values.shape
     gains = abs(values.mean((1, 2)))
-    images = values.mean(1).std(1) / math.sqrt(n_images)  # standard errors
-    seeds = values.mean(2).std(1, ddof=1) / math.sqrt(n_seeds)
-    low, high = np.zeros_like(gains), np.full_like(gains, FARTHEST)  # quantiles of the normal distribution
+    image_errors = values.mean(1).std(1) / math.sqrt(n_images)  # standard errors
+    seed_errors = values.mean(2).std(1, ddof=1) / math.sqrt(n_seeds)
+    low, high = np.zeros_like(gains), np.full_like(gains, MAX_QUANTILE)  # quantiles of the normal distribution
     for _ in range(BISECTIONS):
         quantiles = (low + high) / 2
-        excludes = np.hypot(quantiles * images, stdtrit(n_seeds - 1, ndtr(-quantiles)) * seeds) < gains
+        excludes = np.hypot(quantiles * image_errors, stdtrit(n_seeds - 1, ndtr(-quantiles)) * seed_errors) < gains
         low, high = np.where(excludes, quantiles, low), np.where(excludes, high, quantiles)
     return 2 * ndtr(-low)
 
 
 def accuracy(correct: np.ndarray) -> Estimate:
-    """Of one configuration, bool [seeds, images]: with Wilson's interval (1927); of several seeds ``bootstrap``'s."""
+    """Return the accuracy of ``correct``, bool [seeds, images].
+
+    The interval of one seed is Wilson's (1927), that of several seeds ``bootstrap``'s.
+    """
     if len(correct) > 1:
         value, low, high = bootstrap(correct.astype(float))
         return Estimate(value, max(low, 0.0), min(high, 1.0))
@@ -185,58 +191,64 @@ def accuracy(correct: np.ndarray) -> Estimate:
 
 
 def compare_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[PairedComparison]:
-    """Test each of ``pairs``, the correctness of the one and of the other: bool [seeds, images], of the same seeds."""
+    """Test each of ``pairs``: correctness of a configuration and of its baseline, bool [seeds, images], same seeds."""
     if not pairs:
         return []
     corrected = multipletests([p_value(*pair) for pair in pairs], alpha=ALPHA, method="holm")[1]
     return [
-        PairedComparison(gain=bootstrap(one.astype(float) - other), n_seeds=len(one), p=float(p))
-        for (one, other), p in zip(pairs, corrected, strict=True)
+        PairedComparison(gain=bootstrap(correct.astype(float) - baseline), n_seeds=len(correct), p=float(p))
+        for (correct, baseline), p in zip(pairs, corrected, strict=True)
     ]
 
 
-def p_value(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the p-value of one test: with one seed that of McNemar's exact test, else that of ``p_values``."""
-    if len(one) > 1:
-        return float(p_values(one[None].astype(float) - other)[0])
-    return float(mcnemar([[0, (one & ~other).sum()], [(other & ~one).sum(), 0]], exact=True).pvalue)
+def p_value(correct: np.ndarray, baseline: np.ndarray) -> float:
+    """Return the p-value of one test: of McNemar's exact test with one seed, of ``p_values`` with several."""
+    if len(correct) > 1:
+        return float(p_values(correct[None].astype(float) - baseline)[0])
+    discordant = (correct & ~baseline).sum(), (baseline & ~correct).sum()
+    return float(mcnemar([[0, discordant[0]], [discordant[1], 0]], exact=True).pvalue)
 
 
 def differences(configurations: Mapping[str, Configuration], correct: Correct) -> list[Difference]:
-    """All pairs of all factors, by factor."""
+    """Compare the pairs of all factors, by factor."""
     named = [(factor, *pair) for factor in FACTORS for pair in pairs(configurations, factor)]
+    comparisons = compare_pairs([(correct[name], correct[baseline]) for _, name, baseline in named])
     return [
-        Difference(**vars(gain), factor=factor, name=name, other=other,
-                   settings=differing_hyperparameters(configurations[name], configurations[other]))
-        for (factor, name, other), gain in zip(
-            named, compare_pairs([(correct[name], correct[other]) for _, name, other in named]), strict=True
+        Difference(
+            **vars(comparison),
+            factor=factor,
+            name=name,
+            baseline=baseline,
+            hyperparameters=differing_hyperparameters(configurations[name], configurations[baseline]),
         )
-    ]  # fmt: skip
+        for (factor, name, baseline), comparison in zip(named, comparisons, strict=True)
+    ]
 
 
 def analyze(configurations: Mapping[str, Configuration], correct: Correct) -> StudyAnalysis:
-    """All that is said of the configurations together. A factor without a pair has no effect."""
-    representatives, mean = cell_means(configurations, correct)
+    """Analyze all configurations together. A factor without a pair has no effect."""
+    representatives, means = cell_means(configurations, correct)
     effects = {factor: pairs(representatives, factor) for factor in FACTORS}
     interactions = {factors: interaction_groups(representatives, *factors) for factors in combinations(FACTORS, 2)}
     return StudyAnalysis(
         accuracy={name: accuracy(correct[name]) for name in configurations},
-        effects={key: bootstrap(contrast(mean, found, (1, -1))) for key, found in effects.items() if found},
+        effects={key: bootstrap(contrast(means, groups, (1, -1))) for key, groups in effects.items() if groups},
         interactions={
-            key: bootstrap(contrast(mean, found, (1, -1, -1, 1))) for key, found in interactions.items() if found
+            key: bootstrap(contrast(means, groups, (1, -1, -1, 1))) for key, groups in interactions.items() if groups
         },
         differences=differences(configurations, correct),
     )
 
 
-def summary_metrics(findings: StudyAnalysis, validation: Mapping[str, float]) -> dict[str, float]:
-    """The study in at most four numbers, rounded to four places.
+def summary_metrics(analysis: StudyAnalysis, validation: Mapping[str, float]) -> dict[str, float]:
+    """Return the best accuracy and the effects, at most four metrics, rounded to four places.
 
     Args:
-        validation: accuracy of each configuration on validation images, empty where there are none. The best is then
-            the best of these: a number that is looked at while settings are tuned must not be of the test images.
+        validation: accuracy of each configuration on validation images; empty without validation images. If there is
+            one, the best accuracy is the best of these, because a number that is looked at while hyperparameters are
+            tuned must not come from the test images.
     """
-    named = {f"effect_{factor}": effect.value for factor, effect in findings.effects.items()}
-    test = {name: estimate.value for name, estimate in findings.accuracy.items()}
+    effects = {f"effect_{factor}": effect.value for factor, effect in analysis.effects.items()}
+    test = {name: estimate.value for name, estimate in analysis.accuracy.items()}
     best = {f"best_{'validation' if validation else 'test'}_accuracy": max((validation or test).values())}
-    return {name: round(value, 4) for name, value in {**best, **named}.items()}
+    return {name: round(value, 4) for name, value in {**best, **effects}.items()}

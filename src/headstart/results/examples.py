@@ -1,4 +1,4 @@
-"""Test images that are worth looking at: what a network has right, and what it has wrong and is sure of."""
+"""Example test images: correct predictions, and the most confident mistakes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from scipy.special import softmax
 
 from headstart.results import evaluation
 
-MAX_CLASSES = 10  # classes
-MAX_SIDE = 112  # pixels of an image that is shown: about twice what it has on the page
+MAX_CLASSES = 10
+MAX_SIDE = 112  # pixels: about twice the size of an image on the page
 
 
 class Example(NamedTuple):
-    """A test image with what it is and what it was taken for."""
+    """A test image with its actual and its predicted class."""
 
     image: np.ndarray  # uint8 [height, width] if it is gray, else [height, width, 3]
     actual: str
@@ -23,18 +23,18 @@ class Example(NamedTuple):
 
 
 class ExampleSet(NamedTuple):
-    """One of each class; None where there is none."""
+    """One example per class; None if there is none."""
 
-    right: list[Example | None]
+    correct: list[Example | None]
     wrong: list[Example | None]
 
 
 def choose_examples(
     images: np.ndarray, *, labels: np.ndarray, logits: np.ndarray, classes: Sequence[str]
 ) -> ExampleSet:
-    """Of each class the first image that is classified rightly, and the mistake that the network is surest of.
+    """Choose the first correct image and the most confident mistake of each class.
 
-    Of many classes, those ten that it recognizes least.
+    If there are more than ``MAX_CLASSES`` classes, those with the lowest recall are chosen.
 
     Args:
         images: uint8 [N, height, width] or [N, 3, height, width].
@@ -43,19 +43,24 @@ def choose_examples(
     """
     predicted, confidence = logits.argmax(1), softmax(logits, axis=1).max(1)
     chosen = ExampleSet([], [])
+    is_correct = predicted == labels
     recall = evaluation.per_class(logits=logits, labels=labels)["recall"]
     for label in sorted(recall.argsort(stable=True)[:MAX_CLASSES].tolist()):
-        name = classes[label]
-        hits, misses = ((labels == label) & (right == (predicted == label)) for right in (True, False))
-        surest = np.where(misses, confidence, -1).argmax()
-        for found, at, row in ((hits, hits.argmax(), chosen.right), (misses, surest, chosen.wrong)):
-            example = Example(_small(images[at]), name, classes[predicted[at]], float(confidence[at]))
-            row.append(example if found.any() else None)
+        correct, wrong = (labels == label) & is_correct, (labels == label) & ~is_correct
+        most_confident = np.where(wrong, confidence, -1).argmax()
+        for candidates, index, row in (
+            (correct, correct.argmax(), chosen.correct),
+            (wrong, most_confident, chosen.wrong),
+        ):
+            example = Example(
+                _downsize(images[index]), classes[label], classes[predicted[index]], float(confidence[index])
+            )
+            row.append(example if candidates.any() else None)
     return chosen
 
 
-def _small(image: np.ndarray) -> np.ndarray:
-    shown = Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0).copy())
-    if max(shown.size) > MAX_SIDE:
-        shown = shown.resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(shown)
+def _downsize(image: np.ndarray) -> np.ndarray:
+    resized = Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0).copy())
+    if max(resized.size) > MAX_SIDE:
+        resized = resized.resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(resized)

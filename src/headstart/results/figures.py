@@ -1,10 +1,10 @@
-"""The figures of a study, in one style, as SVG: pure functions of what was found."""
+"""The figures of a study as SVG, in one style: pure functions of its results."""
 
 import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,26 +17,27 @@ from scipy.spatial.distance import squareform
 
 from headstart.params import Configuration
 from headstart.results.comparison import Estimate, StudyAnalysis, differing_hyperparameters, pairs
+from headstart.results.content import FEW_CLASSES, MetricCurve
 from headstart.results.examples import Example, ExampleSet
 from headstart.results.label_efficiency import PROBES, LabelEfficiency, LabelSavings, format_count, round_needed
 from headstart.results.label_savings import LearningCurve
+from headstart.results.tables import points
 
-# Two hues of Okabe and Ito's palette (2008), which the color-blind can tell apart; lines and markers say the rest.
+# Two hues of Okabe and Ito's palette (2008), which the color-blind can tell apart. Lines and markers show the rest.
 PRETRAINED, RANDOM = "#0072b2", "#d55e00"
 INK, SOFT, LINE, BACK = "#1d2433", "#59617a", "#d5d9e2", "#fffffe"
-# The page replaces these by its own variables, so that the figures follow light and dark.
+# The page replaces these by its CSS variables, so that the figures follow light and dark mode.
 VARIABLES = {
     PRETRAINED: "var(--pretrained)", RANDOM: "var(--random)", INK: "var(--ink)", SOFT: "var(--soft)",
     LINE: "var(--line)", BACK: "none",
 }  # fmt: skip
 MARKERS = {"Adam": "o^", "SGD": "sv"}
-OTHER_MARKERS = "Dd"  # of every other optimizer
-PER_ROW = 5  # examples
-CLOSE = 8  # points, at which two accuracies on one line would be written over each other
-FEW_CLASSES = 20  # so many can be shown each with its number
-NAMED_CLASSES = 50  # so many names of classes fit beside a matrix
-LONGEST_NAME = 28  # of a class
-FEWEST = 20  # images in a bin of confidence whose accuracy is worth showing
+DEFAULT_MARKERS = "Dd"  # of all other optimizers
+EXAMPLES_PER_ROW = 5
+MIN_LABEL_GAP = 8  # points; the labels of two accuracies on one line overlap below it
+NAMED_CLASSES = 50  # at most so many class names fit next to a matrix
+MAX_NAME_LENGTH = 28  # of a class
+MIN_BIN_COUNT = 20  # images in a bin of confidence, or its accuracy is too noisy to be shown
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif"
 STYLE: Any = {
     "axes.edgecolor": SOFT, "axes.labelcolor": INK, "axes.spines.right": False, "axes.spines.top": False,
@@ -49,20 +50,8 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-class Metric(NamedTuple):
-    """One metric of one configuration over its epochs, the mean over the seeds."""
-
-    epochs: Sequence[int]
-    values: Sequence[float]
-
-
-def signed(number: float, digits: int = 1) -> str:
-    """A number with its sign, which is a real minus sign."""
-    return f"{number:+.{digits}f}".replace("-", "−")
-
-
 def _svg(figure: Figure) -> str:
-    """The figure as an SVG element, the same for the same figure, with text as text."""
+    """Render a figure as a deterministic SVG element, with text as text."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
@@ -72,55 +61,55 @@ def _svg(figure: Figure) -> str:
 
 
 def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of so many inches, and its axes as [rows, columns]."""
+    """Create a figure, in inches, and its axes as [rows, columns]."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(squeeze=False, **grid)
 
 
-def _look(configuration: Configuration) -> dict[str, Any]:
-    """Color: the start; filled and drawn through: fine-tuned; circle, square or diamond: the optimizer.
+def _style(configuration: Configuration) -> dict[str, Any]:
+    """Return the line style. Color: initial weights; filled and solid: fine-tuned; marker shape: optimizer.
 
-    Triangles and thin diamonds are fine-tuned from a layer of their own: Adam's triangle points up, SGD's down.
+    Triangles and thin diamonds override the study's `finetune_from`: Adam's triangle points up, SGD's down.
     """
     color = PRETRAINED if configuration.pretrained else RANDOM
     return {
         "color": color,
         "markerfacecolor": color if configuration.finetuning else BACK,
         "linestyle": "-" if configuration.finetuning else (0, (2, 1.5)),
-        "marker": MARKERS.get(configuration.optimizer, OTHER_MARKERS)[configuration.finetune_from is not None],
+        "marker": MARKERS.get(configuration.optimizer, DEFAULT_MARKERS)[configuration.finetune_from is not None],
     }
 
 
 def _legend(figure: Figure, configurations: Mapping[str, Configuration], **options: Any) -> None:
-    handles = [Line2D([], [], label=name, **_look(configuration)) for name, configuration in configurations.items()]
+    handles = [Line2D([], [], label=name, **_style(configuration)) for name, configuration in configurations.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3, **options)
 
 
 def accuracy(
-    configurations: Mapping[str, Configuration], found: Mapping[str, Estimate], published: Mapping[str, float]
+    configurations: Mapping[str, Configuration], accuracies: Mapping[str, Estimate], published: Mapping[str, float]
 ) -> Figure:
-    """Test accuracy of every configuration; those that differ in their start and nothing else stand on one line."""
-    partners = {
-        name: other
-        for name, other in pairs(configurations, "pretrained")
-        if not differing_hyperparameters(configurations[name], configurations[other])
+    """Plot the test accuracy of every configuration; two that differ in their initial weights only share a line."""
+    baselines = {
+        name: baseline
+        for name, baseline in pairs(configurations, "pretrained")
+        if not differing_hyperparameters(configurations[name], configurations[baseline])
     }
-    paired = {*partners, *partners.values()}
-    lines: dict[str, tuple[str, ...]] = {pair[0].removeprefix("pretrained-"): pair for pair in partners.items()}
+    paired = {*baselines, *baselines.values()}
+    lines: dict[str, tuple[str, ...]] = {pair[0].removeprefix("pretrained-"): pair for pair in baselines.items()}
     lines |= {name: (name,) for name in configurations if name not in paired}
-    ordered = sorted(lines, key=lambda line: max(found[name].value for name in lines[line]))
+    ordered = sorted(lines, key=lambda line: max(accuracies[name].value for name in lines[line]))
     figure, [[axes]] = _figure(5.2, 0.9 + 0.5 * len(ordered))
     for row, line in enumerate(ordered):
-        values = [100 * found[name].value for name in lines[line]]
+        values = [100 * accuracies[name].value for name in lines[line]]
         axes.plot([min(values), max(values)], [row, row], color=LINE, linewidth=5, solid_capstyle="round", zorder=1)
         for name in lines[line]:
-            value, low, high = (100 * number for number in found[name])
+            value, low, high = (100 * number for number in accuracies[name])
             color = PRETRAINED if configurations[name].pretrained else RANDOM
             axes.plot([low, high], [row, row], color=color, linewidth=3.5, zorder=2)
             axes.plot(value, row, "o", color=color, markersize=7, zorder=3)
-            close = len(values) > 1 and max(values) - min(values) < CLOSE
-            side = "center" if not close else "left" if value == max(values) else "right"
-            axes.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha=side, fontsize=8)
+            is_close = len(values) > 1 and max(values) - min(values) < MIN_LABEL_GAP
+            alignment = "center" if not is_close else "left" if value == max(values) else "right"
+            axes.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha=alignment, fontsize=8)
             if name in published:
                 axes.plot(100 * published[name], row - 0.24, "D", color=color, markerfacecolor=BACK, markersize=4.5)
     axes.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(ordered)), yticklabels=ordered)
@@ -137,16 +126,16 @@ def accuracy(
     return figure
 
 
-def effects(findings: StudyAnalysis) -> Figure:
-    """Effects and interactions with their intervals, in percentage points."""
-    named: dict[str, Estimate] = dict(findings.effects)
-    named |= {f"{first} × {second}": effect for (first, second), effect in findings.interactions.items()}
+def effects(analysis: StudyAnalysis) -> Figure:
+    """Plot effects and interactions with their confidence intervals, in percentage points."""
+    named: dict[str, Estimate] = dict(analysis.effects)
+    named |= {f"{first} × {second}": effect for (first, second), effect in analysis.interactions.items()}
     named = {name.replace("optimizer", "optimizer*"): effect for name, effect in named.items()}
     figure, [[axes]] = _figure(5.2, 0.7 + 0.3 * len(named))
     for row, (value, low, high) in enumerate(reversed(named.values())):
         axes.plot([100 * low, 100 * high], [row, row], color=PRETRAINED, linewidth=3)
         axes.plot(100 * value, row, "o", color=PRETRAINED)
-        axes.annotate(signed(100 * value), (100 * value, row), (0, 6), textcoords="offset points", ha="center",
+        axes.annotate(points(value), (100 * value, row), (0, 6), textcoords="offset points", ha="center",
                       fontsize=8)  # fmt: skip
     axes.axvline(0, color=SOFT, linewidth=1)
     axes.set(yticks=range(len(named)), yticklabels=list(reversed(named)))
@@ -157,12 +146,14 @@ def effects(findings: StudyAnalysis) -> Figure:
     return figure
 
 
-def learning_curves(configurations: Mapping[str, Configuration], curves: Mapping[str, Mapping[str, Metric]]) -> Figure:
-    """A panel for each metric, which ``curves`` has by its name and then by configuration."""
+def learning_curves(
+    configurations: Mapping[str, Configuration], curves: Mapping[str, Mapping[str, MetricCurve]]
+) -> Figure:
+    """Plot ``curves``, by metric and configuration, with one panel per metric."""
     figure, [row] = _figure(5.6, 3.4, ncols=len(curves), sharey=True)
     for axes, (metric, by_name) in zip(row, curves.items(), strict=True):
         for name, curve in by_name.items():
-            axes.plot(curve.epochs, [100 * value for value in curve.values], **_look(configurations[name]))
+            axes.plot(curve.epochs, [100 * value for value in curve.values], **_style(configurations[name]))
         axes.set(title=metric, xlabel="epoch", ylim=(0, 100))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid()
@@ -172,9 +163,9 @@ def learning_curves(configurations: Mapping[str, Configuration], curves: Mapping
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """How often each actual class (row) was taken for each class (column): counts [classes, classes].
+    """Plot a confusion matrix ``counts`` [classes, classes]: rows are actual classes, columns predicted ones.
 
-    Many classes are in an order in which those that are taken for each other stand together, and without numbers.
+    With many classes there are no numbers, and classes that are often confused are next to each other.
     """
     share = counts / counts.sum(1, keepdims=True).clip(min=1)
     if len(classes) > FEW_CLASSES:
@@ -188,9 +179,9 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 def _large_confusion(share: np.ndarray, classes: Sequence[str]) -> Figure:
     figure, [[axes]] = _figure(5.4, 5.2)
     order = by_similarity(share)
-    # The root, or what is rare could not be seen.
+    # The square root makes rare mistakes visible.
     axes.imshow(share[order][:, order] ** 0.5, cmap="Blues", vmin=0, vmax=1, interpolation="none")
-    names = [_short(classes[at]) for at in order] if len(classes) <= NAMED_CLASSES else []
+    names = [_abbreviate(classes[label]) for label in order] if len(classes) <= NAMED_CLASSES else []
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
     axes.set_yticks(range(len(names)), names, fontsize=5)
     axes.tick_params(length=0)
@@ -199,10 +190,10 @@ def _large_confusion(share: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def by_similarity(share: np.ndarray) -> np.ndarray:
-    """An order of the classes in which those that are taken for each other stand together.
+    """Return an order of the classes in which those that are often confused are next to each other.
 
-    It is that of the leaves of a tree that joins the most similar groups first (average linkage), similar being what
-    share of the one class is taken for the other and the other way round: ``share`` [classes, classes], rows actual.
+    It is the order of the leaves of a hierarchical clustering with average linkage. The similarity of two classes is
+    the mean of their shares in ``share`` [classes, classes] that are predicted as the other class; rows are actual.
     """
     distance = 1 - (share + share.T) / 2
     np.fill_diagonal(distance, 0)
@@ -210,7 +201,7 @@ def by_similarity(share: np.ndarray) -> np.ndarray:
 
 
 def f1(scores: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> Figure:
-    """F1 of each class (row) in each configuration (column): [classes, configurations]."""
+    """Plot the F1 of each class (row) in each configuration (column): [classes, configurations]."""
     figure, [[axes]] = _figure(5.2, 1.2 + 0.32 * len(classes))
     _heat(axes, scores, [[f"{100 * score:.0f}" for score in row] for row in scores], classes, names)
     return figure
@@ -219,12 +210,12 @@ def f1(scores: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> Figu
 def _heat(
     axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
 ) -> None:
-    """A matrix of values from 0 to 1 as colors, with a text in each cell."""
+    """Draw a matrix of values from 0 to 1 as colors, with a text in each cell."""
     axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="#ffffff", linewidth=0.5)
     axes.invert_yaxis()
-    names = [_short(name) for name in columns]
+    names = [_abbreviate(name) for name in columns]
     axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=55, ha="right", rotation_mode="anchor")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(name) for name in rows])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_abbreviate(name) for name in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y, x in np.ndindex(values.shape):
@@ -232,14 +223,14 @@ def _heat(
         axes.text(x + 0.5, y + 0.5, texts[y][x], color=color, fontsize=7, ha="center", va="center")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+def _abbreviate(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
 def examples(chosen: ExampleSet) -> Figure:
-    """Test images, each with what it is and what it was taken for: those that are right, then those that are wrong."""
-    rows = [row[start : start + PER_ROW] for row in chosen for start in range(0, len(row), PER_ROW)]
-    figure, grid = _figure(5.6, 1.3 * len(rows), nrows=len(rows), ncols=PER_ROW)
+    """Show test images with their actual and their predicted class: the correct ones first, then the mistakes."""
+    rows = [row[start : start + EXAMPLES_PER_ROW] for row in chosen for start in range(0, len(row), EXAMPLES_PER_ROW)]
+    figure, grid = _figure(5.6, 1.3 * len(rows), nrows=len(rows), ncols=EXAMPLES_PER_ROW)
     for axes in grid.flat:
         axes.axis("off")
     for row, line in zip(rows, grid, strict=True):
@@ -250,23 +241,23 @@ def examples(chosen: ExampleSet) -> Figure:
 
 
 def _example(axes: Axes, example: Example) -> None:
-    photograph = example.image.shape[0] > 72  # larger than it is shown, so the reader's browser reduces it
-    axes.imshow(example.image, cmap="gray", vmin=0, vmax=255, interpolation="none" if photograph else None)
-    axes.set_title(_short(example.actual), fontsize=8, loc="center", pad=3)
+    is_large = example.image.shape[0] > 72  # larger than on the page, so the browser resizes it
+    axes.imshow(example.image, cmap="gray", vmin=0, vmax=255, interpolation="none" if is_large else None)
+    axes.set_title(_abbreviate(example.actual), fontsize=8, loc="center", pad=3)
     confidence = f"{100 * example.confidence:.0f} %"
-    wrong = example.actual != example.predicted
-    text = f"{_short(example.predicted)}\n{confidence}" if wrong else confidence
+    is_wrong = example.actual != example.predicted
+    text = f"{_abbreviate(example.predicted)}\n{confidence}" if is_wrong else confidence
     axes.text(0.5, -0.06, text, transform=axes.transAxes, ha="center", va="top", fontsize=8,
-              color=RANDOM if wrong else INK)  # fmt: skip
+              color=RANDOM if is_wrong else INK)  # fmt: skip
 
 
 def feature_maps(maps: Mapping[str, np.ndarray]) -> Figure:
-    """Rows of maps, each [maps, height, width] by its title, each map from its smallest value to its largest."""
+    """Show one row of maps [maps, height, width] per title, each map from its smallest value to its largest."""
     n = max(len(row) for row in maps.values())
     figure = Figure(figsize=(5.6, 0.86 * len(maps)), layout="constrained")
-    for part, (title, row) in zip(figure.subfigures(len(maps), 1, squeeze=False).flat, maps.items(), strict=True):
-        part.suptitle(title, fontsize=8, x=0.01, ha="left")
-        for axes, image in zip(part.subplots(1, n, squeeze=False).flat, row, strict=False):
+    for subfigure, (title, row) in zip(figure.subfigures(len(maps), 1, squeeze=False).flat, maps.items(), strict=True):
+        subfigure.suptitle(title, fontsize=8, x=0.01, ha="left")
+        for axes, image in zip(subfigure.subplots(1, n, squeeze=False).flat, row, strict=False):
             axes.imshow(image, cmap="gray")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=LINE)
@@ -274,80 +265,81 @@ def feature_maps(maps: Mapping[str, np.ndarray]) -> Figure:
 
 
 def calibration(configurations: Mapping[str, Configuration], bins: Mapping[str, np.ndarray]) -> Figure:
-    """Accuracy over confidence: of each configuration [bins, 3] with mean confidence, accuracy and number of images."""
+    """Plot accuracy over confidence; ``bins`` [bins, 3] has mean confidence, accuracy and number of images."""
     figure, [[axes]] = _figure(4.6, 4.6)
     axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1)
     for name, values in bins.items():
-        confidence, right, _ = values[values[:, 2] >= FEWEST].T
-        axes.plot(100 * confidence, 100 * right, **_look(configurations[name]) | {"markersize": 4, "linewidth": 1.2})
+        confidence, accuracies, _ = values[values[:, 2] >= MIN_BIN_COUNT].T
+        axes.plot(
+            100 * confidence, 100 * accuracies, **_style(configurations[name]) | {"markersize": 4, "linewidth": 1.2}
+        )
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence, %", ylabel="accuracy, %", aspect="equal")
     axes.grid()
     _legend(figure, configurations)
     return figure
 
 
-def labels(configurations: Mapping[str, Configuration], found: LabelEfficiency) -> Figure:
-    """Test error over labeled images: every seed as a dot, and their mean as a line.
+def labels(configurations: Mapping[str, Configuration], efficiency: LabelEfficiency) -> Figure:
+    """Plot the test error over labeled images: one dot per seed, and their mean as a line.
 
-    The arrow is what is saved: from what the one needs to what the other needs for the same error.
+    The arrow shows the labels saved: from the headline budget to the labels that the reference needs.
     """
-    answer = found.pretraining_savings or found.feature_savings
-    looks = {
-        name: _look(configurations[name]) if name in configurations else _probe_look(name) for name in found.curves
+    savings = efficiency.pretraining_savings or efficiency.feature_savings
+    styles = {
+        name: _style(configurations[name]) if name in configurations else _probe_style(name)
+        for name in efficiency.curves
     }
     figure, [[axes]] = _figure(5.6, 4.4)
-    for name, curve in found.curves.items():
-        look = looks[name]
+    for name, curve in efficiency.curves.items():
+        style = styles[name]
         errors = _percent_wrong(curve.correct.mean(2), curve)
-        axes.plot(curve.budgets, _percent_wrong(curve.accuracy, curve), **look)
+        axes.plot(curve.budgets, _percent_wrong(curve.accuracy, curve), **style)
         if errors.shape[1] > 1:
-            axes.plot(curve.budgets, errors, linestyle="", marker=".", markersize=3, color=look["color"], alpha=0.6)
+            axes.plot(curve.budgets, errors, linestyle="", marker=".", markersize=3, color=style["color"], alpha=0.6)
     axes.set(xscale="log", yscale="log")
-    if answer is not None:
-        _arrow(axes, found, answer)
-    _log_ticks(axes.xaxis, sorted({n for curve in found.curves.values() for n in curve.budgets}))
+    if savings is not None:
+        _draw_savings_arrow(axes, efficiency, savings)
+    _log_ticks(axes.xaxis, sorted({n for curve in efficiency.curves.values() for n in curve.budgets}))
     _log_ticks(axes.yaxis, [1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100])
     axes.set(xlabel="labeled images", ylabel="test error, %")
     axes.grid()
-    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3)
     return figure
 
 
 def _percent_wrong(accuracies: np.ndarray, curve: LearningCurve) -> np.ndarray:
-    """Errors in percent; for a logarithmic axis none is half an image."""
+    """Return errors in percent; an error of 0 becomes half an image, for a logarithmic axis."""
     return 100 * (1 - accuracies).clip(0.5 / curve.correct.shape[2])
 
 
-def _probe_look(name: str) -> dict[str, Any]:
+def _probe_style(name: str) -> dict[str, Any]:
     color = PRETRAINED if name == PROBES[True] else RANDOM
     return {"color": color, "linestyle": (0, (1, 1.5)), "marker": "x", "linewidth": 1.2}
 
 
-def _arrow(axes: Axes, found: LabelEfficiency, answer: LabelSavings) -> None:
-    """From a number of labels to what the reference needs, or to the edge where that is more than there are."""
-    n = found.curves[answer.headline].budgets[answer.headline_index]
-    height = _percent_wrong(found.curves[answer.headline].accuracy, found.curves[answer.headline])[
-        answer.headline_index
-    ]
-    needed = answer.needed[answer.headline][answer.headline_index]
-    about = round_needed(needed, n).value
-    if about <= n:
+def _draw_savings_arrow(axes: Axes, efficiency: LabelEfficiency, savings: LabelSavings) -> None:
+    """Draw an arrow from the headline budget to the labels that the reference needs, at most to its largest budget."""
+    curve, index = efficiency.curves[savings.headline], savings.headline_index
+    n, height = curve.budgets[index], _percent_wrong(curve.accuracy, curve)[index]
+    needed = savings.needed[savings.headline][index]
+    rounded = round_needed(needed, n).value
+    if rounded <= n:
         return
-    end = min(needed.value, answer.range[1])
+    end = min(needed.value, savings.range[1])
     arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (end, height), (n, height), arrowprops=arrow, zorder=5)
-    # Written below the curves, where there is room.
+    # The text is below the curves, where there is room.
     bottom = axes.get_ylim()[0] * 0.8
     axes.plot([n, n], [bottom, height], [end, end], [bottom, height], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    text = format_count(about, answer.range, lambda labels: labels - n)
+    text = format_count(rounded, savings.range, lambda labels: labels - n)
     axes.annotate(f"{text} labels saved", ((n * end) ** 0.5, bottom), (0, 4), textcoords="offset points", ha="center",
                   va="bottom", fontsize=8)  # fmt: skip
     axes.set_ylim(bottom=bottom)
 
 
 def _log_ticks(axis: Any, ticks: Sequence[float]) -> None:
-    """Plain numbers at ``ticks``, as far as they are on the axis."""
+    """Label those of ``ticks`` that are on the axis with plain numbers."""
     low, high = axis.get_view_interval()
     shown = [tick for tick in ticks if low <= tick <= high]
     axis.set_ticks(shown, [f"{tick:,.10g}" for tick in shown])
@@ -356,7 +348,7 @@ def _log_ticks(axis: Any, ticks: Sequence[float]) -> None:
 
 
 def as_svg(draw: Any, *arguments: Any) -> str:
-    """What ``draw``, one of the functions above, draws of ``arguments``: an SVG element."""
+    """Return the figure that ``draw``, one of the functions above, draws for ``arguments``, as an SVG element."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text, and the reader's browser has the glyph
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text, and the browser has the glyph
         return _svg(draw(*arguments))

@@ -1,12 +1,9 @@
-"""What a study says of numbers of labeled images: curves, what needs how many, and all of it in words and tables."""
+"""Label efficiency: learning curves over label budgets, labels needed and labels saved, and their tables."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from headstart.params import Configuration
 from headstart.results import evaluation, label_savings
@@ -19,29 +16,29 @@ Table = list[list[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSavings:
-    """How many labels ``reference`` needs to do as well as others."""
+    """The labels that ``reference`` needs to do as well as other configurations or probes."""
 
     reference: str
-    curve: LearningCurve  # its own
-    needed: Mapping[str, Sequence[LabelsNeeded]]  # of the others, at each of their numbers of labels
-    headline: str  # the one of them that is spoken of first
-    headline_index: int  # and at which of its numbers of labels
+    curve: LearningCurve  # of the reference
+    needed: Mapping[str, Sequence[LabelsNeeded]]  # by configuration or probe, at each of its label budgets
+    headline: str  # the configuration or probe that the report names first
+    headline_index: int  # of the budget that the report names first
 
     @property
     def range(self) -> tuple[int, int]:
-        """The fewest and the most labels that ``reference`` was trained with."""
+        """The smallest and the largest label budget of ``reference``."""
         return self.curve.budgets[0], self.curve.budgets[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelEfficiency:
-    """What a study with several numbers of labels says of them."""
+    """Results of a study with several label budgets."""
 
     curves: Mapping[str, LearningCurve]  # of configurations, then of probes
-    stopped_early: Mapping[str, Sequence[int]]  # how many trainings at each number; empty where none has patience
-    pretraining_savings: LabelSavings | None  # by pretrained weights; None where nothing is trained from scratch
-    feature_savings: LabelSavings | None  # pretrained features, in labels that random ones need; None without probes
-    power_laws: Mapping[str, Sequence[float]]  # ``saved``, by Hoiem's power laws
+    stopped_early: Mapping[str, Sequence[int]]  # number of trainings at each budget; empty without early stopping
+    pretraining_savings: LabelSavings | None  # reference: from scratch; None if no configuration is
+    feature_savings: LabelSavings | None  # pretrained features, reference: random features; None without probes
+    power_laws: Mapping[str, Sequence[float]]  # labels needed as in ``pretraining_savings``, by fitted power laws
 
 
 def analyze(
@@ -51,72 +48,83 @@ def analyze(
     probes: Mapping[bool, LearningCurve],
     validation: Mapping[str, Sequence[float]],
     stopped_early: Mapping[str, Sequence[int]],
-    scratch: Collection[str],
+    from_scratch: Collection[str],
 ) -> LabelEfficiency | None:
-    """All that is said of them; None where there is one number of labels.
+    """Analyze learning curves over label budgets; return None if there is one budget.
 
     Args:
         curves: of all configurations, or of none.
         probes: of linear probes, by whether the features are pretrained.
-        validation: accuracies of ``curves``, by which the reference and the configuration that is spoken of first are
-            chosen. What is chosen by test images looks better on them than it is.
+        validation: accuracies of ``curves``, by which the reference and the headline configuration are chosen. Chosen
+            by test images, they would look better on them than they are.
         stopped_early: as in ``LabelEfficiency``.
-        scratch: the configurations that train a whole network from random weights.
+        from_scratch: the configurations that are trained from scratch.
     """
     if not curves and not probes:
         return None
-    named = {PROBES[pretrained]: curve for pretrained, curve in probes.items()}
-    saved = worth = None
-    laws: dict[str, Sequence[float]] = {}
-    ours = [name for name in curves if configurations[name].pretrained]
-    theirs = [name for name in curves if name in scratch]
-    if ours and theirs:
-        reference = max(theirs, key=lambda name: validation[name][-1])
-        at = _middle(curves[reference])
-        others = {name: curves[name] for name in ours}
-        others |= {PROBES[True]: probes[True]} if True in probes else {}
-        saved = LabelSavings(
+    pretraining_savings = feature_savings = None
+    power_laws: dict[str, Sequence[float]] = {}
+    pretrained = [name for name in curves if configurations[name].pretrained]
+    references = [name for name in curves if name in from_scratch]
+    if pretrained and references:
+        reference = max(references, key=lambda name: validation[name][-1])
+        index = _headline_index(curves[reference])
+        compared = {name: curves[name] for name in pretrained}
+        compared |= {PROBES[True]: probes[True]} if True in probes else {}
+        pretraining_savings = LabelSavings(
             reference=reference,
             curve=curves[reference],
-            needed=label_savings.labels_needed(curves[reference], others),
-            headline=max(ours, key=lambda name: validation[name][at]),
-            headline_index=at,
+            needed=label_savings.labels_needed(curves[reference], compared),
+            headline=max(pretrained, key=lambda name: validation[name][index]),
+            headline_index=index,
         )
-        laws = {name: label_savings.needed_by_power_laws(curves[reference], other) for name, other in others.items()}
+        power_laws = {
+            name: label_savings.needed_by_power_laws(curves[reference], curve) for name, curve in compared.items()
+        }
     if len(probes) == len(PROBES):
-        features = {PROBES[True]: probes[True]}
-        found = label_savings.labels_needed(probes[False], features)
-        worth = LabelSavings(reference=PROBES[False], curve=probes[False], needed=found, headline=PROBES[True],
-                       headline_index=_middle(probes[True]))  # fmt: skip
+        feature_savings = LabelSavings(
+            reference=PROBES[False],
+            curve=probes[False],
+            needed=label_savings.labels_needed(probes[False], {PROBES[True]: probes[True]}),
+            headline=PROBES[True],
+            headline_index=_headline_index(probes[True]),
+        )
     return LabelEfficiency(
-        curves={**curves, **named},
+        curves={**curves, **{PROBES[is_pretrained]: curve for is_pretrained, curve in probes.items()}},
         stopped_early=stopped_early,
-        pretraining_savings=saved,
-        feature_savings=worth,
-        power_laws=laws,
+        pretraining_savings=pretraining_savings,
+        feature_savings=feature_savings,
+        power_laws=power_laws,
     )
 
 
-def _middle(curve: LearningCurve) -> int:
-    """Which of its numbers of labels is spoken of first: settled before any of them is looked at."""
+def _headline_index(curve: LearningCurve) -> int:
+    """Return the index of the lower median of the budgets, which is fixed before any result is known."""
     return (len(curve.budgets) - 1) // 2
 
 
-def metrics(found: LabelEfficiency | None) -> dict[str, float]:
-    """What pretrained weights save, for a study's metrics; nothing where nobody knows."""
-    if found is None or found.pretraining_savings is None:
+def metrics(efficiency: LabelEfficiency | None) -> dict[str, float | str]:
+    """Return the labels that pretrained weights save; empty if that was not measured.
+
+    If the labels needed are beyond the budgets of the reference, the number is a bound, and ``labels_saved_bound`` says
+    which: "at least" or "at most".
+    """
+    if efficiency is None or efficiency.pretraining_savings is None:
         return {}
-    answer = found.pretraining_savings
-    n, value = answer.curve.budgets[answer.headline_index], answer.needed[answer.headline][answer.headline_index].value
-    if value == math.inf:
-        return {"labels_saved_at_least": answer.range[1] - n}
-    return {"labels_saved": round(value) - n} if value else {"labels_saved_at_most": answer.range[0] - n}
+    savings = efficiency.pretraining_savings
+    n = savings.curve.budgets[savings.headline_index]
+    needed = savings.needed[savings.headline][savings.headline_index].value
+    if needed == math.inf:
+        return {"labels_saved": savings.range[1] - n, "labels_saved_bound": "at least"}
+    if needed == 0:
+        return {"labels_saved": savings.range[0] - n, "labels_saved_bound": "at most"}
+    return {"labels_saved": round(needed) - n}
 
 
 def format_count(
     value: float, bounds: tuple[int, int], change: Callable[[float], float], digits: str = "{:,.0f}"
 ) -> str:
-    """A number that ``change`` makes of labels needed, in words where these are beyond ``bounds``."""
+    """Format ``change(value)`` of labels needed, for example "more than 750" if ``value`` is beyond ``bounds``."""
     if value == math.inf:
         return f"more than {_format_number(change(bounds[1]), digits)}"
     if value == 0:
@@ -125,7 +133,7 @@ def format_count(
 
 
 def _format_number(value: float, digits: str) -> str:
-    """Return the number without the sign of what rounding leaves of 0."""
+    """Format ``value``; minus is U+2212, and a number that is rounded to 0 has no sign."""
     return digits.format(round(value, 6) + 0.0).replace("-", "−")
 
 
@@ -135,118 +143,100 @@ def two_digits(value: float) -> float:
 
 
 def round_needed(needed: LabelsNeeded, n: int) -> LabelsNeeded:
-    """Round labels needed to do as well as with ``n``: intervals allow two significant digits at most.
+    """Round the labels needed to do as well as with ``n``: intervals allow two significant digits at most.
 
-    What differs from ``n`` by less than the rounding is ``n``. Labels saved and the factor are computed from the
-    result, so that the three agree.
+    A number that differs from ``n`` by less than the rounding becomes ``n``. Labels saved and the factor are computed
+    from the result, so that the three agree.
     """
 
-    def round_one(value: float) -> float:
+    def round_end(value: float) -> float:
         if value in (0, math.inf):
             return value
         unit = 10 ** (math.floor(math.log10(value)) - 1)
         return n if abs(value - n) <= unit / 2 else two_digits(value)
 
-    interval = needed.interval and (round_one(needed.interval[0]), round_one(needed.interval[1]))
-    return LabelsNeeded(round_one(needed.value), interval)
+    interval = needed.interval and (round_end(needed.interval[0]), round_end(needed.interval[1]))
+    return LabelsNeeded(round_end(needed.value), interval)
 
 
 def format_interval(
     needed: LabelsNeeded, bounds: tuple[int, int], change: Callable[[float], float], digits: str = "{:,.0f}"
 ) -> str:
-    """The interval of the same; nothing where there is none."""
+    """Format the interval of ``needed`` as ``format_count`` formats its value; empty without an interval."""
     if needed.interval is None:
         return ""
     low, high = (format_count(end, bounds, change, digits) for end in needed.interval)
     return low if low == high else f"{low} to {high}"
 
 
-def has_unstopped_runs(found: LabelEfficiency, answer: LabelSavings, name: str, at: int) -> bool:
-    """Return whether a training of ``name`` with that number of labels, or one of the reference, did not stop early."""
-    n_seeds = answer.curve.correct.shape[1]
-    of_reference = found.stopped_early.get(answer.reference, ())
-    of_name = found.stopped_early.get(name, ())
-    return any(n < n_seeds for n in of_reference) or (len(of_name) > 0 and of_name[at] < n_seeds)
+def has_unstopped_runs(efficiency: LabelEfficiency, savings: LabelSavings, name: str, index: int) -> bool:
+    """Return whether a training of ``name`` at that budget, or any of the reference, did not stop early."""
+    n_seeds = savings.curve.correct.shape[1]
+    of_reference = efficiency.stopped_early.get(savings.reference, ())
+    of_name = efficiency.stopped_early.get(name, ())
+    return any(n < n_seeds for n in of_reference) or (len(of_name) > 0 and of_name[index] < n_seeds)
 
 
-def saved_rows(found: LabelEfficiency, answer: LabelSavings, name: str) -> list[dict[str, Any]]:
-    """What ``name`` saves at each of its numbers of labels: needed, saved and factor, with intervals, in words."""
+def savings_rows(efficiency: LabelEfficiency, savings: LabelSavings, name: str) -> list[dict[str, Any]]:
+    """Return labels needed, labels saved and factor of ``name`` with their intervals, formatted: one row per budget."""
     rows = []
-    for n, exact in zip(found.curves[name].budgets, answer.needed[name], strict=True):
+    for n, exact in zip(efficiency.curves[name].budgets, savings.needed[name], strict=True):
         needed = round_needed(exact, n)
-        row = {"labels": f"{n:,}", "saves": needed.value > n}
+        row = {"labels": f"{n:,}", "is_saving": needed.value > n}
         for key, change, digits in (
             ("needed", lambda labels: labels, "{:,.0f}"),
             ("saved", lambda labels, n=n: labels - n, "{:,.0f}"),
             ("factor", lambda labels, n=n: two_digits(labels / n), "{:,.10g}"),
         ):
-            row[key] = format_count(needed.value, answer.range, change, digits)
-            row[f"{key}_interval"] = format_interval(needed, answer.range, change, digits)
+            row[key] = format_count(needed.value, savings.range, change, digits)
+            row[f"{key}_interval"] = format_interval(needed, savings.range, change, digits)
         rows.append(row)
     return rows
 
 
-def curves_table(found: LabelEfficiency | None, seeds: Sequence[int]) -> Table:
-    """A row a configuration or probe, number of labels and seed: the error on test images in percent."""
+def curves_table(efficiency: LabelEfficiency | None, seeds: Sequence[int]) -> Table:
+    """Return the test error in percent, one row per configuration or probe, label budget and seed."""
     rows: Table = [["configuration", "label_budget", "seed", "error"]]
-    for name, curve in found.curves.items() if found else ():
+    for name, curve in efficiency.curves.items() if efficiency else ():
         errors = 100 * (1 - curve.correct.mean(2))
         rows += [
             [name, n, seed, f"{error:.3f}"]
-            for n, of_seeds in zip(curve.budgets, errors, strict=True)
-            for seed, error in zip(seeds, of_seeds, strict=True)
+            for n, by_seed in zip(curve.budgets, errors, strict=True)
+            for seed, error in zip(seeds, by_seed, strict=True)
         ]
     return rows
 
 
-def saved_table(found: LabelEfficiency | None) -> Table:
-    """A row a configuration or probe and number of labels: how many ``reference`` needs, with the interval's ends.
+def savings_table(efficiency: LabelEfficiency | None) -> Table:
+    """Return the labels that ``reference`` needs, one row per configuration or probe and label budget.
 
-    ``inf`` is more than there are, 0 fewer than the fewest; an end is empty where there is no interval.
+    ``inf`` is more than its largest budget, 0 fewer than its smallest. ``low`` and ``high`` are empty without an
+    interval.
     """
     rows: Table = [["configuration", "reference", "label_budget", "needed", "low", "high"]]
-    if found is None:
+    if efficiency is None:
         return rows
-    for answer in (found.pretraining_savings, found.feature_savings):
-        if answer is None:
+    for savings in (efficiency.pretraining_savings, efficiency.feature_savings):
+        if savings is None:
             continue
-        for name, every in answer.needed.items():
-            for n, needed in zip(found.curves[name].budgets, every, strict=True):
+        for name, by_budget in savings.needed.items():
+            for n, needed in zip(efficiency.curves[name].budgets, by_budget, strict=True):
                 ends = ["", ""] if needed.interval is None else [f"{end:.1f}" for end in needed.interval]
-                rows.append([name, answer.reference, n, f"{needed.value:.1f}", *ends])
+                rows.append([name, savings.reference, n, f"{needed.value:.1f}", *ends])
     return rows
 
 
-def correct_table(found: LabelEfficiency | None, seeds: Sequence[int]) -> Table:
-    """Return which test images are correct: a row per configuration or probe, number of labels and seed.
+def correct_table(efficiency: LabelEfficiency | None, seeds: Sequence[int]) -> Table:
+    """Return which test images are correct: one row per configuration or probe, label budget and seed.
 
-    The largest number of labels of a configuration is left out: ``metrics/<study>/correct.csv`` has it.
+    The largest budget of a configuration is left out: ``metrics/<study>/correct.csv`` has it.
     """
     rows: Table = [["configuration", "label_budget", "seed", "images", "correct"]]
-    for name, curve in found.curves.items() if found else ():
-        n_counts = len(curve.budgets) - (name not in PROBES.values())
+    for name, curve in efficiency.curves.items() if efficiency else ():
+        n_budgets = len(curve.budgets) - (name not in PROBES.values())
         rows += [
             [name, n, seed, len(correct), evaluation.encode_bits(correct)]
-            for n, of_seeds in zip(curve.budgets[:n_counts], curve.correct, strict=False)
-            for seed, correct in zip(seeds, of_seeds, strict=True)
+            for n, by_seed in zip(curve.budgets[:n_budgets], curve.correct, strict=False)
+            for seed, correct in zip(seeds, by_seed, strict=True)
         ]
     return rows
-
-
-def read_curves(
-    rows: Sequence[Mapping[str, str]], right: Sequence[Mapping[str, str]], *, labels: int
-) -> dict[str, LearningCurve]:
-    """Return the curves of a study from its committed files.
-
-    Args:
-        rows: of ``metrics/<study>/correct_by_budget.csv``, which is ``correct_table``.
-        right: of ``metrics/<study>/correct.csv``.
-        labels: how many labeled images the study has: those that ``right`` was trained with.
-    """
-    names = {row["configuration"] for row in rows}
-    largest = [{**row, "label_budget": str(labels)} for row in right if row["configuration"] in names]
-    found: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    for row in [*rows, *largest]:
-        correct = evaluation.decode_bits(row["correct"], int(row["images"]))
-        found[row["configuration"]][int(row["label_budget"])].append(correct)
-    return {name: LearningCurve(list(by_count), np.array(list(by_count.values()))) for name, by_count in found.items()}

@@ -1,8 +1,9 @@
-"""What pretrained weights are worth in labeled images: how many a training from scratch needs to do as well.
+"""Labels that pretrained weights save: how many more labeled images a training from scratch needs to do as well.
 
-Both are trained with nested subsets of the same images. D(n) is where the curve of the one that begins from scratch
-reaches what the other has with n labeled images (Hernandez et al. 2021, "Scaling Laws for Transfer"; Newell and Deng
-2020, "How Useful is Self-Supervised Pretraining for Visual Tasks?"). Nothing is extrapolated.
+Both are trained with nested subsets of the same images. D(n) is the number of labeled images at which the learning
+curve from scratch reaches the accuracy that the pretrained network has with n labeled images (Hernandez et al. 2021,
+"Scaling Laws for Transfer"; Newell and Deng 2020, "How Useful is Self-Supervised Pretraining for Visual Tasks?").
+Nothing is extrapolated.
 """
 
 import math
@@ -17,114 +18,121 @@ from scipy.stats import t as student
 
 from headstart.results.comparison import ALPHA, RESAMPLES
 
-STEPS = 20  # of the search between two numbers of labels
+STEPS = 20  # of the search between two label budgets
 CHUNK = 250  # resamples at once
-ATOL = 1e-9  # of accuracies: what rounding may do to equal ones
-EXPONENTS = -np.geomspace(0.05, 2, 200)  # that a power law may have
+ATOL = 1e-9  # equal accuracies may differ by rounding
+EXPONENTS = -np.geomspace(0.05, 2, 200)  # of the power laws that are fitted
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """What one configuration has right, by number of labeled images."""
+    """Per-image correctness of one configuration, by label budget."""
 
-    budgets: Sequence[int]  # increasing, [counts]
-    correct: np.ndarray  # bool [counts, seeds, test images]
+    budgets: Sequence[int]  # increasing
+    correct: np.ndarray  # bool [budgets, seeds, test images]
 
     @property
     def accuracy(self) -> np.ndarray:
-        """[counts], the mean over seeds and images."""
+        """The mean over seeds and images, [budgets]."""
         return self.correct.mean((1, 2))
 
 
 class LabelsNeeded(NamedTuple):
-    """D(n), a number of labeled images: infinity where it is more than there are, 0 where fewer than the fewest."""
+    """D(n), a number of labeled images: infinity if it is above the largest budget, 0 if below the smallest."""
 
     value: float
-    interval: tuple[float, float] | None  # of 95 %; None where there is one seed, which says nothing of others
+    interval: tuple[float, float] | None  # 95 % confidence interval; None with one seed
 
 
 def labels_needed(
     reference: LearningCurve, curves: Mapping[str, LearningCurve], *, resamples: int = RESAMPLES
 ) -> dict[str, list[LabelsNeeded]]:
-    """How many labels ``reference`` needs to do as well as each of ``curves`` at each of its numbers of labels.
+    """Return the labels that ``reference`` needs to do as well as each of ``curves`` at each of its budgets.
 
     The curve of the reference is its mean accuracy, made monotone by isotonic regression (Barlow et al. 1972) and
-    linear in the logarithm of the labels in between. An interval has in it every number of labels at which the two do
-    not differ for sure, so it comes from an interval of the difference there (a test inverted, as Fieller 1954 does for
-    a quotient), which ``_Differences`` makes of seeds and test images together: both have the same of each, so they
-    stay paired.
+    linear in the logarithm of the labels in between. A confidence interval contains every number of labels at which the
+    two accuracies do not differ significantly. So it follows from an interval of their difference (an inverted test, as
+    Fieller 1954 has it for a quotient). ``_Differences`` computes that interval over seeds and test images together:
+    both curves have the same seeds and images, so they stay paired.
 
     Args:
         curves: of the same seeds and test images.
-        resamples: of the test images, at least.
+        resamples: minimum number of resamples of the test images.
     """
     labels, weights = _interpolation_weights(reference)
-    drawn = weights @ reference.accuracy
-    several = reference.correct.shape[1] > 1
-    differences = _Differences(reference, curves, resamples) if several else None
-    found: dict[str, list[LabelsNeeded]] = {}
+    reference_accuracy = weights @ reference.accuracy
+    has_interval = reference.correct.shape[1] > 1
+    differences = _Differences(reference, curves, resamples) if has_interval else None
+    needed: dict[str, list[LabelsNeeded]] = {}
     for name, curve in curves.items():
-        found[name] = []
-        for at, accuracy in enumerate(curve.accuracy):
+        needed[name] = []
+        for index, accuracy in enumerate(curve.accuracy):
             interval = None
             if differences is not None:
-                low, high = differences.interval(weights, name, at)
+                low, high = differences.interval(weights, name, index)
                 interval = (_first_reached(labels, high), _last_below(labels, low))
-            found[name].append(LabelsNeeded(_first_reached(labels, drawn - accuracy), interval))
-    return found
+            needed[name].append(LabelsNeeded(_first_reached(labels, reference_accuracy - accuracy), interval))
+    return needed
 
 
 def _interpolation_weights(reference: LearningCurve) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of labels, [m], and the weights of the reference's points that give its curve there, [m, counts]."""
+    """Return a grid of labels, [m], and the weights [m, budgets] that interpolate the reference's accuracies there."""
     knots = np.log(reference.budgets)
     blocks = isotonic_regression(reference.accuracy).blocks
     monotone = np.zeros((len(knots), len(knots)))
     for start, end in pairwise(blocks):
         monotone[start:end, start:end] = 1 / (end - start)
-    steps = [np.linspace(one, other, STEPS, endpoint=False) for one, other in pairwise(knots)]
+    steps = [np.linspace(start, end, STEPS, endpoint=False) for start, end in pairwise(knots)]
     grid = np.concatenate([*steps, knots[-1:]])
     linear = np.stack([np.interp(grid, knots, unit) for unit in np.eye(len(knots))], axis=1)
     return np.exp(grid), linear @ monotone
 
 
 class _Differences:
-    """Of the reference's curve and a point of another curve, of several seeds."""
+    """Differences between the reference's curve and a point of another curve, with several seeds."""
 
     def __init__(self, reference: LearningCurve, curves: Mapping[str, LearningCurve], resamples: int) -> None:
-        every = [reference.correct, *(curve.correct for curve in curves.values())]
-        points = np.concatenate(every).astype(np.float32)  # [points, seeds, images]
-        starts = np.cumsum([0, *(len(right) for right in every)])
+        correct = [reference.correct, *(curve.correct for curve in curves.values())]
+        points = np.concatenate(correct).astype(np.float32)  # [points, seeds, images]
+        starts = np.cumsum([0, *map(len, correct)])
         self._starts = dict(zip(curves, starts[1:].tolist(), strict=False))
-        self._reference = len(reference.budgets)
-        self._of_seeds = points.mean(2, dtype=float).T  # [seeds, points]
+        self._n_reference = len(reference.budgets)
+        self._seed_means = points.mean(2, dtype=float).T  # [seeds, points]
         self._resampled = np.concatenate(list(_resample(points.mean(1).T, resamples)))  # [resamples, points]
 
-    def interval(self, weights: np.ndarray, name: str, at: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the difference at each row of ``weights`` [m, counts] to the point ``at`` of a curve: low and high, [m].
+    def interval(self, weights: np.ndarray, name: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the interval of the difference between each row of ``weights`` [m, budgets] and a point of a curve.
 
-        Combined as in ``comparison.bootstrap``: a percentile interval over resampled images and Student's interval over
-        the seeds, their half-widths added in squares.
+        As in ``comparison.bootstrap``, the half-widths of a percentile interval over resampled images and of Student's
+        interval over the seeds are added in squares.
+
+        Args:
+            name: of the curve.
+            index: of the curve's budget.
+
+        Returns:
+            The low ends and the high ends, [m] each.
         """
-        point = self._starts[name] + at
-        seeds = self._of_seeds[:, : self._reference] @ weights.T - self._of_seeds[:, [point]]  # [seeds, m]
-        images = self._resampled[:, : self._reference] @ weights.T - self._resampled[:, [point]]  # [resamples, m]
+        point = self._starts[name] + index
+        seeds = self._seed_means[:, : self._n_reference] @ weights.T - self._seed_means[:, [point]]  # [seeds, m]
+        images = self._resampled[:, : self._n_reference] @ weights.T - self._resampled[:, [point]]  # [resamples, m]
         value = seeds.mean(0)
         low, high = np.quantile(images, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
-        of_seeds = student.ppf(1 - ALPHA / 2, len(seeds) - 1) * seeds.std(0, ddof=1) / math.sqrt(len(seeds))
-        return value - np.hypot(value - low, of_seeds), value + np.hypot(high - value, of_seeds)
+        half_width = student.ppf(1 - ALPHA / 2, len(seeds) - 1) * seeds.std(0, ddof=1) / math.sqrt(len(seeds))
+        return value - np.hypot(value - low, half_width), value + np.hypot(high - value, half_width)
 
 
 def _resample(values: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
-    """Means of ``values`` [images, points] over resampled images, [CHUNK, points] at a time."""
+    """Yield means of ``values`` [images, points] over resampled images, [CHUNK, points] at a time."""
     generator, n = np.random.default_rng(0), len(values)
     for _ in range(-(-resamples // CHUNK)):
-        drawn = generator.integers(0, n, (CHUNK, n)) + n * np.arange(CHUNK)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=CHUNK * n).reshape(CHUNK, n)
+        resample_ids = generator.integers(0, n, (CHUNK, n)) + n * np.arange(CHUNK)[:, None]
+        counts = np.bincount(resample_ids.ravel(), minlength=CHUNK * n).reshape(CHUNK, n)
         yield counts.astype(np.float32) @ values / n
 
 
 def _first_reached(labels: np.ndarray, differences: np.ndarray) -> float:
-    """The fewest labels at which ``differences`` [m] is 0 or more: 0 if it is so at once, infinity if it never is."""
+    """Return the fewest labels at which ``differences`` [m] are >= 0: 0 if the first is, infinity if none is."""
     above = np.flatnonzero(differences >= -ATOL)
     if not len(above):
         return math.inf
@@ -132,18 +140,18 @@ def _first_reached(labels: np.ndarray, differences: np.ndarray) -> float:
 
 
 def _last_below(labels: np.ndarray, differences: np.ndarray) -> float:
-    """The most labels at which ``differences`` [m] is 0 or less: infinity if it is so at the end, 0 if it never is."""
+    """Return the most labels at which ``differences`` [m] are <= 0: infinity if the last is, 0 if none is."""
     below = np.flatnonzero(differences <= ATOL)
     if not len(below):
         return 0.0
     return math.inf if below[-1] == len(labels) - 1 else _interpolate_root(labels, differences, below[-1])
 
 
-def _interpolate_root(labels: np.ndarray, differences: np.ndarray, at: int) -> float:
-    """Where between ``at`` and the next the difference is 0, linear in the logarithm."""
-    here, there = differences[at : at + 2]
-    share = -here / (there - here)
-    return float(np.exp((1 - share) * np.log(labels[at]) + share * np.log(labels[at + 1])))
+def _interpolate_root(labels: np.ndarray, differences: np.ndarray, index: int) -> float:
+    """Return the labels between ``index`` and the next at which the difference is 0, linear in the logarithm."""
+    start, end = differences[index : index + 2]
+    share = -start / (end - start)
+    return float(np.exp((1 - share) * np.log(labels[index]) + share * np.log(labels[index + 1])))
 
 
 class PowerLaw(NamedTuple):
@@ -157,14 +165,14 @@ class PowerLaw(NamedTuple):
         return self.floor + self.scale * n**self.power
 
     def labels(self, error: float) -> float:
-        """How many labels have this ``error``; infinity where no number has."""
+        """Return the number of labels at which the error is ``error``; infinity if there is none."""
         return math.inf if error <= self.floor else ((error - self.floor) / self.scale) ** (1 / self.power)
 
 
 def power_law(curve: LearningCurve) -> PowerLaw | None:
-    """The least squares fit to a curve of three points or more that falls; None of another.
+    """Fit the errors of ``curve`` by least squares; return None if it has fewer than three points or does not fall.
 
-    One by one its numbers are not to be relied on: very different ones give nearly the same curve.
+    Do not interpret single parameters: very different ones give nearly the same curve.
     """
     errors = 1 - curve.accuracy
     if len(errors) < 3:
@@ -172,20 +180,20 @@ def power_law(curve: LearningCurve) -> PowerLaw | None:
     fits = []
     for power in EXPONENTS:
         columns = np.stack([np.ones(len(errors)), np.asarray(curve.budgets, float) ** power], axis=1)
-        (floor, scale), rest = nnls(columns, errors)
-        fits.append((rest, PowerLaw(floor, scale, float(power))))
+        (floor, scale), residual = nnls(columns, errors)
+        fits.append((residual, PowerLaw(floor, scale, float(power))))
     best = min(fits)[1]
     return best if best.scale > 0 else None
 
 
 def needed_by_power_laws(reference: LearningCurve, curve: LearningCurve) -> list[float]:
-    """D(n) at each number of labels of ``curve``, of fits to both; infinity and 0 as in ``LabelsNeeded``; empty without fits.
+    """Return D(n) at each budget of ``curve`` by power laws fitted to both curves; empty without fits.
 
-    To see whether the answer hangs on how the curve is drawn; it is not the answer.
+    This is a sensitivity check of the interpolation only. Infinity and 0 have the meaning of ``LabelsNeeded``.
     """
     scratch, pretrained = power_law(reference), power_law(curve)
     if scratch is None or pretrained is None:
         return []
-    found = [scratch.labels(pretrained.error(n)) for n in curve.budgets]
-    fewest, most = reference.budgets[0], reference.budgets[-1]
-    return [0.0 if n < fewest else math.inf if n > most else n for n in found]
+    needed = [scratch.labels(pretrained.error(n)) for n in curve.budgets]
+    smallest, largest = reference.budgets[0], reference.budgets[-1]
+    return [0.0 if n < smallest else math.inf if n > largest else n for n in needed]
