@@ -17,7 +17,9 @@ from headstart.training.inference import extract_features
 from pipeline.provenance import Run
 from stages.paths import features_file, initial_file, prepared_file
 
-DISK_SPACE_HINT = "Free some space (DVC's cache may need as much again), or set cache_activations: false in params.yaml."
+DISK_SPACE_HINT = (
+    "Free some space (DVC's cache may need as much again), or set cache_activations to false in params.yaml."
+)
 
 
 def main(pretrained: str, study: str = "") -> None:

@@ -15,8 +15,10 @@ def main(study_name: str = "") -> None:
     dataset = registry.load(
         study.dataset, RAW, PICTURES, image_size=study.image_size, skip_unusable=study.skip_unusable_images
     )
-    sizes = {"training": study.training_images, "validation": study.validation_images}
-    splits.write_splits(prepared_file(settings), dataset, sizes=sizes, seed=study.split_seed)
+    splits.write_splits(
+        prepared_file(settings), dataset, training_images=study.training_images,
+        validation_images=study.validation_images, test_images=study.test_images, seed=study.split_seed,
+    )  # fmt: skip
     run.finish()
 
 

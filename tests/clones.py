@@ -11,23 +11,17 @@ import yaml
 
 from .conftest import ROOT, run
 
-# No settings, because a study chooses from all there are and is tested on all: so the clone's code is changed.
-TRAINING_IMAGES, TEST_IMAGES = 1_000, 500
-FEW = f"""
-    if study.dataset == "fashion-mnist":
-        few = [(dataset.training, {TRAINING_IMAGES}), (dataset.test, {TEST_IMAGES})]
-        few = [splits.Partition(part.labels[:n], part.read) for part, n in few]
-        dataset = splits.Dataset(dataset.title, dataset.classes, *few)
-"""
-KEPT = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
-TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "batch_size": 32, "n_epochs": 1,
-        "probe_budgets": [50, 100]}  # fmt: skip
+TEST_IMAGES = 500
+NAMES = ("pretrained-finetuned-adam", "pretrained-frozen-sgd", "random-frozen-sgd")
+TINY = {"image_size": 32, "training_images": 128, "validation_images": 20, "test_images": TEST_IMAGES,
+        "batch_size": 32, "n_epochs": 1, "probe_budgets": [50, 100]}  # fmt: skip
 
 
-def tiny_clone(clone: Path, *, every: bool = False) -> Path:
-    """What git has or would take of the working tree, committed anew in the folder ``clone``, at a scale of seconds.
+def tiny_clone(clone: Path, *, all_configurations: bool = False) -> Path:
+    """Commit a copy of the working tree, with settings at a scale of seconds, in a new repository in ``clone``.
 
-    ``every``: with every configuration, not only three that use every way through the code.
+    Args:
+        all_configurations: keep all of them, not only the three of NAMES, which use every code path.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
@@ -36,11 +30,7 @@ def tiny_clone(clone: Path, *, every: bool = False) -> Path:
         if (ROOT / name).exists() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
-    edit(clone, lambda settings: shrink(settings, every=every))
-    prepare = clone / "stages/prepare.py"
-    code, last = prepare.read_text(encoding="utf-8"), "    sizes = {"
-    assert last in code
-    prepare.write_text(code.replace(last, FEW + last), encoding="utf-8")
+    edit(clone, lambda settings: shrink(settings, all_configurations=all_configurations))
     run("git", "init", "-q", cwd=clone)
     run("git", "add", "-A", cwd=clone)
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tiny", cwd=clone)
@@ -58,35 +48,25 @@ def edit(clone: Path, change) -> None:
     (clone / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def shrink(settings, *, every: bool) -> None:
+def shrink(settings, *, all_configurations: bool) -> None:
     settings["studies"]["quick"] |= TINY
-    # Another study of the same model, which recomputes its activations, has two seeds, and trains with some of the
-    # labels too: so all ways run.
+    # A second study with the other code paths: recomputed activations, two seeds, a label budget.
     settings["studies"]["full"] = settings["studies"]["quick"] | {
         "training_images": 96, "cache_activations": False, "seeds": [0, 7], "label_budgets": [80],
     }  # fmt: skip
-    if not every:
-        settings["configurations"] = {name: settings["configurations"][name] for name in KEPT}
+    if not all_configurations:
+        settings["configurations"] = {name: settings["configurations"][name] for name in NAMES}
 
 
 def lock(clone: Path) -> dict[str, Any]:
-    """Return what dvc.lock says of each stage: the hashes of all that it read and wrote."""
+    """Return the entry of each stage in dvc.lock: the hashes of its inputs and outputs."""
     return yaml.safe_load((clone / "dvc.lock").read_text(encoding="utf-8"))["stages"]
 
 
 def results(clone: Path) -> dict[str, str]:
-    """Hashes of everything that must not differ from run to run."""
-    kinds = (
-        "data",
-        "models",
-        "predictions",
-        "probes",
-        "scores",
-        "metrics",
-        "plots",
-        "report",
-    )  # not runs/, which has the times
-    paths = [path for kind in kinds for path in (clone / kind).rglob("*")]
+    """Return the hashes of all files that must not differ from run to run. runs/ has times and is left out."""
+    folders = ("data", "models", "predictions", "probes", "scores", "metrics", "plots", "report")
+    paths = [path for folder in folders for path in (clone / folder).rglob("*")]
     return {
         str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths

@@ -115,28 +115,28 @@ def kill_at_random(
     return killed
 
 
-def run_on_one_machine(folder: Path, *, every: bool) -> dict[str, str]:
+def run_on_one_machine(folder: Path, *, all_configurations: bool) -> dict[str, str]:
     """Return the results of the study on one machine, with as many threads as a job has."""
-    clone = _clone(folder, every=every)
+    clone = _clone(folder, all_configurations=all_configurations)
     run("env", "OMP_NUM_THREADS=1", sys.executable, "-m", "stages", cwd=clone)
     return results(clone)
 
 
-def _clone(folder: Path, *, every: bool) -> Path:
-    clone = tiny_clone(folder, every=every)
+def _clone(folder: Path, *, all_configurations: bool) -> Path:
+    clone = tiny_clone(folder, all_configurations=all_configurations)
     edit(clone, lambda settings: settings["studies"]["quick"].update(n_epochs=EPOCHS))
     return clone
 
 
 def run_with_kills(
-    folder: Path, backend: str, expected: dict[str, str], kills: int, seed: int, *, every: bool
+    folder: Path, backend: str, expected: dict[str, str], kills: int, seed: int, *, all_configurations: bool
 ) -> tuple[list[str], Counter[str]]:
     """Run the study on ``backend``: interrupt the driver, kill it, and run it again while nodes and processes die.
 
     Returns:
         The problems, such as files that differ from ``expected``, and the number of kills by kind.
     """
-    clone = _clone(folder / "clone", every=every)
+    clone = _clone(folder / "clone", all_configurations=all_configurations)
     scratch = folder / "scratch"
     scratch.mkdir()
     with BACKENDS[backend](folder / backend) as nodes:
@@ -256,13 +256,13 @@ def main(backend: str, kills: str = "20", seed: str = "0") -> None:
     problems: list[str] = []
     rounds = 0
     with tempfile.TemporaryDirectory() as folder:
-        expected = run_on_one_machine(Path(folder, "expected"), every=True)
+        expected = run_on_one_machine(Path(folder, "expected"), all_configurations=True)
     while killed.total() < int(kills) and not problems:
         rounds += 1
         with tempfile.TemporaryDirectory() as folder:
             remaining = int(kills) - killed.total()
             problems, counts = run_with_kills(
-                Path(folder), backend, expected, remaining, int(seed) + rounds, every=True
+                Path(folder), backend, expected, remaining, int(seed) + rounds, all_configurations=True
             )
         killed += counts
     for kind, count in sorted(killed.items()):

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .clones import KEPT, edit, results, tiny_clone
+from .clones import NAMES, edit, results, tiny_clone
 from .conftest import run
 
 MAX_DELAY_S = 12.0  # from the start to a kill: a stage or two
@@ -98,7 +98,7 @@ def run_with_kills(clone: Path, kills: int, seed: int) -> tuple[dict[str, str], 
     rng = random.Random(seed)
     while killed.total() < kills:
         if killed.total() % 2:
-            training = f"train@{KEPT[killed.total() // 2 % len(KEPT)]}"
+            training = f"train@{NAMES[killed.total() // 2 % len(NAMES)]}"
             stage = repro(clone, rng.uniform(0, MAX_TRAINING_DELAY_S), training)
         else:
             stage = repro(clone, rng.uniform(1, MAX_DELAY_S))

@@ -46,12 +46,12 @@ def run_at_once(commands: list[tuple[Path, list[str]]]) -> list[str]:
     return failures
 
 
-def run_two_users(folder: Path, *, every: bool) -> tuple[list[dict[str, str]], list[str]]:
+def run_two_users(folder: Path, *, all_configurations: bool) -> tuple[list[dict[str, str]], list[str]]:
     """Return the results of both users, and the problems: failed commands and damaged files in the cache.
 
-    ``every``: with all eight configurations, not only three.
+    ``all_configurations``: with all eight configurations, not only three.
     """
-    user1, user2 = (tiny_clone(folder / name, every=every) for name in ("user1", "user2"))
+    user1, user2 = (tiny_clone(folder / name, all_configurations=all_configurations) for name in ("user1", "user2"))
     cache = folder / "cache"
     for clone in (user1, user2):
         run("dvc", "cache", "dir", "--local", str(cache), cwd=clone)
@@ -74,10 +74,10 @@ def _is_intact(path: Path) -> bool:
 def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        clone = tiny_clone(Path(folder, "alone"), every=True)
+        clone = tiny_clone(Path(folder, "alone"), all_configurations=True)
         run(*REPRO, cwd=clone)
         expected = results(clone)
-        shared, problems = run_two_users(Path(folder), every=True)
+        shared, problems = run_two_users(Path(folder), all_configurations=True)
     for problem in problems:
         print(problem)
     n_different = sum(actual != expected for actual in shared)

@@ -32,7 +32,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> dict[str, str]:
-    return kill_nodes.run_on_one_machine(tmp_path_factory.mktemp("expected") / "clone", every=False)
+    return kill_nodes.run_on_one_machine(tmp_path_factory.mktemp("expected") / "clone", all_configurations=False)
 
 
 @pytest.mark.pipeline
@@ -40,7 +40,7 @@ def expected(tmp_path_factory) -> dict[str, str]:
 def test_same_results_as_on_one_machine_with_nodes_that_die(tmp_path, backend, expected):
     if why := MISSING[backend]():
         pytest.skip(why)
-    problems, killed = kill_nodes.run_with_kills(tmp_path, backend, expected, kills=2, seed=1, every=False)
+    problems, killed = kill_nodes.run_with_kills(tmp_path, backend, expected, kills=2, seed=1, all_configurations=False)
     assert problems == []
     assert killed["node"] == 1
 

@@ -235,7 +235,7 @@ def test_too_little_disk_space_for_the_activations_is_reported(workspace, monkey
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_718_591))
     # Of 3 · 128 images activations [112, 4, 4] and features [1280], four bytes each.
     needs = "needs 4,718,592 bytes, and 4,718,591 are free"
-    remedy = "Free some space (DVC's cache may need as much again), or set cache_activations: false in params.yaml."
+    remedy = "Free some space (DVC's cache may need as much again), or set cache_activations to false in params.yaml."
     assert error_line(stages.features, "true") == (
         f"headstart: not enough disk space: {workspace}/data/features/quick/pretrained-true {needs}. {remedy}"
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from . import servers
-from .clones import KEPT, repro, results, tiny_clone
+from .clones import NAMES, repro, results, tiny_clone
 from .conftest import ROOT, run
 
 pytestmark = pytest.mark.pipeline
@@ -46,17 +46,17 @@ def test_jobs_give_the_same_results_as_one_machine(origin, tmp_path):
     """A training that was killed resumes, finished stages are cached, and `dvc repro --pull` runs the rest."""
     scratch, checkpoints = tmp_path / "scratch", tmp_path / "checkpoints"
     options = ("--scratch", scratch, "--checkpoints", checkpoints)
-    finetuned, random = (job_command(f"train@{name}", origin, *options) for name in (KEPT[0], KEPT[2]))
+    finetuned, random = (job_command(f"train@{name}", origin, *options) for name in (NAMES[0], NAMES[2]))
     _kill_in_training(finetuned, checkpoints)
     assert len(list(scratch.iterdir())) == 1  # the clone that the killed job could not delete
-    assert run(*finetuned, cwd=ROOT).stdout.startswith(f"train@{KEPT[0]} at {origin.commit[:12]}: done on ")
+    assert run(*finetuned, cwd=ROOT).stdout.startswith(f"train@{NAMES[0]} at {origin.commit[:12]}: done on ")
     assert not list(checkpoints.rglob("*.safetensors"))
     run(*random, cwd=ROOT)
     assert run(*random, cwd=ROOT).stdout.endswith(" s (cached)\n")
     assert list(scratch.iterdir()) == []
 
-    remaining = {f"train@{KEPT[1]}", "probe@pretrained", "probe@random", "compare"}
-    assert repro(origin.folder, "--pull") == remaining | {f"evaluate@{name}" for name in KEPT}
+    remaining = {f"train@{NAMES[1]}", "probe@pretrained", "probe@random", "compare"}
+    assert repro(origin.folder, "--pull") == remaining | {f"evaluate@{name}" for name in NAMES}
     expected = tiny_clone(tmp_path / "expected")
     run(sys.executable, "-m", "stages", cwd=expected)
     assert results(origin.folder) == results(expected)
@@ -87,7 +87,7 @@ def _kill_in_training(command: list[str], checkpoints: Path) -> None:
 
 
 def test_a_job_cleans_up_after_sigterm(origin, tmp_path):
-    command = job_command(f"train@{KEPT[1]}", origin, "--scratch", tmp_path)
+    command = job_command(f"train@{NAMES[1]}", origin, "--scratch", tmp_path)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("*/clone/.dvc")):
         time.sleep(0.01)

@@ -254,8 +254,8 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(
         if device.device.type == "cuda":
             no_waiting(sum(seen) < len(labels))
 
-    trained(head, Examples(inputs, labels), nothing, configuration=configuration, n_epochs=1, batch_size=batch_size, seed=0,
-            compute=device, on_batch=on_batch)  # fmt: skip
+    trained(head, Examples(inputs, labels), nothing, configuration=configuration, n_epochs=1, batch_size=batch_size,
+            seed=0, compute=device, on_batch=on_batch)  # fmt: skip
     assert seen == ([32] * 8 if batch_size == 32 else [256])
     assert predict(head, inputs, 5, device).shape == (5, 10)
 

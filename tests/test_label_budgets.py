@@ -18,11 +18,11 @@ from headstart.training.inputs import CachedInputs, RecomputedInputs
 from headstart.training.loop import EpochMetrics
 from stages import train
 
-from .clones import KEPT, edit, tiny_clone
+from .clones import NAMES, edit, tiny_clone
 from .conftest import run
 
 pytestmark = pytest.mark.pipeline
-NAME, FROZEN, _ = KEPT
+NAME, FROZEN, _ = NAMES
 COUNTS = [60, 100]
 
 

@@ -777,7 +777,7 @@ def test_gray_images_are_stored_with_one_channel(tmp_path):
     colored[39, 1, 7, 7] ^= 1
     for array, shape in ((gray, (8, 8)), (colored, (3, 8, 8))):
         dataset = splits.Dataset("x", ("a", "b"), splits.Partition(labels, array.__getitem__), None)
-        splits.write_splits(tmp_path / "x.safetensors", dataset, sizes={"training": 20, "validation": 4}, seed=0)
+        splits.write_splits(tmp_path / "x.safetensors", dataset, training_images=20, validation_images=4, seed=0)
         sizes = {"training": 20, "validation": 4, "test": 8}
         for split, n in sizes.items():
             images, split_labels, classes = splits.read_split(tmp_path / "x.safetensors", split)

@@ -12,7 +12,7 @@ import headstart
 from headstart import files
 from headstart.data import splits
 
-from .clones import KEPT, TEST_IMAGES, edit, repro, results, tiny_clone
+from .clones import NAMES, TEST_IMAGES, edit, repro, results, tiny_clone
 from .conftest import run
 
 pytestmark = pytest.mark.pipeline
@@ -38,24 +38,24 @@ EVERYTHING = {"download", "prepare", "compare"}
 EVERYTHING |= {
     f"{stage}@{start}" for stage in ("initialize", "features", "probe") for start in ("pretrained", "random")
 }
-EVERYTHING |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in KEPT}
+EVERYTHING |= {f"{stage}@{name}" for stage in ("train", "evaluate") for name in NAMES}
 
 
 def test_a_study_from_nothing(clone, first):
     ran, first = first
     assert ran == EVERYTHING
-    assert {f"metrics/quick/{name}.json" for name in (*KEPT, "study")} <= first.keys()
-    assert sum(name.startswith("models/") for name in first) == 3 * len(KEPT)
+    assert {f"metrics/quick/{name}.json" for name in (*NAMES, "study")} <= first.keys()
+    assert sum(name.startswith("models/") for name in first) == 3 * len(NAMES)
     assert "metrics/quick/correct.csv" in first
-    assert sum(name.startswith("predictions/") for name in first) == len(KEPT)
-    assert sum(name.startswith("scores/") for name in first) == 3 * len(KEPT)
+    assert sum(name.startswith("predictions/") for name in first) == len(NAMES)
+    assert sum(name.startswith("scores/") for name in first) == 3 * len(NAMES)
     assert sum(name.startswith("plots/") for name in first) == 9
     status = run("git", "status", "--porcelain", cwd=clone).stdout.split("\n")
     assert {line[3:] for line in status if line} == {"dvc.lock", "metrics/", "plots/"}  # all else is ignored
     assert repro(clone) == set()  # nothing is left to do
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_saved_network_says_what_was_predicted(clone, first, name):
     images, labels, _ = splits.read_split(clone / "data/prepared/quick.safetensors", "test")
     logits = files.read_arrays(clone / f"predictions/quick/{name}/logits.safetensors").arrays["logits"]
@@ -82,8 +82,8 @@ def test_another_branch_and_back_runs_nothing(clone, first, tmp_path):
     other = tmp_path / "other"
     run("git", "clone", "-q", str(clone), str(other), cwd=clone)
     run("git", "switch", "-q", "--create", "branch", cwd=other)
-    edit(other, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.002))
-    train, evaluate = f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}"  # alone with what they need, for the time it takes
+    edit(other, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.002))
+    train, evaluate = f"train@{NAMES[1]}", f"evaluate@{NAMES[1]}"  # alone with what they need, for the time it takes
     assert repro(other, evaluate) == {
         "download",
         "prepare",
@@ -110,17 +110,17 @@ def test_one_configuration_s_lr(clone, first, tmp_path):
     first = first[1]
     run(sys.executable, "-m", "scripts.record", cwd=clone)
     commit(clone, "first")
-    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.002))
+    edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.002))
     _gate_is_closed(clone, tmp_path / "fresh")
-    assert repro(clone) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare"}
+    assert repro(clone) == {f"train@{NAMES[1]}", f"evaluate@{NAMES[1]}", "compare"}
     commit(clone, "second")
     _change_is_reported(clone)
     changed = results(clone)
     different = {name for name in first if changed[name] != first[name]}
     assert different
     of_all = ("metrics/quick/study.json", "metrics/quick/correct.csv")
-    assert all(KEPT[1] in name or name in of_all or name.startswith(("plots/", "report/")) for name in different)
-    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.001))
+    assert all(NAMES[1] in name or name in of_all or name.startswith(("plots/", "report/")) for name in different)
+    edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.001))
     assert repro(clone) == {"compare"}  # the others have been run before, and DVC restores them
     assert results(clone) == first
 
@@ -136,26 +136,26 @@ def _gate_is_closed(clone: Path, fresh: Path) -> None:
     closed = run(*gate, cwd=fresh, check=False)
     assert closed.returncode == 1
     assert closed.stderr == (
-        f"headstart: the results of the study quick were computed with configurations.{KEPT[1]}.lr 0.001, and "
+        f"headstart: the results of the study quick were computed with configurations.{NAMES[1]}.lr 0.001, and "
         "params.yaml has 0.002: restore the setting, or run the study with `study: quick` in params.yaml, then "
         "`make record`\n"
     )
     # A record that was forged to fit does not fit dvc.lock.
     forged = files.read_json(record)
-    forged["configurations"][KEPT[1]]["lr"] = 0.002
+    forged["configurations"][NAMES[1]]["lr"] = 0.002
     files.write_json(record, forged)
     assert run(*gate, cwd=fresh, check=False).stderr == (
-        f"headstart: dvc.lock is out of date, train@{KEPT[1]} would run: run `dvc repro`, and commit the changes\n"
+        f"headstart: dvc.lock is out of date, train@{NAMES[1]} would run: run `dvc repro`, and commit the changes\n"
     )
 
 
 def _change_is_reported(clone: Path) -> None:
     report = run(sys.executable, "-m", "scripts.change", "HEAD~1", cwd=clone).stdout
     cells = [re.sub(r" +", " ", line) for line in report.splitlines()]
-    assert f"| params.yaml | configurations.{KEPT[1]}.lr | 0.001 | 0.002 |" in cells
-    assert f"| {KEPT[1]} |" in report  # its accuracy
-    assert f"| metrics/quick/{KEPT[1]}.json " in report
-    assert f"| metrics/quick/{KEPT[0]}.json " not in report
+    assert f"| params.yaml | configurations.{NAMES[1]}.lr | 0.001 | 0.002 |" in cells
+    assert f"| {NAMES[1]} |" in report  # its accuracy
+    assert f"| metrics/quick/{NAMES[1]}.json " in report
+    assert f"| metrics/quick/{NAMES[0]}.json " not in report
     run("dvc", "plots", "diff", "HEAD~1", "HEAD", "-o", "diff", cwd=clone)
     assert (clone / "diff/index.html").stat().st_size > 10_000
     shutil.rmtree(clone / "diff")
@@ -164,9 +164,9 @@ def _change_is_reported(clone: Path) -> None:
 def test_another_study_and_back(clone, first):
     edit(clone, lambda settings: settings.update(study="full"))
     assert repro(clone) == EVERYTHING
-    full = files.read_json(clone / f"metrics/full/{KEPT[0]}.json")
+    full = files.read_json(clone / f"metrics/full/{NAMES[0]}.json")
     assert 0 < full["test_accuracy"] < 1
-    for name in KEPT:  # two seeds
+    for name in NAMES:  # two seeds
         logits = files.read_arrays(clone / f"predictions/full/{name}/logits.safetensors").arrays["logits"]
         assert logits.shape == (2, TEST_IMAGES, 10)
         assert (logits[0] != logits[1]).any()
@@ -174,7 +174,7 @@ def test_another_study_and_back(clone, first):
             "epochs.csv", "budget_epochs.csv", "model-0.safetensors", "model-7.safetensors", "training.json",
         }  # fmt: skip
         assert [epoch["seed"] for epoch in files.read_csv(clone / f"models/full/{name}/epochs.csv")] == ["0", "7"]
-    both = files.read_arrays(clone / f"predictions/full/{KEPT[0]}/logits.safetensors").arrays["logits"]
+    both = files.read_arrays(clone / f"predictions/full/{NAMES[0]}/logits.safetensors").arrays["logits"]
     labels = splits.read_split(clone / "data/prepared/full.safetensors", "test").labels
     means = [(each.argmax(1) == labels).mean() for each in both]
     assert full["test_accuracy"] == round(sum(means) / 2, 4)
@@ -185,12 +185,12 @@ def test_another_study_and_back(clone, first):
 
 def test_a_configuration_less(clone, first):
     """Its files stay, and the report forgets it."""
-    assert KEPT[2] in (clone / "params.yaml").read_text(encoding="utf-8")
-    assert KEPT[2] in {row["configuration"] for row in files.read_csv(clone / "plots/quick/accuracy.csv")}
-    edit(clone, lambda settings: settings["configurations"].pop(KEPT[2]))
+    assert NAMES[2] in (clone / "params.yaml").read_text(encoding="utf-8")
+    assert NAMES[2] in {row["configuration"] for row in files.read_csv(clone / "plots/quick/accuracy.csv")}
+    edit(clone, lambda settings: settings["configurations"].pop(NAMES[2]))
     assert repro(clone) == {"compare"}
-    assert (clone / f"metrics/quick/{KEPT[2]}.json").exists()
-    assert KEPT[2] not in {row["configuration"] for row in files.read_csv(clone / "plots/quick/accuracy.csv")}
+    assert (clone / f"metrics/quick/{NAMES[2]}.json").exists()
+    assert NAMES[2] not in {row["configuration"] for row in files.read_csv(clone / "plots/quick/accuracy.csv")}
     # What is left differs in two factors at least.
     assert files.read_json(clone / "metrics/quick/study.json").keys() == {"best_validation_accuracy"}
 
@@ -199,7 +199,7 @@ def test_stored_and_recomputed_activations_give_the_same(clone):
     shown = {}
     for stored in (True, False):
         edit(clone, lambda settings, stored=stored: settings["studies"]["quick"].update(cache_activations=stored))
-        repro(clone, "--single-item", "features@pretrained", f"train@{KEPT[0]}", f"evaluate@{KEPT[0]}")
-        shown[stored] = files.read_arrays(clone / f"predictions/quick/{KEPT[0]}/logits.safetensors").arrays["logits"]
+        repro(clone, "--single-item", "features@pretrained", f"train@{NAMES[0]}", f"evaluate@{NAMES[0]}")
+        shown[stored] = files.read_arrays(clone / f"predictions/quick/{NAMES[0]}/logits.safetensors").arrays["logits"]
     assert shown[True].shape == (1, TEST_IMAGES, 10)
     assert (shown[True] == shown[False]).all()

@@ -31,7 +31,7 @@ def test_a_killed_study_ends_with_the_same_bytes(tmp_path):
 
 def test_people_who_share_a_cache_get_the_same_bytes_as_a_run_without_dvc(tmp_path):
     """The short form of `python -m tests.shared_cache`, which trains eight configurations."""
-    shared, problems = shared_cache.run_two_users(tmp_path, every=False)
+    shared, problems = shared_cache.run_two_users(tmp_path, all_configurations=False)
     assert not problems, "\n".join(problems)
     clone = tiny_clone(tmp_path / "alone")
     run(sys.executable, "-m", "stages", cwd=clone)

@@ -81,23 +81,40 @@ def test_a_fifth_of_each_class_is_held_out():
     ("sizes", "message"),
     [
         (
-            {"training": 40, "validation": 10},
+            {"training_images": 40, "validation_images": 10},
             "training_images and validation_images are too large for Pets: together they must be at most 48. Lower one "
             "in params.yaml. Got 50.",
         ),
         (
-            {"training": 3, "validation": 0},
+            {"training_images": 3, "validation_images": 0},
             "training_images is too small: 2 of 3 classes (b, c) have no training image. Increase training_images, or "
             "decrease validation_images.",
+        ),
+        (
+            {"training_images": 40, "validation_images": 0, "test_images": 13},
+            "test_images is too large for Pets: it must be at most 12. Lower it in params.yaml, or set it to null. Got 13.",
         ),
     ],
 )
 def test_sizes_that_do_not_fit_the_dataset_are_errors(tmp_path, sizes, message):
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError) as error:
-        splits.write_splits(path, dataset([0] * 50 + [1] * 5 + [2] * 5, 3), sizes=sizes, seed=0)
+        splits.write_splits(path, dataset([0] * 50 + [1] * 5 + [2] * 5, 3), **sizes, seed=0)
     assert str(error.value) == message
     assert not path.exists()
+
+
+def test_some_test_images_are_a_stratified_subset_of_all(tmp_path):
+    labels = [0] * 50 + [1] * 30 + [2] * 20
+    for name, test_images in (("all", None), ("some", 10)):
+        splits.write_splits(tmp_path / name, dataset(labels, 3), training_images=40, validation_images=10,
+                            test_images=test_images, seed=0)  # fmt: skip
+    all_labels, labels = (splits.read_split(tmp_path / name, "test").labels for name in ("all", "some"))
+    assert np.bincount(all_labels).tolist() == [10, 6, 4]
+    assert np.bincount(labels).tolist() == [5, 3, 2]
+    for split in ("training", "validation"):
+        first, second = (splits.read_split(tmp_path / name, split).labels for name in ("all", "some"))
+        assert (first == second).all()
 
 
 def test_subsets_are_stratified_and_nested():

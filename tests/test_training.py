@@ -181,8 +181,8 @@ def test_the_last_smaller_batch_is_trained_on_and_losses_are_means_over_images(c
     )
     examples = Examples(CachedInputs.from_tensor(torch.ones(7, 1), compute), torch.tensor([0, 0, 0, 0, 0, 1, 1]))
     nothing = Examples(CachedInputs.from_tensor(torch.ones(0, 1), compute), torch.tensor([], dtype=torch.int64))
-    [epoch] = trained(head, examples, nothing, configuration=configuration, n_epochs=1, batch_size=3, seed=0, compute=compute,
-                      on_batch=sizes.append)  # fmt: skip
+    [epoch] = trained(head, examples, nothing, configuration=configuration, n_epochs=1, batch_size=3, seed=0,
+                      compute=compute, on_batch=sizes.append)  # fmt: skip
     assert sizes == [3, 3, 1]
     assert epoch.train_loss == pytest.approx(math.log(2))
     assert epoch.train_accuracy == pytest.approx(5 / 7, abs=2 / 7)  # equal logits: which class wins is rounding

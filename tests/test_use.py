@@ -52,7 +52,9 @@ FILES = {
     "palette.gif": lambda path: save(smooth_image(7, (90, 60)).quantize(16), path),
     "cmyk.jpg": lambda path: save(smooth_image(8, (90, 60), "CMYK"), path),
     "large.jpg": lambda path: save(smooth_image(9, (1_203, 900)), path, exif=exif_with(6)),
-    "large.mpo": lambda path: save(smooth_image(10, (900, 1_200)), path, save_all=True, append_images=[smooth_image(0)]),
+    "large.mpo": lambda path: save(
+        smooth_image(10, (900, 1_200)), path, save_all=True, append_images=[smooth_image(0)]
+    ),
     "tiny.bmp": lambda path: save(smooth_image(11, (9, 12)), path),
 }
 

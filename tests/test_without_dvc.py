@@ -18,7 +18,7 @@ import headstart
 from headstart import files
 from headstart.data import splits
 
-from .clones import KEPT, edit, results, tiny_clone
+from .clones import NAMES, edit, results, tiny_clone
 from .conftest import run
 
 pytestmark = pytest.mark.pipeline
@@ -54,21 +54,21 @@ def test_interrupted_killed_and_meddled_with(alone, tmp_path):
     assert results(clone) == alone
     assert ran(run(*stages, cwd=clone).stdout) == {"all"}
 
-    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.002))
-    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
+    edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.002))
+    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{NAMES[1]}", f"evaluate@{NAMES[1]}", "compare", "all"}
     # Killed while it writes anew, then with the settings of before: what is there is not what they make.
-    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.003))
+    edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.003))
     process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if f"s  train@{KEPT[1]}" in line:
+        if f"s  train@{NAMES[1]}" in line:
             process.kill()
     process.wait()
-    edit(clone, lambda settings: settings["configurations"][KEPT[1]].update(lr=0.001))
-    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{KEPT[1]}", f"evaluate@{KEPT[1]}", "compare", "all"}
+    edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.001))
+    assert ran(run(*stages, cwd=clone).stdout) == {f"train@{NAMES[1]}", f"evaluate@{NAMES[1]}", "compare", "all"}
     assert results(clone) == alone
     # Somebody else has written an output.
-    (clone / f"metrics/quick/{KEPT[0]}.json").write_text("{}", encoding="utf-8")
-    assert ran(run(*stages, cwd=clone).stdout) == {f"evaluate@{KEPT[0]}", "all"}
+    (clone / f"metrics/quick/{NAMES[0]}.json").write_text("{}", encoding="utf-8")
+    assert ran(run(*stages, cwd=clone).stdout) == {f"evaluate@{NAMES[0]}", "all"}
     assert results(clone) == alone
 
 
@@ -84,11 +84,11 @@ def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
         edit(clone, lambda settings, seeds=seeds: settings["studies"]["quick"].update(seeds=seeds))
         run(sys.executable, "-m", "stages", cwd=clone)
         found.append(results(clone))
-        logits = files.read_arrays(clone / f"predictions/quick/{KEPT[2]}/logits.safetensors").arrays["logits"]
+        logits = files.read_arrays(clone / f"predictions/quick/{NAMES[2]}/logits.safetensors").arrays["logits"]
         found[-1]["logits of seed 1"] = str(logits[-1].tolist())
     both, alone = found
     of_seed_1 = {name for name in alone if "seed-1." in name or "model-1." in name or name == "logits of seed 1"}
-    assert len(of_seed_1) == 2 + 1 + len(KEPT) + 1  # starts, features of the random one, networks
+    assert len(of_seed_1) == 2 + 1 + len(NAMES) + 1  # starts, features of the random one, networks
     assert {name: both[name] for name in of_seed_1} == {name: alone[name] for name in of_seed_1}
     for name in of_seed_1 - {"logits of seed 1", "data/initial/quick/pretrained-true/seed-1.safetensors"}:
         assert both[name] != both[name.replace("-1.", "-0.")], name  # and another one than seed 0
@@ -104,7 +104,7 @@ def test_another_network(tmp_path):
     edit(clone, lambda settings: settings["studies"]["quick"].update(change))
     run(sys.executable, "-m", "stages", cwd=clone)
     images = splits.read_split(clone / "data/prepared/quick.safetensors", "test").images
-    for configuration in KEPT:
+    for configuration in NAMES:
         logits = files.read_arrays(clone / f"predictions/quick/{configuration}/logits.safetensors").arrays["logits"]
         with torch.inference_mode():
             ours = headstart.load(clone / f"models/quick/{configuration}")(torch.from_numpy(images))

@@ -60,6 +60,7 @@ class Study:
     image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # side of the network's input in pixels
     training_images: PositiveInt  # number of training images
     validation_images: NonNegativeInt  # number of validation images
+    test_images: PositiveInt | None  # number of test images, for quick trials; null: all of them
     batch_size: PositiveInt  # images per optimizer step
     n_epochs: PositiveInt  # number of epochs; with patience the maximum number
     patience: PositiveInt | None  # early stopping: epochs without a lower validation loss; null: no early stopping

@@ -48,11 +48,19 @@ class DatasetMetadata(NamedTuple):
     skipped_files: dict[str, str]  # name to problem, of files that cannot be used
 
 
-def write_splits(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int], seed: int) -> None:
+def write_splits(
+    path: str | Path,
+    dataset: Dataset,
+    *,
+    training_images: int,
+    validation_images: int,
+    test_images: int | None = None,
+    seed: int,
+) -> None:
     """Choose the images of the three splits, read them, and write images, labels and metadata to ``path``.
 
     Args:
-        sizes: number of images in the "training" and "validation" splits; the test split has all test images.
+        test_images: None for all test images.
         seed: seed of the choice.
 
     Raises:
@@ -63,7 +71,13 @@ def write_splits(path: str | Path, dataset: Dataset, *, sizes: Mapping[str, int]
         (pool, test), test_partition = hold_out(labels, seed=seed), dataset.training
     else:
         pool, test, test_partition = np.arange(len(labels)), np.arange(len(dataset.test.labels)), dataset.test
-    split_sizes = [sizes["validation"], sizes["training"]]
+    if test_images is not None:
+        if test_images > len(test):
+            raise UserError(f"test_images is too large for {dataset.title}: it must be at most {len(test):,}. Lower it in "
+                            f"params.yaml, or set it to null. Got {test_images}.")  # fmt: skip
+        [chosen] = stratified_split(test_partition.labels[test], sizes=[test_images], seed=seed)
+        test = test[np.sort(chosen)]
+    split_sizes = [validation_images, training_images]
     if sum(split_sizes) > len(pool):
         raise UserError(f"training_images and validation_images are too large for {dataset.title}: together they must "
                         f"be at most {len(pool):,}. Lower one in params.yaml. Got {sum(split_sizes)}.")  # fmt: skip

@@ -82,7 +82,7 @@ def fit(
         UserError: the loss or a weight is not finite, or ``head`` has batch norm and ``batch_size`` is 1.
     """
     if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in head.modules()):
-        raise UserError("batch_size is 1, and batch norm cannot train on one image. Set it to 2 or more in params.yaml.")
+        raise UserError("batch_size is 1, and batch norm cannot train on one image. Set it to 2 or more.")
     if compute.matmul_convolutions:
         use_matmul(head)
     if compute.device.type == "cuda":
