@@ -75,7 +75,7 @@ def _repository(folder: Path) -> Path:
 
     One training has run as well, so that there is a run-cache entry to copy.
     """
-    repository = tiny_clone(folder / "home", every=True)
+    repository = tiny_clone(folder / "home", all_configurations=True)
     dvc(repository, "remote", "add", "--default", "shared", str(folder / "remote"))
     commit = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote"]
     subprocess.run(commit, cwd=repository, check=True)

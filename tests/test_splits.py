@@ -92,7 +92,8 @@ def test_a_fifth_of_each_class_is_held_out():
         ),
         (
             {"training_images": 40, "validation_images": 0, "test_images": 13},
-            "test_images is too large for Pets: it must be at most 12. Lower it in params.yaml, or set it to null. Got 13.",
+            "test_images is too large for Pets: it must be at most 12. Lower it in params.yaml, or set it to null. "
+            "Got 13.",
         ),
     ],
 )

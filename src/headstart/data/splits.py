@@ -73,8 +73,8 @@ def write_splits(
         pool, test, test_partition = np.arange(len(labels)), np.arange(len(dataset.test.labels)), dataset.test
     if test_images is not None:
         if test_images > len(test):
-            raise UserError(f"test_images is too large for {dataset.title}: it must be at most {len(test):,}. Lower it in "
-                            f"params.yaml, or set it to null. Got {test_images}.")  # fmt: skip
+            raise UserError(f"test_images is too large for {dataset.title}: it must be at most {len(test):,}. Lower it "
+                            f"in params.yaml, or set it to null. Got {test_images}.")  # fmt: skip
         [chosen] = stratified_split(test_partition.labels[test], sizes=[test_images], seed=seed)
         test = test[np.sort(chosen)]
     split_sizes = [validation_images, training_images]
