@@ -7,6 +7,7 @@ bytes as those of `dvc repro`. A stage is skipped if its outputs, settings, code
 changed. After an interruption, run the same command to resume. The time of each stage is printed.
 """
 
+import argparse
 import gc
 import hashlib
 import importlib
@@ -32,7 +33,11 @@ class PlannedStage:
     inputs_hash: str
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(arguments)
     settings = params.read()
     folder = Path("checkpoints")
     folder.mkdir(exist_ok=True)
