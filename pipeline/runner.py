@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from headstart import files, params
-from headstart.console import UserError, run_cli
+from headstart.console import UserError
 from headstart.training import compute, loading
 from pipeline.dvc_yaml import Stage, is_covered_by, lookup, stages
 
@@ -98,7 +98,3 @@ def _state(outs: tuple[str, ...]) -> list[list[Any]]:
     """Return size and time of every file of ``outs``, to detect changes from outside."""
     paths = [path for out in outs for path in [Path(out), *sorted(Path(out).rglob("*"))] if path.is_file()]
     return [[path.as_posix(), *files.stat_signature(path)] for path in paths]
-
-
-if __name__ == "__main__":
-    run_cli(main)
