@@ -11,8 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study pictures cluster backends test lint table results change record lock-gate reliability machines \
-  benchmark lock clean
+.PHONY: help setup study pictures cluster backends test lint table results change record lock-gate docs reliability \
+  machines benchmark lock clean
 
 help:  ## List these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -54,7 +54,7 @@ BACKENDS := .venv/backends
 backends: setup $(BACKENDS)  ## Install the Python packages of `make cluster`: for SLURM, Ray, SSH and S3
 
 $(BACKENDS): cluster/requirements.txt $(READY)
-	@uv pip install --quiet --python $(BIN)/python --require-hashes --requirement cluster/requirements.txt
+	@uv pip install --quiet --python '$(BIN)/python' --require-hashes --requirement cluster/requirements.txt
 	@touch $@
 
 cluster: backends  ## Run the study on many GPUs or machines (settings: cluster.yaml): make cluster BACKEND=ray|slurm
@@ -79,7 +79,6 @@ results: setup  ## Compare all studies and DVC experiments
 	dvc metrics show
 	COLUMNS=120 dvc exp show --drop '.*' --keep 'Experiment|best|effect|labels_saved|study$$' --no-pager
 
-.PHONY: docs
 docs: setup  ## Update the tables of results in README.md and docs/results.md
 	@python -m scripts.doc_tables
 

@@ -14,15 +14,14 @@ import time
 from pathlib import Path
 
 from benchmarks import settings as common
-from headstart import files
 from headstart.console import UserError, run_cli
 from headstart.training import compute
 
 RUNS = 5
 N_IMAGES = 64
 SMALL = [
-    f"training_images={N_IMAGES}", "validation_images=0", f"batch_size={N_IMAGES}", "n_epochs=1", "image_size=32",
-    *common.ALL_LABELS,
+    f"training_images={N_IMAGES}", "validation_images=0", f"test_images={N_IMAGES}", f"batch_size={N_IMAGES}",
+    "n_epochs=1", "image_size=32", *common.ALL_LABELS,
 ]  # fmt: skip
 IMPORTS = ("torch", "torch, torch._dynamo", "torch, torch._dynamo, torchvision", "torch, torch._dynamo, timm")
 ROOT = Path.cwd()
@@ -39,7 +38,6 @@ def main(*arguments: str) -> None:
     )
     with common.workspace(settings):
         seconds = {"prepare": _median("stages.prepare", module=True)}
-        _shorten_test_set(f"data/prepared/{settings.study}.safetensors")
         for pretrained in ("true", "false"):
             seconds[f"initialize {pretrained}"] = _median("stages.initialize", pretrained, module=True)
             seconds[f"features {pretrained}"] = _median("stages.features", pretrained, module=True)
@@ -68,13 +66,6 @@ def _median(*command: str, module: bool) -> float:
         if result.returncode:
             raise UserError(f"{' '.join(command)} failed: {result.stderr}")
     return statistics.median(times)
-
-
-def _shorten_test_set(prepared: str) -> None:
-    tensors, metadata = files.read_tensors(prepared)
-    files.write_tensors(prepared, {
-        name: tensor[:N_IMAGES] if name.startswith("test") else tensor for name, tensor in tensors.items()
-    }, metadata)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from headstart import params
 from headstart.console import run_cli
 from headstart.training import compute
 from pipeline.dvc_yaml import Stage, stages
+from scripts import argument_parser
 from tests.clones import tiny_clone
 
 RUN_CACHE_ENTRIES = (0, 1_000, 4_000)
@@ -39,7 +40,8 @@ CONFIGURATIONS = (100, 400)  # in a study whose dvc.yaml the driver reads
 SERVER_CAPACITY = 4
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
+    argument_parser(__doc__).parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         repository = _repository(Path(folder))
         plan = {stage.name: stage for stage in _stages(repository)}
@@ -85,7 +87,7 @@ def _repository(folder: Path) -> Path:
 
 
 def _stages(repository: Path) -> list[Stage]:
-    document = yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
+    document = params.read_yaml(repository / "params.yaml")
     return cacheable_stages(stages(document, str(repository / "dvc.yaml")))
 
 
@@ -138,7 +140,7 @@ def _set_run_cache_entries(runs: Path, count: int) -> None:
 
 def _time_plan(repository: Path, n_configurations: int) -> float:
     """Return the seconds to read dvc.yaml for a study of ``n_configurations``."""
-    document = yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
+    document = params.read_yaml(repository / "params.yaml")
     configuration = next(iter(document["configurations"].values()))
     document["configurations"] = {
         f"configuration{number}": copy.deepcopy(configuration) for number in range(n_configurations)
@@ -176,4 +178,4 @@ def simulate(fixed_seconds: float, seconds_per_entry: float, stage_seconds: floa
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, *sys.argv[1:])

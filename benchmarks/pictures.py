@@ -46,7 +46,7 @@ def main(*arguments: str) -> None:
                 document = params.read_yaml(root / "params.yaml")
                 study = document["studies"][settings.study]
                 study |= {"dataset": "noise", "image_size": size}
-                study |= {"training_images": n * 6 // 10, "validation_images": n // 10}
+                study |= {"training_images": n * 6 // 10, "validation_images": n // 10, "test_images": None}
                 study |= {"label_budgets": [], "probe_budgets": []}  # which may be larger than the training set
                 document |= {"study": "noise", "studies": {"noise": study}}
                 Path("params.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

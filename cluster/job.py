@@ -31,7 +31,7 @@ import psutil
 import yaml
 from filelock import SoftFileLease
 
-from headstart import files
+from headstart import files, params
 from headstart.console import USER_STATUS, MachineError, UserError, run_cli
 from pipeline.dvc_yaml import stages
 from stages.paths import PICTURES
@@ -233,7 +233,7 @@ def _require_stage(name: str, clone: Path) -> None:
 
 def load_raw_params(clone: Path) -> Any:
     """Return the content of params.yaml without validation: the stages validate it."""
-    return yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+    return params.read_yaml(clone / "params.yaml")
 
 
 def _require_remote(clone: Path) -> None:

@@ -4,6 +4,7 @@ The file is not an output of the stage: its times differ from run to run, so DVC
 machine. If DVC restores the outputs from its cache, the file is missing or describes an earlier run.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ class Run:
         settings = params.read()
         self.settings = params.for_study(settings, study) if study else settings
 
-    @property
+    @cached_property
     def code(self) -> list[Path]:
         """Return the source files that the stage depends on."""
         deps = find_stage(self._stage, self._document, self.settings.study).deps
         root = PIPELINE.parent
-        return files.list_source_files(root / dep for dep in deps if dep.startswith(("src/", "stages/")))
+        return files.list_source_files(root / dep for dep in deps if not dep.startswith("data/"))
 
     def finish(self, **facts: Any) -> None:
         """Write the provenance, with ``facts``.

@@ -96,8 +96,7 @@ def main(*arguments: str) -> None:
         "revision", metavar="REVISION", nargs="?", default="main", help="git revision to compare with (default: main)"
     )
     options = parser.parse_args(arguments)
-    settings = params.read()
-    study = params.for_study(settings, options.study or settings.study).study
+    study = options.study or params.read().study
     now = results.read(study)
     if now is None:
         raise UserError(f"the study {study} has no results yet: run `dvc repro`")

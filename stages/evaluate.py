@@ -49,7 +49,7 @@ def _read_predictions(name: str, settings: Params) -> tuple[np.ndarray, np.ndarr
     logits = files.read_arrays(path, "logits").arrays["logits"]
     labels, classes = splits.read_labels(prepared, "test")
     if logits.shape != (len(settings.selected_study.seeds), len(labels), len(classes)) or not np.isfinite(logits).all():
-        raise UserError(f"{path} does not fit {prepared}: delete it, and `dvc repro` makes it anew")
+        raise UserError(f"{path} does not match {prepared}. Delete it and run `dvc repro`.")
     return logits, labels, classes
 
 

@@ -45,10 +45,15 @@ def probes_file(settings: Params, pretrained: bool) -> Path:
     return Path(f"probes/{settings.study}/pretrained-{str(pretrained).lower()}/predictions.safetensors")
 
 
+def checkpoints_folder(settings: Params, name: str) -> Path:
+    """Return the folder with the checkpoints of the configuration ``name``."""
+    return Path(f"checkpoints/{settings.study}/{name}")
+
+
 def checkpoint_file(settings: Params, name: str, seed: int, budget: int) -> Path:
     """Return the checkpoint file of one training of the configuration ``name``."""
     is_full = budget == settings.selected_study.full_budget
-    return Path(f"checkpoints/{settings.study}/{name}/{seed}{'' if is_full else f'-{budget}'}.safetensors")
+    return checkpoints_folder(settings, name) / f"{seed}{'' if is_full else f'-{budget}'}.safetensors"
 
 
 def scores_folder(settings: Params, name: str) -> Path:

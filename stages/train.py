@@ -30,7 +30,7 @@ def main(name: str, study: str = "") -> None:
     with files.atomic_write(paths.predictions_file(settings, name).parent) as folder:
         files.write_tensors(folder / paths.predictions_file(settings, name).name, outcomes.logits(groups))
     run.finish(**compute.describe(), **compute.peak_memory(), **outcomes.costs(groups))
-    shutil.rmtree(paths.checkpoint_file(settings, name, 0, 0).parent, ignore_errors=True)
+    shutil.rmtree(paths.checkpoints_folder(settings, name), ignore_errors=True)
 
 
 def train(name: str, run: Run, compute: Compute) -> Iterator[Outcome]:

@@ -32,7 +32,6 @@ from stages import paths
 
 from .conftest import DOWNLOADS, ROOT
 
-ANEW = "delete it, and `dvc repro` makes it anew"
 NAME = "pretrained-frozen-sgd"
 PREPARED = "data/prepared/quick.safetensors"
 DESCRIPTION = {"classes": fashion_mnist.CLASSES, "skipped_files": {}}
@@ -208,7 +207,8 @@ def test_predictions_of_other_images_are_rejected(workspace, logits):
     path = f"predictions/quick/{NAME}/logits.safetensors"
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     files.write_arrays(path, {"logits": logits})
-    assert error_line(stages.evaluate, NAME) == f"headstart: {path} does not fit {PREPARED}: {ANEW}"
+    expected = f"headstart: {path} does not match {PREPARED}. Delete it and run `dvc repro`."
+    assert error_line(stages.evaluate, NAME) == expected
 
 
 def test_a_weights_file_that_changed_after_initialize_is_rejected(workspace):

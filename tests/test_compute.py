@@ -99,7 +99,7 @@ def test_a_cpu_computes_in_float32_whatever_it_is(monkeypatch):
 
 
 NAMES = {
-    "2": ("memory.max", "memory.selected_study", "inactive_file"),
+    "2": ("memory.max", "memory.current", "inactive_file"),
     "1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 FOLDER = {"2": "sys/fs/cgroup", "1": "sys/fs/cgroup/memory"}

@@ -142,12 +142,6 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_rows(path: str | Path) -> list[list[str]]:
-    """Read all rows of a CSV file, first the column names, which may repeat."""
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
-
-
 class Arrays(NamedTuple):
     """The arrays of a safetensors file, and its metadata."""
 

@@ -49,7 +49,7 @@ def commit() -> str:
     root = Path(__file__).parent
     try:
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--", ":/src", ":/stages", ":/dvc.yaml")
+        changed = _git(root, "status", "--porcelain", "--", ":/src", ":/stages", ":/pipeline", ":/dvc.yaml")
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+" if changed else "")

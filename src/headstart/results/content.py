@@ -17,6 +17,7 @@ from headstart.results.label_efficiency import LabelEfficiency
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
 PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
 PUBLISHED_SIZE = {
+    "test_images": None,  # all of them
     "dataset": "fashion-mnist",
     "model_name": "resnet50",
     "training_images": 60_000,

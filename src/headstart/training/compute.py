@@ -27,7 +27,7 @@ GIGABYTE = 10**9
 # For each controller name in /proc/self/cgroup, which is empty in version 2: the folder in /sys/fs/cgroup, the files
 # of limit and usage, and the entry of memory.stat with the page cache that the kernel can reclaim.
 CONTROL_GROUPS = {
-    "": (".", "memory.max", "memory.selected_study", "inactive_file"),
+    "": (".", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 

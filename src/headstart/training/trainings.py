@@ -55,14 +55,16 @@ class Training:
 
         With patience, the head ends with the weights of its best epoch, else with those of the last one.
         """
+        # Loading may draw random numbers and needs memory, so it comes before the generators and the head are restored.
+        training, validation = self.data.training, self.data.validation
         optimizer = make_optimizer(self.configuration, self.head, compute)
         epochs, best_weights = self.checkpoint.restore(self.head, optimizer)
         last = len(epochs) if self._should_stop(epochs) else self.study.n_epochs
-        images = self.passes_per_epoch * len(self.data.training.labels)
+        images = self.passes_per_epoch * len(training.labels)
         saved_at, cost = time.monotonic(), 0.0  # when the last checkpoint was written, and the seconds that it took
         with progress(self.study.n_epochs * images, f"training {self.name}", len(epochs) * images) as bar:
             for epoch in fit(
-                self.head, optimizer, self.data.training, self.data.validation, epochs=range(len(epochs) + 1, last + 1),
+                self.head, optimizer, training, validation, epochs=range(len(epochs) + 1, last + 1),
                 batch_size=self.study.batch_size, seed=self.seed, compute=compute,
                 passes_per_epoch=self.passes_per_epoch, name=self.name, on_batch=bar.update,
             ):  # fmt: skip
