@@ -11,7 +11,7 @@ from headstart.training.inference import BatchedInference, extract_features
 from headstart.training.inputs import CachedInputs, RecomputedInputs, cache_or_recompute, predict
 
 PREPROCESS = Preprocess(64, (0.5,) * 3, (0.5,) * 3)
-ROOMS = {"device": 10**9, "recompute": 0}
+MEMORY = {"device": 10**9, "recompute": 0}
 
 
 @pytest.fixture
@@ -20,37 +20,37 @@ def halves() -> tuple[nn.Sequential, nn.Sequential]:
     return splitting.split_backbone_head(models.build("tf_efficientnet_lite0", 10), "blocks.5")
 
 
-def with_room(compute: Compute, room: int, monkeypatch) -> Compute:
-    monkeypatch.setattr("headstart.training.compute.free_ram", lambda: room + (1 << 30))
+def with_memory(compute: Compute, n_bytes: int, monkeypatch) -> Compute:
+    monkeypatch.setattr("headstart.training.compute.free_ram", lambda: n_bytes + (1 << 30))
     return dataclasses.replace(compute)
 
 
 @pytest.mark.parametrize("layer", ["blocks.5", "conv_stem"])
 @pytest.mark.parametrize("batch_size", [7, 64, 100])
-def test_kept_and_recomputed_inputs_are_the_same_to_the_bit(test_set, compute, layer, batch_size, monkeypatch):
+def test_cached_and_recomputed_inputs_are_bit_identical(test_set, compute, layer, batch_size, monkeypatch):
     torch.manual_seed(0)
     halves = splitting.split_backbone_head(models.build("tf_efficientnet_lite0", 10), layer)
     images = test_set[0][:150]
     order = torch.randperm(150, generator=torch.Generator().manual_seed(1))
-    found = {}
-    for place, room in ROOMS.items():
-        made = cache_or_recompute(images, halves[0], compute=with_room(compute, room, monkeypatch), prepare=PREPROCESS,
-                           reuse=True)  # fmt: skip
-        assert made.storage == place
-        found[place] = [batch.clone() for batch in made.batches(order, batch_size)]
+    batches = {}
+    for storage, n_bytes in MEMORY.items():
+        limited = with_memory(compute, n_bytes, monkeypatch)
+        made = cache_or_recompute(images, halves[0], compute=limited, prepare=PREPROCESS, reuse=True)
+        assert made.storage == storage
+        batches[storage] = [batch.clone() for batch in made.batches(order, batch_size)]
     full, rest = divmod(150, batch_size)
-    assert [len(batch) for batch in found["recompute"]] == [batch_size] * full + [rest] * bool(rest)
-    for kept, anew in zip(found["device"], found["recompute"], strict=True):
-        assert kept.is_contiguous(memory_format=torch.channels_last)
-        assert anew.is_contiguous(memory_format=torch.channels_last)  # in another layout a head gives other bits
-        assert torch.equal(kept, anew)
-    # What the stage `features` stores on disk is the same too.
+    assert [len(batch) for batch in batches["recompute"]] == [batch_size] * full + [rest] * bool(rest)
+    for cached, recomputed in zip(batches["device"], batches["recompute"], strict=True):
+        assert cached.is_contiguous(memory_format=torch.channels_last)
+        assert recomputed.is_contiguous(memory_format=torch.channels_last)  # another layout gives other bits
+        assert torch.equal(cached, recomputed)
+    # The features that the stage `features` writes to disk are the same too.
     [stored] = extract_features(images, halves[:1], compute=compute, prepare=PREPROCESS)
-    assert torch.equal(stored[order], torch.cat(found["device"]))
+    assert torch.equal(stored[order], torch.cat(batches["device"]))
 
 
-def test_what_is_stored_is_not_what_a_layer_behind_it_makes_of_it(test_set, compute):
-    """Where a network is cut before a layer that works in place, such as the activations of MobileNetV3."""
+def test_cached_features_are_not_changed_by_a_later_layer_that_works_in_place(test_set, compute):
+    """A network may be split before a layer that works in place, such as the activations of MobileNetV3."""
     torch.manual_seed(0)
     network = models.build("mobilenet_v3_small", 10)
     backbone, pooled, _ = splitting.split_model(network, ["features.12.2", "classifier.3"])

@@ -32,8 +32,8 @@ def alone(tmp_path_factory) -> dict[str, str]:
     return results(clone)
 
 
-def test_interrupted_killed_and_meddled_with(alone, tmp_path):
-    """`python -m stages` goes on where it was interrupted, and notices what is no longer as it left it."""
+def test_interrupted_killed_and_changed_from_outside(alone, tmp_path):
+    """`python -m stages` resumes after an interruption, and notices outputs that changed."""
     clone = tiny_clone(tmp_path / "clone")
     stages = (sys.executable, "-m", "stages")
     (clone / "checkpoints").mkdir()
@@ -56,7 +56,7 @@ def test_interrupted_killed_and_meddled_with(alone, tmp_path):
 
     edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.002))
     assert ran(run(*stages, cwd=clone).stdout) == {f"train@{NAMES[1]}", f"evaluate@{NAMES[1]}", "compare", "all"}
-    # Killed while it writes anew, then with the settings of before: what is there is not what they make.
+    # Killed while it writes outputs, then run with the earlier settings: the outputs on disk are not theirs.
     edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.003))
     process = subprocess.Popen(stages, cwd=clone, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -66,27 +66,27 @@ def test_interrupted_killed_and_meddled_with(alone, tmp_path):
     edit(clone, lambda settings: settings["configurations"][NAMES[1]].update(lr=0.001))
     assert ran(run(*stages, cwd=clone).stdout) == {f"train@{NAMES[1]}", f"evaluate@{NAMES[1]}", "compare", "all"}
     assert results(clone) == alone
-    # Somebody else has written an output.
+    # An output was changed from outside.
     (clone / f"metrics/quick/{NAMES[0]}.json").write_text("{}", encoding="utf-8")
     assert ran(run(*stages, cwd=clone).stdout) == {f"evaluate@{NAMES[0]}", "all"}
     assert results(clone) == alone
 
 
 def ran(printed: str) -> set[str]:
-    """The stages that were timed, and "all" for all together."""
+    """Return the stages that ran, and "all"."""
     return set(re.findall(r"^ *[0-9.]+ s  (\S+)$", printed, re.MULTILINE))
 
 
 def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
-    found = []
+    runs = []
     for seeds in ([0, 1], [1]):
         clone = tiny_clone(tmp_path / str(seeds))
         edit(clone, lambda settings, seeds=seeds: settings["studies"]["quick"].update(seeds=seeds))
         run(sys.executable, "-m", "stages", cwd=clone)
-        found.append(results(clone))
+        runs.append(results(clone))
         logits = files.read_arrays(clone / f"predictions/quick/{NAMES[2]}/logits.safetensors").arrays["logits"]
-        found[-1]["logits of seed 1"] = str(logits[-1].tolist())
-    both, alone = found
+        runs[-1]["logits of seed 1"] = str(logits[-1].tolist())
+    both, alone = runs
     of_seed_1 = {name for name in alone if "seed-1." in name or "model-1." in name or name == "logits of seed 1"}
     assert len(of_seed_1) == 2 + 1 + len(NAMES) + 1  # starts, features of the random one, networks
     assert {name: both[name] for name in of_seed_1} == {name: alone[name] for name in of_seed_1}
@@ -95,7 +95,7 @@ def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
 
 
 def test_another_network(tmp_path):
-    """One whose classifier stands deeper and has dropout before it; the weights are a file's."""
+    """A network whose classifier is nested and follows dropout; its weights come from a file."""
     name, layer = "mobilenet_v3_small", "features.11"
     torch.manual_seed(1)
     torch.save(get_model(name).state_dict(), tmp_path / "weights.pth")
@@ -107,6 +107,6 @@ def test_another_network(tmp_path):
     for configuration in NAMES:
         logits = files.read_arrays(clone / f"predictions/quick/{configuration}/logits.safetensors").arrays["logits"]
         with torch.inference_mode():
-            ours = headstart.load(clone / f"models/quick/{configuration}")(torch.from_numpy(images))
-        torch.testing.assert_close(ours, torch.from_numpy(logits[0]), rtol=1e-3, atol=1e-3)
+            loaded = headstart.load(clone / f"models/quick/{configuration}")(torch.from_numpy(images))
+        torch.testing.assert_close(loaded, torch.from_numpy(logits[0]), rtol=1e-3, atol=1e-3)
     assert (clone / "report/quick/index.html").stat().st_size > 100_000
