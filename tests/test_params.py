@@ -136,8 +136,8 @@ CASES = [
     (("validation_images: 1000", "validation_images: 0"),
      "studies.quick.probe_budgets: Probes need validation images. Increase validation_images, or set probe_budgets "
      "to []."),
-    (("validation_images: 0\n    batch_size: 64\n    n_epochs: 10\n    patience: null",
-      "validation_images: 0\n    batch_size: 64\n    n_epochs: 10\n    patience: 3"),
+    (("validation_images: 0\n    test_images: null\n    batch_size: 64\n    n_epochs: 10\n    patience: null",
+      "validation_images: 0\n    test_images: null\n    batch_size: 64\n    n_epochs: 10\n    patience: 3"),
      "studies.resnet50.patience: Early stopping needs validation images. Increase validation_images, or set patience"
      " to null."),
     (("finetuning: false\n    optimizer: Adam", "finetuning: false\n    finetune_from: conv_stem\n    optimizer: Adam"),
