@@ -85,7 +85,7 @@ docs: setup  ## Update the tables of results in README.md and docs/results.md
 BASE := main
 HEAD := HEAD
 
-change: setup  ## Print a Markdown report, results of HEAD vs. BASE: make change BASE=main
+change: setup  ## Print a Markdown report that compares the results of HEAD with those of BASE: make change BASE=main
 	@python -m scripts.change $(BASE) $(HEAD) $(if $(PICTURES),--pictures $(PICTURES))
 
 STUDY :=
@@ -97,7 +97,7 @@ record: setup  ## Write metrics/<study>/record.json (provenance of the results):
 lock-gate: setup  ## Check that dvc.lock and committed results match the code and params.yaml
 	@python -m scripts.lock_gate
 
-reliability: setup  ## Test resume: kill a small study twenty times, run two at once, compare the results
+reliability: setup  ## Test that killed runs resume: kill a small study twenty times, share a DVC cache, compare the results
 	python -m tests.kill_resume 20
 	python -m tests.shared_cache
 

@@ -172,7 +172,7 @@ def _require_clean_commit() -> str:
         changes = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in IGNORED_PATHS))
         if changes:
             raise UserError(
-                "uncommitted changes: workers clone the last commit. Commit these files first:", changes.splitlines()
+                "uncommitted changes, which workers would not see. Commit these files:", changes.splitlines()
             )
         return _git("rev-parse", "HEAD").strip()
     except subprocess.CalledProcessError as error:
@@ -188,7 +188,7 @@ def _require_tracked_pictures() -> None:
     pictures = PICTURES / params.read().selected_study.dataset
     if pictures.is_dir() and not pictures.with_suffix(".dvc").is_file():
         raise UserError(
-            f"images are on this machine only: {pictures}. Run `dvc add {pictures}`, commit the file that it writes, "
+            f"images exist on this machine only: {pictures}. Run `dvc add {pictures}`, commit the file that it writes, "
             "and run `dvc push`."
         )
 

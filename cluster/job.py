@@ -3,9 +3,9 @@
     python -m cluster.job STAGE --commit COMMIT [--origin FOLDER_OR_ADDRESS] [--scratch FOLDER] [--checkpoints FOLDER]
 
 Inputs come from DVC's run cache, through the default remote or the cache that `.dvc/config.local` of the origin names.
-Upstream stages that are missing there are run too. Outputs are pushed back. A job can be run twice and killed at any
-point. With `--checkpoints`, a folder that all machines see, training resumes from the last checkpoint of a killed job,
-and no two jobs run the same stage at the same time.
+Upstream stages that are missing there are run too. Outputs are pushed back. A job can be run twice or
+killed at any point. With `--checkpoints`, a folder that all machines can access, training resumes from the last
+checkpoint of a killed job, and no two jobs run the same stage at the same time.
 `python -m cluster` runs all stages as jobs on a backend.
 """
 
@@ -248,13 +248,13 @@ def _require_remote(clone: Path) -> None:
         if Path(config.get(key, "/")).is_relative_to(clone.parent):
             relative = os.path.relpath(config[key], clone)
             raise UserError(
-                f"DVC's {key} is the relative path {relative}, which every worker would resolve differently. Use an "
-                "absolute path, such as /shared/results."
+                f"{key} in DVC's configuration is a relative path, which differs on every worker. Use an absolute "
+                f"path, such as /shared/results. Got {relative}."
             )
 
 
 def write_partial_lock(upstream: Mapping[str, Any], clone: Path) -> None:
-    """Replace dvc.lock by the entries of the ``upstream`` stages.
+    """Replace dvc.lock with the entries of the ``upstream`` stages.
 
     A committed dvc.lock entry takes precedence over the run cache: if its outputs were never pushed, DVC would run the
     stage again although the run cache has it.

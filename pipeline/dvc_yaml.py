@@ -62,7 +62,7 @@ def _stage(name: str, entry: Mapping[str, Any], names: Mapping[str, Any]) -> Sta
 
 
 def _fill(text: str, names: Mapping[str, Any]) -> str:
-    """Replace every ``${a.b}`` by its value, formatted as DVC does."""
+    """Replace every ``${a.b}`` with its value, formatted as DVC formats it."""
 
     def value(match: re.Match[str]) -> str:
         result = lookup(names, match[1])

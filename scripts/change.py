@@ -10,7 +10,7 @@ from scripts import argument_parser, results
 from scripts.results import Results
 
 DIGITS = 4  # of metrics; metrics/ has as many
-ONE_SEED = ("significant (test images only)", (
+ONE_SEED = ("expected to hold on other test images", (
     "Significant: exact McNemar test on the same test images, p < 0.05 after Holm's correction, and a 95% CI that "
     "excludes 0. With one seed in common, the test covers the choice of test images only, not the variance between "
     "trainings."

@@ -40,11 +40,11 @@ def check_record(study: str, settings: Params) -> None:
     """Raise UserError if the committed results of ``study`` were not made with ``settings``."""
     path = record.path(study)
     if study not in settings.studies:
-        raise UserError(f"{path.parent} has results, and params.yaml has no such study: restore the study, or delete "
-                        "the results")  # fmt: skip
-    remedy = f"run the study with `study: {study}` in params.yaml, then `make record`"
+        raise UserError(f"results without a study: {path.parent} has results, but params.yaml has no study {study}. "
+                        "Restore the study, or delete the results.")  # fmt: skip
+    remedy = f"set `study: {study}` in params.yaml, run `dvc repro`, and run `make record`"
     if not path.is_file():
-        raise UserError(f"{path} is missing: {remedy}")
+        raise UserError(f"missing record: {path}. To create it, {remedy}.")
     content = files.read_json(path)
     recorded = _flatten({f"studies.{study}": content["settings"], "configurations": content["configurations"]})
     selected_study = dataclasses.asdict(settings.studies[study])
@@ -57,13 +57,13 @@ def check_record(study: str, settings: Params) -> None:
     current = _flatten({f"studies.{study}": selected_study, "configurations": configurations})
     for key in recorded | current:
         if recorded.get(key) != current.get(key):
-            raise UserError(f"the results of the study {study} were computed with {key} {recorded.get(key)}, and "
-                            f"params.yaml has {current.get(key)}: restore the setting, or {remedy}")  # fmt: skip
+            raise UserError(f"{key} differs from the record of the study {study}. Restore it in params.yaml, or "
+                            f"{remedy}. Got {current.get(key)} instead of {recorded.get(key)}.")  # fmt: skip
     hashes = dict.fromkeys((f"metrics/{study}/{name}.json" for name in ("study", *content["configurations"])), "")
     for file, sha256 in {**hashes, **content["sha256"]}.items():
         if not Path(file).is_file() or files.sha256(file) != sha256:
             raise UserError(
-                f"{file} does not match the record of the study {study}: restore both from git, or {remedy}"
+                f"{file} does not match the record of the study {study}. Restore both from git, or {remedy}."
             )
 
 
@@ -85,7 +85,7 @@ def _check_lock() -> None:
     """
     locked = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
     if stale := sorted(locked.keys() - {stage.name for stage in stages(params.read_yaml())}):
-        raise UserError(f"dvc.lock has stages that dvc.yaml does not define: remove them from dvc.lock. Got "
+        raise UserError(f"dvc.lock has stages that dvc.yaml does not define. Remove them from dvc.lock. Got "
                         f"{', '.join(stale)}.")  # fmt: skip
     command = ["dvc", "repro", "--allow-missing", "--dry"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -93,7 +93,7 @@ def _check_lock() -> None:
     pending += re.findall(r"failed to reproduce '(.*?)'", result.stderr)  # stages that would run, without their data
     if pending:
         names = ", ".join(dict.fromkeys(pending))
-        raise UserError(f"dvc.lock is out of date, {names} would run: run `dvc repro`, and commit the changes")
+        raise UserError(f"dvc.lock is out of date: `dvc repro` would run {names}. Run it, and commit the changes.")
     if result.returncode:
         raise UserError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")
 

@@ -42,7 +42,7 @@ def main(*arguments: str) -> None:
     options = parser.parse_args(arguments)
     substitute = [options.substitute_for, options.top1, options.license]
     if any(substitute) and not all(substitute):
-        raise UserError("--substitute-for, --top1 and --license belong together: give all three, or none")
+        raise UserError("--substitute-for, --top1 and --license must be used together. Give all three, or none.")
     settings = params.read()
     study = options.study or settings.study
     content = build_record(params.for_study(settings, study))
@@ -131,18 +131,21 @@ def _read_run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, A
     file = run_file(study, stage.name)
     remedy = f"run `dvc repro --force --single-item {stage.name}`"
     if not file.is_file():
-        raise UserError(f"{file} is missing: {stage.name} did not run here, or DVC restored its outputs; {remedy}")
+        raise UserError(
+            f"missing provenance: {file}. {stage.name} did not run here, or DVC restored its outputs. "
+            f"{remedy.capitalize()}."
+        )
     run = files.read_json(file)
     if run["commit"].endswith("+"):
-        raise UserError(f"{stage.name} was run with uncommitted code: commit the code, and {remedy}")
+        raise UserError(f"{stage.name} was run with uncommitted code. Commit the code, and {remedy}.")
     for key in stage.params:
         used, current = run["settings"].get(key), lookup(document, key)
         if used != current:
-            raise UserError(f"{stage.name} was run with {key} {used}, and params.yaml has {current}: restore the "
-                            "setting, or run `dvc repro`")  # fmt: skip
+            raise UserError(f"{key} in params.yaml changed after {stage.name} ran. Restore it, or run `dvc repro`. "
+                            f"Got {current} instead of {used}.")  # fmt: skip
     for path in files.list_source_files(out for out in stage.outs if Path(out) != RAW):  # all studies share RAW
         if run["sha256"].get(path.as_posix()) != files.sha256(path):
-            raise UserError(f"{file} does not describe {path}, which is from another run: {remedy}")
+            raise UserError(f"{file} does not describe {path}, which is from another run. To update it, {remedy}.")
     return run
 
 

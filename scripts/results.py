@@ -67,7 +67,7 @@ def read_text(path: str, revision: str | None = None) -> str | None:
     if revision is None:
         return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
     if not exists(revision):
-        raise UserError(f"unknown git revision: fetch it, or choose another one. Got {revision!r}.")
+        raise UserError(f"unknown git revision. Fetch it, or choose another one. Got {revision!r}.")
     command = ["git", "show", f"{revision}:{path}"]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return None if result.returncode else result.stdout

@@ -50,7 +50,7 @@ def main(*arguments: str) -> None:
     settings = params.read()
     studies = {name: study_results for name in settings.studies if (study_results := results.read(name))}
     if not studies:
-        raise UserError("no study in params.yaml has results yet: run `dvc repro`")
+        raise UserError("no study in params.yaml has results yet. Run `dvc repro`.")
     Console().print(table(studies, {name: results.read_record(name) or _current(name, settings) for name in studies}))
 
 

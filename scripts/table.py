@@ -99,7 +99,7 @@ def main(*arguments: str) -> None:
     study = options.study or params.read().study
     now = results.read(study)
     if now is None:
-        raise UserError(f"the study {study} has no results yet: run `dvc repro`")
+        raise UserError(f"the study {study} has no results yet. Run `dvc repro`.")
     before = results.read(study, options.revision) if results.exists(options.revision) else None
     Console().print(table(now, before, study=study, revision=options.revision))
     if times := _times(study):

@@ -1,1 +1,1 @@
-"""The stages of the pipeline. Each one reads its inputs, makes one call, and writes its outputs."""
+"""The stages of the pipeline: each module reads its inputs, makes one call, and writes its outputs."""

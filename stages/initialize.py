@@ -24,12 +24,12 @@ def main(pretrained: str, study: str = "") -> None:
     seeds = settings.selected_study.seeds
     with files.atomic_write(initial_file(settings, pretrained == "true", seeds[0]).parent) as folder:
         for seed in seeds:
-            start = initial_weights.build_initial_model(
+            initial = initial_weights.build_initial_model(
                 settings.selected_study, seed=seed, images=images, classes=training.classes,
                 prepared_size=training.images.shape[-1],
             )  # fmt: skip
-            start.write(folder / initial_file(settings, pretrained == "true", seed).name)
-    run.finish(**device.describe(), weights=start.weights, weights_sha256=start.sha256)
+            initial.write(folder / initial_file(settings, pretrained == "true", seed).name)
+    run.finish(**device.describe(), weights=initial.weights, weights_sha256=initial.sha256)
 
 
 if __name__ == "__main__":

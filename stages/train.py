@@ -62,7 +62,7 @@ def train(name: str, run: Run, compute: Compute) -> Iterator[Outcome]:
                     seed=seed,
                     checkpoint=_checkpoint(name, run, compute, inputs, seed, budget),
                 )
-                result = training.result(compute)
+                result = training.train_and_predict(compute)
                 model = initial.with_weights(network.state_dict(), compute.precision) if is_full else None
                 yield Outcome.of(training, result, model, first_layer)
 

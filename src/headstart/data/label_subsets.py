@@ -1,4 +1,4 @@
-"""Which images the trainings and probes with a smaller label budget use."""
+"""Choose the images of smaller label budgets, for trainings and probes."""
 
 from collections.abc import Sequence
 from itertools import product

@@ -1,7 +1,7 @@
 """Load a folder of images as a dataset: `<class>/…`, or `train/<class>/…` and `test/<class>/…`.
 
-Images are ordered by file name, and by content if names are equal. Their class does not matter, so renaming a class
-does not change the split.
+Images are sorted by file name, and by content if names are equal. The order does not depend on the classes, so renaming
+a class does not change the split.
 """
 
 import hashlib

@@ -77,7 +77,7 @@ def scan(folder: Path, *, follow_links: bool) -> Scan:
         UserError: the folder does not exist, cannot be read, or has an unknown layout.
     """
     if folder.is_symlink() and not follow_links:
-        raise UserError(f"link to a folder: {folder}. DVC does not follow links: replace it by the folder itself.")
+        raise UserError(f"link to a folder: {folder}. DVC does not follow links. Replace the link with the folder.")
     class_folders, notes = _find_class_folders(folder)
     image_files, problems, ignored = [], {}, Counter[str]()
     for partition, top in class_folders:
@@ -123,7 +123,7 @@ def _find_class_folders(folder: Path) -> _Layout:
     if unknown := [top for top in other_folders if _has_images(top)]:
         remedy = f"Move the images of {_names(unknown)} into the split folders, or remove them"
         if not with_classes:
-            remedy += f"; or, if {_names(splits)} are classes, rename those"
+            remedy += f". If {_names(splits)} are classes, rename them"
         raise UserError(f"split folders next to other folders: {folder} has {_names(splits)} next to "
                         f"{_names(unknown)}. {remedy}.")  # fmt: skip
     _require_splits(folder, splits, with_classes)
@@ -245,10 +245,12 @@ def _subfolders(folder: Path) -> list[Path]:
     try:
         return _list_entries(folder)[0]
     except FileNotFoundError:
-        raise UserError(f"no such folder: {folder}") from None
+        raise UserError(f"no such folder: {folder}. Check the path.") from None
     except NotADirectoryError:
         is_archive = re.search(r"\.(zip|rar|7z|tar|tgz|gz|bz2|xz)$", folder.name.lower())
-        raise UserError(f"not a folder: {folder}{'. Unpack it first.' if is_archive else ''}") from None
+        raise UserError(
+            f"not a folder: {folder}. {'Unpack it first.' if is_archive else 'Give the path of a folder.'}"
+        ) from None
     except OSError as error:
         raise UserError(f"{folder} {_explain_unreadable(error)}") from None
 
@@ -282,7 +284,7 @@ def _walk(top: Path, follow_links: bool, ancestors: tuple[Path, ...]) -> Iterato
     """Yield all files below ``top``, each with its problem; see ``_find_problem``."""
     real = top.resolve()
     if top.is_symlink() and not follow_links:
-        yield top, "is a link to a folder, which DVC does not follow: replace it by the folder itself"
+        yield top, "is a link to a folder, which DVC does not follow: replace the link with the folder"
         return
     if any(ancestor.is_relative_to(real) for ancestor in ancestors):  # a link to a folder that contains the link
         return
@@ -298,7 +300,7 @@ def _walk(top: Path, follow_links: bool, ancestors: tuple[Path, ...]) -> Iterato
 
 
 def _find_problem(path: Path) -> str | None:
-    """Return a visible problem of the image file ``path``, an empty string without one, or None if it is not an image.
+    """Return a visible problem of the image ``path``, an empty string if it has none, or None if it is not an image.
 
     A file is an image if it has the suffix of an image or the content of one.
     """

@@ -84,7 +84,7 @@ def fetch(name: str, folder: Path, *, downloads: Path, dest: Path) -> None:
             _open(spec, dest, options, download=True)
     except Exception as error:  # no network, a wrong checksum, or any error that a damaged archive causes
         problem = f"{spec.title} is not complete in {folder} and cannot be downloaded ({type(error).__name__}: {error})"
-        raise MachineError(f"missing dataset: {problem}. Put {', '.join(spec.archives)} there.") from None
+        raise MachineError(f"missing dataset: {problem}. Put {', '.join(spec.archives)} into {folder}.") from None
     for archive in spec.archives:
         target = dest / spec.subdir / archive
         if not any(_is_same_file(target, source / archive) for source in (downloads, folder)):

@@ -185,7 +185,10 @@ def load_weights(model: nn.Module, weights: Weights) -> str:
     missing = [name for name in missing if not name.startswith(classifier)]
     for problem, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
-            raise UserError(f"the weights in {path} do not fit the model: {problem} key {keys[0]} ({len(keys)} in all)")
+            raise UserError(
+                f"the weights in {path} do not fit the model: {problem} key {keys[0]} ({len(keys)} in all). "
+                f"{WEIGHTS_HINT}"
+            )
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"the weights in {path} are corrupt: {name} has values that are not finite")
@@ -418,4 +421,4 @@ def _explain_load_error(path: Path, error: Exception) -> str:
 
 
 def _explain_unsafe(names: str) -> str:
-    return f"besides tensors it contains {names}, and loading that may run code. {SAVE_HINT}"
+    return f"it contains {names}, and loading these may run code. {SAVE_HINT}"

@@ -46,7 +46,7 @@ class PairedComparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the corrected p-value is below ``ALPHA`` and the interval excludes 0.
+        """Return whether the corrected p-value is below ``ALPHA`` and the interval excludes 0.
 
         With one seed the test is over test images only: the two trained networks are expected to differ on other test
         images too. It says nothing about other trainings.
@@ -143,7 +143,7 @@ def bootstrap(values: np.ndarray) -> Estimate:
     The seeds and the images are crossed random effects. The interval of the images is a percentile bootstrap interval
     (Efron and Tibshirani 1993, chapter 13). Images are resampled with all their seeds, so differences on the same
     images stay paired. The interval of the seeds is Student's interval of their means. The two half-widths are added in
-    squares, as MOVER does with the limits of independent estimates (Zou and Donner 2008, Statistics in Medicine 27,
+    quadrature, as MOVER does with the limits of independent estimates (Zou and Donner 2008, Statistics in Medicine 27,
     1693–1702). Here they are not independent: both contain the noise of each seed on each image, so the interval is
     somewhat too wide.
     """

@@ -51,7 +51,7 @@ class Details:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that the page and the tables are made of."""
+    """All data of the report and the tables."""
 
     study_name: str
     study: Study

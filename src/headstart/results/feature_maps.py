@@ -8,7 +8,7 @@ import torch
 from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 
-MAPS = 10  # per layer
+MAX_MAPS = 10  # per layer
 
 
 def feature_maps(model: SavedModel, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -25,7 +25,7 @@ def feature_maps(model: SavedModel, image: np.ndarray) -> dict[str, np.ndarray]:
     for layer in dict.fromkeys([*list(by_layer)[:1], *list(by_layer)[-1:]]):
         maps = by_layer[layer]
         order = maps.flatten(1).std(1, correction=0).argsort(descending=True, stable=True)
-        chosen[f"{layer}: {maps.shape[1]}×{maps.shape[2]}"] = maps[order[:MAPS]].numpy()
+        chosen[f"{layer}: {maps.shape[1]}×{maps.shape[2]}"] = maps[order[:MAX_MAPS]].numpy()
     return chosen
 
 

@@ -26,7 +26,7 @@ from headstart.results.tables import points
 # Two hues of Okabe and Ito's palette (2008), which the color-blind can tell apart. Lines and markers show the rest.
 PRETRAINED, RANDOM = "#0072b2", "#d55e00"
 INK, SOFT, LINE, BACK = "#1d2433", "#59617a", "#d5d9e2", "#fffffe"
-# The page replaces these by its CSS variables, so that the figures follow light and dark mode.
+# The report replaces these colors with its CSS variables, so that the figures follow light and dark mode.
 VARIABLES = {
     PRETRAINED: "var(--pretrained)", RANDOM: "var(--random)", INK: "var(--ink)", SOFT: "var(--soft)",
     LINE: "var(--line)", BACK: "none",
@@ -241,7 +241,7 @@ def examples(chosen: ExampleSet) -> Figure:
 
 
 def _example(axes: Axes, example: Example) -> None:
-    is_large = example.image.shape[0] > 72  # larger than on the page, so the browser resizes it
+    is_large = example.image.shape[0] > 72  # larger than in the report, so the browser resizes it
     axes.imshow(example.image, cmap="gray", vmin=0, vmax=255, interpolation="none" if is_large else None)
     axes.set_title(_abbreviate(example.actual), fontsize=8, loc="center", pad=3)
     confidence = f"{100 * example.confidence:.0f} %"
@@ -329,7 +329,7 @@ def _draw_savings_arrow(axes: Axes, efficiency: LabelEfficiency, savings: LabelS
     end = min(needed.value, savings.range[1])
     arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (end, height), (n, height), arrowprops=arrow, zorder=5)
-    # The text is below the curves, where there is room.
+    # The text is below the curves, where it overlaps nothing.
     bottom = axes.get_ylim()[0] * 0.8
     axes.plot([n, n], [bottom, height], [end, end], [bottom, height], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
     text = format_count(rounded, savings.range, lambda labels: labels - n)

@@ -104,7 +104,7 @@ class _Differences:
         """Return the interval of the difference between each row of ``weights`` [m, budgets] and a point of a curve.
 
         As in ``comparison.bootstrap``, the half-widths of a percentile interval over resampled images and of Student's
-        interval over the seeds are added in squares.
+        interval over the seeds are added in quadrature.
 
         Args:
             name: of the curve.

@@ -1,4 +1,4 @@
-"""The tables of a report: for DVC's plots, for `metrics/`, and next to the figures of the page."""
+"""The tables of a report: for DVC's plots, for `metrics/`, and below the figures of the report."""
 
 from collections.abc import Mapping
 

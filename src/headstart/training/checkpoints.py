@@ -80,7 +80,7 @@ class Checkpoint:
         return epochs, {name: tensor.to(_device(head)) for name, tensor in _with_prefix(tensors, "best.").items()}
 
     def write_result(self, result: TrainingResult) -> None:
-        """Replace the checkpoint by the result of the training."""
+        """Replace the checkpoint with the result of the training."""
         self._write({"logits": result.logits}, result.epochs)
 
     def read_result(self) -> TrainingResult | None:

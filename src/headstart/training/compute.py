@@ -43,7 +43,7 @@ class Compute:
 
     @property
     def inference_batch_size(self) -> int:
-        """Return the batch size of inference: small enough for a CPU's cache, large enough for a GPU."""
+        """Return the batch size of inference: small on a CPU to fit its cache, large on a GPU."""
         return 256 if self.device.type == "cuda" else 64
 
     @property
@@ -198,7 +198,9 @@ def _device(name: str) -> torch.device:
         raise UserError(f"unknown HEADSTART_DEVICE. Choose cpu, cuda or cuda:N. Got {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         n_gpus = torch.cuda.device_count()
-        raise UserError(f"HEADSTART_DEVICE does not exist: PyTorch finds {n_gpus} GPUs. Got {name!r}.")
+        raise UserError(
+            f"HEADSTART_DEVICE does not exist: PyTorch finds {n_gpus} GPUs. Choose another device. Got {name!r}."
+        )
     return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 

@@ -18,7 +18,7 @@ WARM_UP_STEPS = 3  # before the capture, as in PyTorch's notes on CUDA graphs
 
 
 class GraphedStep:
-    """Runs ``step`` on a batch; for full batches on a GPU, by replaying a CUDA graph of it.
+    """Run ``step`` on a batch; on a GPU, replay a CUDA graph of it for full batches.
 
     The next replay overwrites the results: copy what you need.
     """
@@ -58,7 +58,7 @@ class GraphedStep:
             raise
         except RuntimeError as error:  # for example, an operation waits for the GPU
             raise UserError(f"the training step cannot be captured as a CUDA graph ({error}). Set "
-                            "HEADSTART_GRAPHS=0 in the environment to train without") from error  # fmt: skip
+                            "HEADSTART_GRAPHS=0 to train without CUDA graphs.") from error  # fmt: skip
 
         def replay(*batch: torch.Tensor) -> Results:
             for static_input, tensor in zip(static_inputs, batch, strict=True):

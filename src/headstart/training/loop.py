@@ -165,7 +165,7 @@ def _require_finite(losses: torch.Tensor, head: nn.Module, epoch: int, batch_siz
     if len(not_finite):
         pass_index, image = not_finite[0].tolist()
         batch = pass_index * -(-losses.shape[1] // batch_size) + image // batch_size + 1
-        raise UserError(f"{name}: the loss is not finite from epoch {epoch}, batch {batch} on. Lower its lr.")
+        raise UserError(f"{name}: the loss is not finite from epoch {epoch}, batch {batch} on. Lower lr.")
     # The last step's update is not reflected in any loss yet.
     if not all(tensor.isfinite().all() for tensor in head.state_dict().values()):
-        raise UserError(f"{name}: the weights are not finite after epoch {epoch}. Lower its lr.")
+        raise UserError(f"{name}: the weights are not finite after epoch {epoch}. Lower lr.")

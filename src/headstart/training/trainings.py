@@ -82,7 +82,7 @@ class Training:
             self.head.load_state_dict(best_weights)
         return epochs
 
-    def result(self, compute: Compute) -> TrainingResult:
+    def train_and_predict(self, compute: Compute) -> TrainingResult:
         """Train the head and predict the test images. On a subset, use the result in the checkpoint if there is one."""
         if self.is_subset and (stored := self.checkpoint.read_result()):
             return stored
