@@ -86,7 +86,7 @@ BASE := main
 HEAD := HEAD
 
 change: setup  ## Print a Markdown report that compares the results of HEAD with those of BASE: make change BASE=main
-	@python -m scripts.change $(BASE) $(HEAD) $(if $(PICTURES),--pictures $(PICTURES))
+	@python -m scripts.change $(BASE) $(HEAD) $(if $(FIGURES_URL),--figures-url $(FIGURES_URL))
 
 STUDY :=
 OPTIONS :=

@@ -11,7 +11,7 @@ from scripts.results import Results
 
 DIGITS = 4  # of metrics; metrics/ has as many
 ONE_SEED = ("expected to hold on other test images", (
-    "Significant: exact McNemar test on the same test images, p < 0.05 after Holm's correction, and a 95% CI that "
+    "Expected to hold: exact McNemar test on the same test images, p < 0.05 after Holm's correction, and a 95% CI that "
     "excludes 0. With one seed in common, the test covers the choice of test images only, not the variance between "
     "trainings."
 ))  # fmt: skip
@@ -27,13 +27,13 @@ def main(*arguments: str) -> None:
         "head", metavar="HEAD", nargs="?", default="HEAD", help="git revision of the new results (default: HEAD)"
     )
     parser.add_argument(
-        "--pictures", metavar="URL", help="web address of the files of HEAD; adds the figures to the report"
+        "--figures-url", metavar="URL", help="base URL of the files of HEAD; adds the figures to the report"
     )
     options = parser.parse_args(arguments)
-    print(report(options.base, options.head, options.pictures), end="")
+    print(report(options.base, options.head, options.figures_url), end="")
 
 
-def report(base: str, head: str, pictures: str | None = None) -> str:
+def report(base: str, head: str, figures_url: str | None = None) -> str:
     """Return the report as Markdown.
 
     Raises:
@@ -46,8 +46,8 @@ def report(base: str, head: str, pictures: str | None = None) -> str:
         if after is None:
             continue
         parts += [f"### Study `{study}`", _accuracy_table(before, after)]
-        if pictures:
-            parts.append(f"![Test accuracy of every configuration]({pictures}/plots/{study}/accuracy.svg)")
+        if figures_url:
+            parts.append(f"![Test accuracy of every configuration]({figures_url}/plots/{study}/accuracy.svg)")
         if before is not None:
             names = {"study", "majority-baseline", *before.metrics, *after.metrics}
             metrics_files += [f"metrics/{study}/{name}.json" for name in sorted(names)]

@@ -146,7 +146,7 @@ def effect_table(factor: str, content: Content) -> str:
     """Return one column per pair of configurations that differ in ``factor``, with the gain in points."""
     pairs = _pairs(content, factor)
     columns = [_other_levels(content.configurations[pair.name], factor) for pair in pairs]
-    suffix = ", each with its settings" if factor == "optimizer" else ""
+    suffix = ", each with its own hyperparameters" if factor == "optimizer" else ""
     row = [f"{' − '.join(LEVELS[factor])}{suffix}", *map(_gain, pairs)]
     return _markdown(["difference in points (95% CI)", *columns], [row], n_text=1)
 

@@ -133,7 +133,7 @@ def _read_run(study: str, stage: Stage, document: dict[str, Any]) -> dict[str, A
     if not file.is_file():
         raise UserError(
             f"missing provenance: {file}. {stage.name} did not run here, or DVC restored its outputs. "
-            f"{remedy.capitalize()}."
+            f"To create it, {remedy}."
         )
     run = files.read_json(file)
     if run["commit"].endswith("+"):

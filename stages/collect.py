@@ -41,7 +41,8 @@ def collect(settings: params.Params) -> ReportData:
     analysis = comparison.analyze(configurations, correct)
     training_labels, _ = splits.read_labels(prepared, "training")
     majority, majority_accuracy = evaluation.majority_baseline(training_labels=training_labels, labels=labels)
-    published = content.published_results(files.read_csv(PUBLISHED)) if content.is_published_size(study) else {}
+    is_comparable = content.is_comparable_with_published(study)
+    published = content.published_results(files.read_csv(PUBLISHED)) if is_comparable else {}
     rows = [
         Row(
             name=name,

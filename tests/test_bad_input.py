@@ -257,9 +257,10 @@ def test_a_study_in_two_precisions_is_rejected(workspace):
 def test_a_study_with_incomplete_provenance_is_rejected(workspace):
     with pytest.raises(SystemExit) as stopped:
         run_cli(record.main)
-    restored = "download did not run here, or DVC restored its outputs"
-    again = "run `dvc repro --force --single-item download`"
-    assert stopped.value.code == f"headstart: runs/quick/download.json is missing: {restored}; {again}"
+    assert stopped.value.code == (
+        "headstart: missing provenance: runs/quick/download.json. download did not run here, or DVC restored its "
+        "outputs. To create it, run `dvc repro --force --single-item download`."
+    )
     with pytest.raises(SystemExit) as stopped:
         run_cli(record.main, "quik")
     assert str(stopped.value.code).startswith("headstart: params.yaml: study: Choose one of quick, ")
@@ -364,8 +365,8 @@ def test_memory_that_cannot_be_allocated_is_reported(take):
 @pytest.mark.parametrize(
     ("lr", "batch_size", "message"),
     [
-        (1e15, 64, "the loss is not finite from epoch 2, batch 2 on. Lower its lr."),
-        (1e21, 128, "the weights are not finite after epoch 2. Lower its lr."),
+        (1e15, 64, "the loss is not finite from epoch 2, batch 2 on. Lower lr."),
+        (1e21, 128, "the weights are not finite after epoch 2. Lower lr."),
     ],
     ids=["loss", "weights"],
 )

@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(device):
         trained(
             head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=4, seed=0, compute=device, name="x"
         )
-    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 3 on. Lower its lr."
+    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 3 on. Lower lr."
 
 
 class Waiting(nn.Module):

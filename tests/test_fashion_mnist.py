@@ -108,4 +108,4 @@ def test_missing_data_without_a_network_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         fashion_mnist.fetch(LABELS, tmp_path, tmp_path / "downloads")
     assert str(error.value).startswith(f"missing file: {LABELS}.gz is not in {tmp_path} and cannot be downloaded (")
-    assert str(error.value).endswith("put the four files there.")
+    assert str(error.value).endswith(f"put the four files into {tmp_path}.")

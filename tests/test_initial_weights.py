@@ -180,7 +180,8 @@ def test_weights_of_another_model_are_rejected(tmp_path):
     with pytest.raises(UserError) as error:
         load(resnet34().state_dict(), tmp_path / "weights.pth")
     path = tmp_path / "weights.pth"
-    message = f"the weights in {path} do not fit the model: unexpected key layer1.2.conv1.weight (96 in all)"
+    message = f"the weights in {path} do not fit the model: unexpected key layer1.2.conv1.weight (96 in all). "
+    message += "Set weights in params.yaml to the path of a state dict."
     assert str(error.value) == message
 
 
@@ -296,7 +297,7 @@ SAVE_HINT = "Save the state dict alone: torch.save(model.state_dict(), PATH)."
         (lambda state: get_model("resnet18"), "it is a whole model, and loading one may run code"),
         (lambda state: {"model": get_model("resnet18"), "epoch": 3}, "it is a whole model, and loading one may run"),
         (lambda state: {"state_dict": state, "path": Path("x")},
-         f"besides tensors it contains pathlib.{type(Path()).__name__}, and loading that may run code"),
+         f"it contains pathlib.{type(Path()).__name__}, and loading these may run code"),
         (lambda state: {"state_dict": {}, "epoch": 3}, "it must map names to tensors and nothing else"),
         (lambda state: {"weights": state, "epoch": 3},
          "it must map names to tensors and nothing else, but 'weights' is of type OrderedDict"),

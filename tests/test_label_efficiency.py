@@ -105,7 +105,7 @@ def test_report_without_a_training_from_scratch():
     efficiency = simulated_efficiency(from_scratch=())
     shown = report_text(dataclasses.replace(report_data(efficiency, seeds=(0, 1, 2)), from_scratch=[]))
     assert efficiency.pretraining_savings is None
-    assert "were not measured: no configuration is trained from scratch." in shown
+    assert "was not measured: no configuration is trained from scratch." in shown
     assert "Set finetune_from to all , in the study or in a configuration" in shown
     assert "the network needs" not in shown
     assert label_efficiency.metrics(efficiency) == {}
@@ -122,7 +122,7 @@ def test_report_without_pretrained_weights():
         from_scratch=tuple(SCRATCH),
     )
     shown = report_text(report_data(efficiency, seeds=(0, 1, 2)))
-    assert "were not measured: no configuration has pretrained weights. Add one to configurations" in shown
+    assert "was not measured: no configuration has pretrained weights. Add one to configurations" in shown
 
 
 def with_needed(efficiency: LabelEfficiency, needed: LabelsNeeded) -> LabelEfficiency:

@@ -94,7 +94,7 @@ CASES = [
     (("lr: 0.001", "lr: 0.001\n    momentum: 0.9"),
      "configurations.pretrained-finetuned-adam.momentum: Not used with Adam here. Remove it (got 0.9)"),
     (("    momentum: 0.9\n", ""),
-     "configurations.pretrained-finetuned-sgd.momentum: Field required by SGD"),
+     "configurations.pretrained-finetuned-sgd.momentum: SGD requires it. Add it to the configuration."),
     (("momentum: 0.9", "momentum: 1.5"),
      "configurations.pretrained-finetuned-sgd.momentum: Input should be less than 1 (got 1.5)"),
     (("weight_decay: 0.1", "weight_decay: -0.1"),

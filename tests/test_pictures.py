@@ -441,7 +441,7 @@ def replaced_by_a_link(folder: Path) -> None:
             "only one split: {folder} has Train. Run `make pictures FOLDER={folder}/Train`, which holds out a fifth of "
             "each class for testing.",
         ),
-        (replaced_by_a_file, "not a folder: {folder}"),
+        (replaced_by_a_file, "not a folder: {folder}. Give the path of a folder."),
         (
             two_training_folders,
             "several folders for the same split: {folder} has train, training_set. Merge or rename them.",
@@ -460,7 +460,7 @@ def replaced_by_a_link(folder: Path) -> None:
         (
             flat_train_test_and_a_class,
             "split folders next to other folders: {folder} has test, train next to car. Move the images of car into "
-            "the split folders, or remove them; or, if test, train are classes, rename those.",
+            "the split folders, or remove them. If test, train are classes, rename them.",
         ),
         (
             images_and_a_table,
@@ -478,7 +478,7 @@ def replaced_by_a_link(folder: Path) -> None:
         ),
         (
             replaced_by_a_link,
-            "link to a folder: {folder}. DVC does not follow links: replace it by the folder itself.",
+            "link to a folder: {folder}. DVC does not follow links. Replace the link with the folder.",
         ),
     ],
 )

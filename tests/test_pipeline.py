@@ -136,16 +136,16 @@ def _gate_is_closed(clone: Path, fresh: Path) -> None:
     closed = run(*gate, cwd=fresh, check=False)
     assert closed.returncode == 1
     assert closed.stderr == (
-        f"headstart: the results of the study quick were computed with configurations.{NAMES[1]}.lr 0.001, and "
-        "params.yaml has 0.002: restore the setting, or run the study with `study: quick` in params.yaml, then "
-        "`make record`\n"
+        f"headstart: configurations.{NAMES[1]}.lr differs from the record of the study quick. Restore it in "
+        "params.yaml, or set `study: quick` in params.yaml, run `dvc repro`, and run `make record`. Got 0.002 instead "
+        "of 0.001.\n"
     )
     # A record that was forged to fit does not fit dvc.lock.
     forged = files.read_json(record)
     forged["configurations"][NAMES[1]]["lr"] = 0.002
     files.write_json(record, forged)
     assert run(*gate, cwd=fresh, check=False).stderr == (
-        f"headstart: dvc.lock is out of date, train@{NAMES[1]} would run: run `dvc repro`, and commit the changes\n"
+        f"headstart: dvc.lock is out of date: `dvc repro` would run train@{NAMES[1]}. Run it, and commit the changes.\n"
     )
 
 

@@ -81,23 +81,25 @@ def test_every_setting_of_every_study_is_compared_with_its_record(settings, key)
     vars(changed).update({**vars(settings), "studies": {**settings.studies, name: study}})
     with pytest.raises(UserError) as error:
         lock_gate.check_record(name, changed)
-    assert str(error.value).startswith(f"the results of the study {name} were computed with studies.{name}.{key} ")
-    remedy = f"restore the setting, or run the study with `study: {name}` in params.yaml, then `make record`"
-    assert str(error.value).endswith(f": {remedy}")
+    remedy = f"set `study: {name}` in params.yaml, run `dvc repro`, and run `make record`"
+    assert str(error.value).startswith(
+        f"studies.{name}.{key} differs from the record of the study {name}. Restore it in params.yaml, or {remedy}. "
+    )
 
 
 @for_every_study
 def test_record_is_compared_with_the_configurations_that_it_contains(settings):
     name = "random-frozen-adam"
     tuned = {**settings.configurations, name: dataclasses.replace(settings.configurations[name], lr=0.01)}
-    expected = f"study {settings.study} were computed with configurations.{name}.lr 0.001, and params.yaml has 0.01: "
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(
+        UserError, match=rf"^configurations\.{name}\.lr differs from the record .* Got 0\.01 instead of 0\.001\.$"
+    ):
         lock_gate.check_record(settings.study, dataclasses.replace(settings, configurations=tuned))
     more = {**settings.configurations, "one-more": dataclasses.replace(settings.configurations[name], lr=0.01)}
     lock_gate.check_record(settings.study, dataclasses.replace(settings, configurations=more))
     fewer = {key: value for key, value in settings.configurations.items() if key != name}
     with pytest.raises(
-        UserError, match=f"computed with configurations.{name}.pretrained False, and params.yaml has None"
+        UserError, match=rf"^configurations\.{name}\.pretrained differs .* Got None instead of False\.$"
     ):
         lock_gate.check_record(settings.study, dataclasses.replace(settings, configurations=fewer))
 
@@ -108,14 +110,14 @@ def test_results_that_do_not_match_the_record_are_rejected(settings):
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(
         UserError,
-        match=r"metrics/quick/study\.json does not match the record of the study quick: restore both from git, or run",
+        match=r"metrics/quick/study\.json does not match the record of the study quick\. Restore both from git, or set",
     ):
         lock_gate.check_record("quick", settings)
     record.path("quick").unlink()
-    with pytest.raises(UserError, match=r"metrics/quick/record\.json is missing: run the study with `study: quick` in"):
+    with pytest.raises(UserError, match=r"missing record: metrics/quick/record\.json\. To create it, set `study: quick`"):
         lock_gate.check_record("quick", settings)
     with pytest.raises(
-        UserError, match=r"metrics/gone has results, and params\.yaml has no such study: restore the study, or delete"
+        UserError, match=r"metrics/gone has results, but params\.yaml has no study gone\. Restore the study, or delete"
     ):
         lock_gate.check_record("gone", settings)
 
@@ -126,8 +128,8 @@ def test_runs_with_other_settings_than_params_yaml_are_rejected(settings):
     with pytest.raises(UserError) as error:
         record.build_record(params.read())
     assert str(error.value) == (
-        "train@pretrained-finetuned-adam was run with studies.quick.n_epochs 2, and params.yaml has 3: restore the "
-        "setting, or run `dvc repro`"
+        "studies.quick.n_epochs in params.yaml changed after train@pretrained-finetuned-adam ran. Restore it, or run "
+        "`dvc repro`. Got 3 instead of 2."
     )
 
 
@@ -135,7 +137,7 @@ def test_runs_with_other_settings_than_params_yaml_are_rejected(settings):
 def test_runs_with_uncommitted_code_are_rejected(settings):
     file = run_file("quick", "prepare")
     files.write_json(file, {**files.read_json(file), "commit": "abc+"})
-    with pytest.raises(UserError, match="prepare was run with uncommitted code: commit the code, and run `dvc"):
+    with pytest.raises(UserError, match=r"prepare was run with uncommitted code\. Commit the code, and run `dvc"):
         record.build_record(settings)
 
 
@@ -147,11 +149,11 @@ def test_outputs_of_another_run_are_rejected(settings):
     with pytest.raises(UserError) as error:
         record.build_record(settings)
     assert str(error.value) == (
-        f"runs/quick/{name}.json does not describe metrics/quick/random-frozen-sgd.json, which is from another run: "
-        f"run `dvc repro --force --single-item {name}`"
+        f"runs/quick/{name}.json does not describe metrics/quick/random-frozen-sgd.json, which is from another run. "
+        f"To update it, run `dvc repro --force --single-item {name}`."
     )
     run_file("quick", name).unlink()
-    with pytest.raises(UserError, match=f"runs/quick/{name}.json is missing: {name} did not run here, or DVC restored"):
+    with pytest.raises(UserError, match=rf"missing provenance: runs/quick/{name}\.json\. {name} did not run here"):
         record.build_record(settings)
 
 
@@ -168,12 +170,12 @@ def test_weights_from_a_file_substitute_for_those_in_params_yaml(settings, tmp_p
         "name": "w", "sha256": "123", "imagenet_top1_percent": None,
     }  # fmt: skip
     with pytest.raises(
-        UserError, match=r"computed with studies\.resnet50\.weights mine\.pth, and params\.yaml has IMAGENET1K_V2"
+        UserError, match=r"^studies\.resnet50\.weights differs .* Got IMAGENET1K_V2 instead of mine\.pth\.$"
     ):
         lock_gate.check_record("resnet50", settings)
     lock_gate.check_record("resnet50", dataclasses.replace(params.read(), study="resnet50"))  # the same path is valid
     with pytest.raises(
-        UserError, match="--substitute-for, --top1 and --license belong together: give all three, or none"
+        UserError, match=r"--substitute-for, --top1 and --license must be used together\. Give all three, or none"
     ):
         record.main("resnet50", "--substitute-for", "IMAGENET1K_V2")
     record.main("resnet50", "--substitute-for", "IMAGENET1K_V2", "--top1", "72.18", "--license", "a license")
@@ -224,6 +226,6 @@ def test_stages_in_dvc_lock_that_dvc_yaml_does_not_define_are_rejected(tmp_path,
     lock = {"schema": "2.0", "stages": {"prepare": {}, "train@renamed": {}}}
     Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"dvc\.lock has stages that dvc\.yaml does not define: remove them.*Got train@renamed\."
+        UserError, match=r"dvc\.lock has stages that dvc\.yaml does not define\. Remove them.*Got train@renamed\."
     ):
         lock_gate._check_lock()

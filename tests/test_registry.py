@@ -191,7 +191,7 @@ def test_a_dataset_that_is_missing_and_cannot_be_downloaded_is_an_error(tmp_path
     assert str(error.value).startswith(
         f"missing dataset: CIFAR-10 is not complete in {tmp_path}/cifar-10 and cannot be downloaded ("
     )
-    assert str(error.value).endswith("). Put cifar-10-python.tar.gz there.")
+    assert str(error.value).endswith(f"). Put cifar-10-python.tar.gz into {tmp_path}/cifar-10.")
 
 
 @pytest.mark.parametrize("name", ARCHIVES)

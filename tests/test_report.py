@@ -12,10 +12,10 @@ from headstart.results import comparison, evaluation, figures, page, tables
 from headstart.results.content import (
     FEW_CLASSES,
     ReportData,
-    is_published_size,
+    is_comparable_with_published,
     learning_curves,
+    mistakes_by_frequency,
     published_results,
-    worst_mistakes,
 )
 from headstart.results.page import render_figures, render_html
 
@@ -77,7 +77,8 @@ def test_published_results_are_shown_only_in_studies_of_their_size(content):
     html = render_html(published_size, render_figures(published_size))
     assert html.count(">Published</th>") == 3
     assert "“Pretrained Models Experiment Learnings”, at 224 pixels" in text(html)
-    assert [name for name, study in SETTINGS.studies.items() if is_published_size(study)] == ["resnet50", "full"]
+    comparable = [name for name, study in SETTINGS.studies.items() if is_comparable_with_published(study)]
+    assert comparable == ["resnet50", "full"]
 
 
 def test_report_is_self_contained(content, rendered):
@@ -233,14 +234,14 @@ def test_published_results_are_matched_by_learning_rate():
     assert dataclasses.replace(frozen, lr=0.01) not in published
 
 
-def test_worst_mistakes_by_hand():
+def test_mistakes_by_frequency_by_hand():
     counts = np.array([[9, 2, 0], [3, 5, 2], [0, 0, 4]])
-    assert worst_mistakes(counts, ["a", "b", "c"]) == [
+    assert mistakes_by_frequency(counts, ["a", "b", "c"]) == [
         ("b", "a", 3, 0.3),
         ("a", "b", 2, 2 / 11),
         ("b", "c", 2, 0.2),
     ]
-    assert worst_mistakes(np.diag(counts.diagonal()), ["a", "b", "c"]) == []
+    assert mistakes_by_frequency(np.diag(counts.diagonal()), ["a", "b", "c"]) == []
 
 
 def test_report_of_many_classes():

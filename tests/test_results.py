@@ -190,7 +190,7 @@ def test_quick_table_has_the_accuracies_in_order():
          ["{}-finetuned-adam", "{}-finetuned-sgd", "{}-frozen-adam", "{}-frozen-sgd"]),
         ("finetuning", "fine-tuned − frozen", ["pretrained, Adam", "pretrained, SGD", "random, Adam", "random, SGD"],
          ["pretrained-{}-adam", "pretrained-{}-sgd", "random-{}-adam", "random-{}-sgd"]),
-        ("optimizer", "Adam − SGD, each with its settings",
+        ("optimizer", "Adam − SGD, each with its own hyperparameters",
          ["pretrained, fine-tuned", "pretrained, frozen", "random, fine-tuned", "random, frozen"],
          ["pretrained-finetuned-{}", "pretrained-frozen-{}", "random-finetuned-{}", "random-frozen-{}"]),
     ],
@@ -305,7 +305,7 @@ def test_docs_show_the_simulated_coverage_and_width():
 
 
 def width(factor: float) -> str:
-    return "open" if factor == math.inf else f"{factor:.1f}"
+    return "unbounded" if factor == math.inf else f"{factor:.1f}"
 
 
 def test_docs_show_the_time_of_reading_images():

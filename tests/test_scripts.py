@@ -218,7 +218,7 @@ def test_revision_that_dvc_does_not_know_is_one_line(revisions, monkeypatch):
 
 
 def test_unknown_revision_is_rejected():
-    message = r"unknown git revision: fetch it, or choose another one\. Got 'nonsense'\."
+    message = r"unknown git revision\. Fetch it, or choose another one\. Got 'nonsense'\."
     with pytest.raises(UserError, match=message):
         results.read("quick", "nonsense")
 
@@ -301,9 +301,9 @@ def test_zizmor_finds_nothing_in_the_workflows():
 def test_table_without_results_is_one_line(tmp_path: Path, monkeypatch):
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="the study quick has no results yet: run `dvc repro`"):
+    with pytest.raises(UserError, match=r"the study quick has no results yet\. Run `dvc repro`"):
         table.main("quick")
-    with pytest.raises(UserError, match="the study quik has no results yet: run `dvc repro`"):
+    with pytest.raises(UserError, match=r"the study quik has no results yet\. Run `dvc repro`"):
         table.main("quik")
 
 
@@ -364,5 +364,5 @@ def test_studies_are_printed_one_per_row(capsys, monkeypatch):
 def test_studies_without_results_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no study in params\.yaml has results yet: run `dvc repro`"):
+    with pytest.raises(UserError, match=r"no study in params\.yaml has results yet\. Run `dvc repro`"):
         studies.main()

@@ -207,4 +207,4 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(compute):
         trained(
             head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=4, seed=0, compute=compute, name="x"
         )
-    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 1 on. Lower its lr."
+    assert str(error.value) == "x: the loss is not finite from epoch 1, batch 1 on. Lower lr."

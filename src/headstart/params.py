@@ -266,7 +266,7 @@ def _format_error(error: ErrorDetails, schema: type, sections: Mapping[str, type
 def _format_unknown_key(path: Sequence[str], known: Sequence[str]) -> str:
     where, new_key = ".".join(path), RENAMED.get(path[-1])
     if new_key in known:
-        return f"unknown key: {where}. Use its new name {new_key}."
+        return f"{where} was renamed to {new_key}"
     return f"unknown key: {where}. {_suggest(path[-1], known)}"
 
 

@@ -116,8 +116,10 @@ def _check_classes(image_files: Sequence[ImageFile], scanned: Scan) -> list[str]
         names = ", ".join(map(display_name, empty))
         raise UserError(f"class without usable images: {folder} has no usable image in {names}. Add images, or remove "
                         "the folder.")  # fmt: skip
-    if len({display_name(name) for name in classes}) < len(classes):
-        raise UserError(f"{folder} has two classes whose names look the same. Rename one of them.")
+    displayed = Counter(map(display_name, classes))
+    if len(displayed) < len(classes):
+        names = ", ".join(ascii(name) for name in classes if displayed[display_name(name)] > 1)
+        raise UserError(f"{folder} has classes whose names look the same. Rename all but one of them. Got {names}.")
     for name in classes:
         if counts["", name] == 1:
             raise UserError(f"class with a single image: {folder} has one image in {display_name(name)}. Add another: "

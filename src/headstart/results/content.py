@@ -16,7 +16,7 @@ from headstart.results.label_efficiency import LabelEfficiency
 
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
 PUBLISHED_TITLE = "Pretrained Models Experiment Learnings"
-PUBLISHED_SIZE = {
+PUBLISHED_SETTINGS = {
     "test_images": None,  # all of them
     "dataset": "fashion-mnist",
     "model_name": "resnet50",
@@ -91,8 +91,8 @@ class ReportData:
         }
 
     @property
-    def is_published_size(self) -> bool:
-        return is_published_size(self.study)
+    def is_comparable_with_published(self) -> bool:
+        return is_comparable_with_published(self.study)
 
     @cached_property
     def ranked(self) -> list[Row]:
@@ -146,10 +146,10 @@ def sort_rows(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row.metrics["test_accuracy"], reverse=True)
 
 
-def is_published_size(study: Study) -> bool:
+def is_comparable_with_published(study: Study) -> bool:
     """Return whether ``study`` has the size of the published study, so that the two are comparable."""
-    values = {key: getattr(study, key) for key in PUBLISHED_SIZE}
-    return values | {"model_name": study.model_name.lower()} == PUBLISHED_SIZE
+    values = {key: getattr(study, key) for key in PUBLISHED_SETTINGS}
+    return values | {"model_name": study.model_name.lower()} == PUBLISHED_SETTINGS
 
 
 def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Configuration, dict[str, float]]:
@@ -206,7 +206,7 @@ class Mistake(NamedTuple):
     share: float
 
 
-def worst_mistakes(confusion: np.ndarray, classes: Sequence[str]) -> list[Mistake]:
+def mistakes_by_frequency(confusion: np.ndarray, classes: Sequence[str]) -> list[Mistake]:
     """Return all mistakes in ``confusion`` [classes, classes], the most frequent first."""
     wrong = confusion - np.diag(confusion.diagonal())
     order = (-wrong).ravel().argsort(stable=True)[: np.count_nonzero(wrong)]

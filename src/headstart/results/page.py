@@ -18,8 +18,8 @@ from headstart.results.content import (
     classes_by_f1,
     confounders,
     learning_curves,
+    mistakes_by_frequency,
     run_facts,
-    worst_mistakes,
 )
 from headstart.results.label_efficiency import LabelSavings
 from headstart.results.tables import figure_tables, percent, points
@@ -69,7 +69,7 @@ def render_html(content: ReportData, rendered: Mapping[str, str]) -> str:
         significant=[difference for difference in differences if difference.is_significant],
         not_significant=[difference for difference in differences if not difference.is_significant],
         p_value=format_p_value,
-        mistakes=worst_mistakes(content.details[content.best.name].confusion, content.classes),
+        mistakes=mistakes_by_frequency(content.details[content.best.name].confusion, content.classes),
         published_title=PUBLISHED_TITLE,
         confounders=[key.replace("_", " ") for key in confounders(content.analysis)],
         facts=run_facts(content),

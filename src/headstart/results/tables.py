@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from headstart.results import evaluation, label_efficiency
-from headstart.results.content import MetricCurve, ReportData, classes_by_f1, learning_curves, worst_mistakes
+from headstart.results.content import MetricCurve, ReportData, classes_by_f1, learning_curves, mistakes_by_frequency
 from headstart.results.label_efficiency import LabelEfficiency, Table
 
 MISTAKES = 20  # the most frequent ones, if the confusion matrix is too large to be shown
@@ -152,6 +152,6 @@ def _confusion_numbers(content: ReportData, counts: np.ndarray) -> Table:
     if content.has_few_classes:
         named = zip(content.classes, counts.tolist(), strict=True)
         return [["actual", *content.classes], *([label, *row] for label, row in named)]
-    mistakes = worst_mistakes(counts, content.classes)[:MISTAKES]
+    mistakes = mistakes_by_frequency(counts, content.classes)[:MISTAKES]
     header = ["actual", "predicted", "images", "of the class, %"]
     return [header, *([*mistake[:3], percent(mistake.share)] for mistake in mistakes)]
