@@ -114,7 +114,7 @@ def test_results_that_do_not_match_the_record_are_rejected(settings):
     ):
         lock_gate.check_record("quick", settings)
     record.path("quick").unlink()
-    with pytest.raises(UserError, match=r"missing record: metrics/quick/record\.json\. To create it, set `study: quick`"):
+    with pytest.raises(UserError, match=r"missing record: metrics/quick/record\.json\. To create it, set `study"):
         lock_gate.check_record("quick", settings)
     with pytest.raises(
         UserError, match=r"metrics/gone has results, but params\.yaml has no study gone\. Restore the study, or delete"
