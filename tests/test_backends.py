@@ -314,7 +314,7 @@ def test_the_driver_rejects_what_cannot_work(clone, tmp_path):
     assert line.startswith("headstart: DVC has no default remote to push results to. Run `dvc remote add --default ")
     run("dvc", "remote", "add", "--quiet", "--default", "shared", str(tmp_path / "remote"), cwd=clone)
     first, *changes = error_lines(clone)
-    assert first == "headstart: uncommitted changes: workers clone the last commit. Commit these files first:"
+    assert first == "headstart: uncommitted changes, which workers would not see. Commit these files:"
     assert changes == ["  M .dvc/config"]
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "remote", cwd=clone)
     with FileLock(clone / ".cluster/lock"):
