@@ -217,7 +217,7 @@ def cleanup_orphans(scratch: Path) -> None:
     """Kill the processes and remove the clones that killed jobs left on this machine."""
     for folder in scratch.glob(f"{PREFIX}{socket.gethostname()}+*"):
         pid = folder.name.split("+")[1]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if pid.isdigit() and not files.has_running_creator(folder, int(pid)):
             for process in psutil.process_iter(["cwd"]):
                 if Path(process.info["cwd"] or "/").is_relative_to(folder.resolve()):
                     with contextlib.suppress(psutil.Error):  # another job was faster

@@ -49,6 +49,20 @@ def test_temporary_folders_of_killed_processes_are_deleted(tmp_path):
     }  # fmt: skip
 
 
+def test_zombies_and_younger_processes_do_not_write(tmp_path):
+    """A killed process stays a zombie until its parent waits for it, and a new process may get its id."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert files.has_running_creator(tmp_path, process.pid)
+    os.utime(tmp_path, (1e9, 1e9))  # long before the process started
+    assert not files.has_running_creator(tmp_path, process.pid)
+    os.utime(tmp_path)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
+    assert not files.has_running_creator(tmp_path, process.pid)
+    process.communicate()
+    assert not files.has_running_creator(tmp_path, process.pid)
+
+
 def test_tensors_survive_a_round_trip_with_reproducible_bytes(tmp_path):
     tensors = {name: torch.arange(24.0).view(1, 2, 3, 4) + number for number, name in enumerate("abcdefgh")}
     tensors["a"] = tensors["a"].contiguous(memory_format=torch.channels_last)

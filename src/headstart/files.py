@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and arrays do not need it
 
 
 MANY_FILES = 100  # from this number on, one sync of all disks is faster than one per file
+CLOCK_ERROR_S = 2  # between the clocks of processes and of files
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())  # several machines may share a folder, but not process ids
 Metadata = Mapping[str, Any] | None
 
@@ -41,7 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     created_dirs = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale_dir in path.parent.glob(f".{glob.escape(path.name)}.*.{HOST}.*.writing"):  # of a killed process
-        if not psutil.pid_exists(int(stale_dir.name.split(".")[-2])):
+        if not has_running_creator(stale_dir, int(stale_dir.name.split(".")[-2])):
             shutil.rmtree(stale_dir, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{HOST}.{os.getpid()}.writing", dir=path.parent))
     try:
@@ -65,6 +66,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):  # not empty: the block succeeded, or another process writes there
             for parent in created_dirs:
                 parent.rmdir()
+
+
+def has_running_creator(folder: Path, pid: int) -> bool:
+    """Return whether the process ``pid`` still runs and created ``folder``.
+
+    A zombie does not run, and a process that started after ``folder`` was written has only the same id.
+    """
+    try:
+        process = psutil.Process(pid)
+        is_older = process.create_time() <= folder.stat().st_mtime + CLOCK_ERROR_S
+        return is_older and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _synchronize(path: Path) -> None:
