@@ -6,6 +6,7 @@ from headstart.params import Params
 
 PICTURES = Path("data/pictures")  # each folder in it is a dataset with its name
 DOWNLOADS = Path("data/downloads")  # not an output: downloaded files, shared by all studies
+PROBE_INPUTS = ("pretrained", "random", "pixels")  # features of pretrained or random initial weights, or pixels
 RAW = Path("data/raw")  # the files of a built-in dataset
 
 
@@ -40,9 +41,9 @@ def predictions_file(settings: Params, name: str) -> Path:
     return Path(f"predictions/{settings.study}/{name}/logits.safetensors")
 
 
-def probes_file(settings: Params, pretrained: bool) -> Path:
-    """Return the file with the classes that the probes predict for the test images, [budgets, seeds, images]."""
-    return Path(f"probes/{settings.study}/pretrained-{str(pretrained).lower()}/predictions.safetensors")
+def probes_file(settings: Params, inputs: str) -> Path:
+    """Return the file with the classes that the probes of ``inputs`` predict, [budgets, seeds, test images]."""
+    return Path(f"probes/{settings.study}/{inputs}/predictions.safetensors")
 
 
 def checkpoints_folder(settings: Params, name: str) -> Path:
@@ -63,7 +64,7 @@ def scores_folder(settings: Params, name: str) -> Path:
 
 def stale_outputs_message(settings: Params) -> str:
     """Return a message about outputs of configurations that are no longer in params.yaml; an empty text without any."""
-    expected = {probes_file(settings, pretrained).parent for pretrained in (True, False)}
+    expected = {probes_file(settings, inputs).parent for inputs in PROBE_INPUTS}
     for name in settings.configurations:
         expected |= {model_file(settings, name, 0).parent, predictions_file(settings, name).parent,
                  scores_folder(settings, name)}  # fmt: skip

@@ -1,8 +1,7 @@
-"""Fit linear probes on the features of one initialization, for each label budget and on all labels."""
+"""Fit linear probes on features or on pixels, for each label budget and on all labels."""
 
 import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
@@ -18,11 +17,11 @@ from stages.paths import features_file, prepared_file, probes_file
 COLUMNS = ["label_budget", "seed", "C"]
 
 
-def main(pretrained: str, study: str = "") -> None:
-    run = Run(f"probe@{'pretrained' if pretrained == 'true' else 'random'}", study)
-    settings, path = run.settings, probes_file(run.settings, pretrained == "true")
+def main(inputs: str, study: str = "") -> None:
+    run = Run("probe_pixels" if inputs == "pixels" else f"probe@{inputs}", study)
+    settings, path = run.settings, probes_file(run.settings, inputs)
     seeds, budgets = settings.selected_study.seeds, settings.selected_study.all_probe_budgets
-    fitted = _fit(settings, pretrained == "true") if budgets else {}
+    fitted = _fit(settings, inputs) if budgets else {}
     with files.atomic_write(path.parent) as folder:
         rows = [[budget, seed, probe.C] for (budget, seed), probe in fitted.items()]
         files.write_csv(folder / "selected_c.csv", COLUMNS, rows)
@@ -31,28 +30,35 @@ def main(pretrained: str, study: str = "") -> None:
     run.finish()
 
 
-def _fit(settings: Params, pretrained: bool) -> dict[tuple[int, int], probes.FittedProbe]:
+def _fit(settings: Params, inputs: str) -> dict[tuple[int, int], probes.FittedProbe]:
     """Return the probe of each label budget and seed."""
     study, prepared = settings.selected_study, prepared_file(settings)
     subsets = label_subsets(prepared, study, study.all_probe_budgets)
     labels = {split: splits.read_labels(prepared, split)[0] for split in splits.SPLITS}
     n_classes = len(splits.read_metadata(prepared).classes)
     fitted: dict[tuple[int, int], probes.FittedProbe] = {}
-    features: dict[str, np.ndarray] = {}
-    loaded: Path | None = None
-    with progress(len(subsets), "probes", unit=" probes") as bar:
+    loaded: str | None = None
+    with progress(len(subsets), f"probes of {inputs}", unit=" probes") as bar:
         for seed, budget in product(study.seeds, study.all_probe_budgets):
-            if (path := features_file(settings, pretrained, seed)) != loaded:  # pretrained: all seeds share it
-                keys = {split: f"{split}_features" for split in splits.SPLITS}
-                tensors = files.read_tensors(path, *keys.values()).tensors  # NumPy has no bfloat16
-                features, loaded = {split: tensors[key].float().numpy() for split, key in keys.items()}, path
+            path = prepared if inputs == "pixels" else features_file(settings, inputs == "pretrained", seed)
+            if str(path) != loaded:  # seeds share pixels and pretrained features
+                rows, loaded = {split: _read(settings, inputs, split, seed) for split in splits.SPLITS}, str(path)
             training, validation = (
-                Examples(features[split][indices], labels[split][indices])
+                Examples(rows[split][indices], labels[split][indices])
                 for split, indices in zip(("training", "validation"), subsets[seed, budget], strict=True)
             )
-            fitted[budget, seed] = probes.fit(training, validation, features["test"], n_classes=n_classes)
+            fitted[budget, seed] = probes.fit(training, validation, rows["test"], n_classes=n_classes)
             bar.update()
     return fitted
+
+
+def _read(settings: Params, inputs: str, split: str, seed: int) -> np.ndarray:
+    """Return what the probes are fitted on for the images of ``split``: float32 [N, features]."""
+    if inputs == "pixels":
+        return probes.pixels(splits.read_split(prepared_file(settings), split).images)
+    key = f"{split}_features"
+    tensors = files.read_tensors(features_file(settings, inputs == "pretrained", seed), key).tensors
+    return tensors[key].float().numpy()  # NumPy has no bfloat16
 
 
 if __name__ == "__main__":

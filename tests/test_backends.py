@@ -52,6 +52,7 @@ def test_jobs_are_the_stages_that_dvc_caches_and_those_that_compute_need_a_gpu()
         "prepare",
         "probe@pretrained",
         "probe@random",
+        "probe_pixels",
     ]
     assert [stage.name for stage in plan if driver.needs_gpu(stage)] == [
         *(f"{stage}@{weights}" for stage in ("initialize", "features") for weights in ("pretrained", "random")),
@@ -282,7 +283,7 @@ def test_the_exit_status_of_the_stage_decides_whether_a_failure_is_permanent(tmp
 
 def test_only_clones_of_dead_jobs_on_this_machine_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(job.socket, "gethostname", lambda: "gpu")
-    monkeypatch.setattr(job.psutil, "pid_exists", lambda pid: pid == 7)
+    monkeypatch.setattr(job.files, "has_running_creator", lambda folder, pid: pid == 7)
     folders = {owner: tmp_path / f"headstart-job-{owner}+x" for owner in ("gpu+7", "gpu+8", "gpu-8+8", "gpu-1001+7")}
     for folder in folders.values():
         folder.mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headstart import files
-from headstart.results import figures, label_efficiency, label_savings, tables
+from headstart.results import comparison, figures, label_efficiency, label_savings, tables
 from headstart.results.content import ReportData
 from headstart.results.label_efficiency import PROBES, LabelEfficiency
 from headstart.results.label_savings import LabelsNeeded, LearningCurve
@@ -40,7 +40,11 @@ def simulated_efficiency(
         SETTINGS.configurations,
         curves={name: simulated_curve(values, n_seeds) for name, values in accuracies.items()},
         probes=(
-            {True: simulated_curve(PRETRAINED, n_seeds), False: simulated_curve((0.5, 0.6, 0.7, 0.75), n_seeds)}
+            {
+                "pretrained": simulated_curve(PRETRAINED, n_seeds),
+                "random": simulated_curve((0.5, 0.6, 0.7, 0.75), n_seeds),
+                "pixels": simulated_curve((0.99, 0.5, 0.6, 0.7), n_seeds),
+            }
             if probes
             else {}
         ),
@@ -72,8 +76,10 @@ def test_reference_and_headline_are_chosen_by_validation_accuracy(efficiency):
     assert savings.headline == "pretrained-frozen-adam"
     assert BUDGETS[savings.headline_index] == 250
     assert savings.range == (125, 1_000)
-    assert set(savings.needed) == {name for name in CONFIGURATIONS if name.startswith("pretrained")} | {PROBES[True]}
-    assert efficiency.feature_savings.reference == PROBES[False]
+    assert set(savings.needed) == {name for name in CONFIGURATIONS if name.startswith("pretrained")} | {
+        PROBES["pretrained"]
+    }
+    assert efficiency.feature_savings.reference == PROBES["random"]
 
 
 def test_report_begins_with_the_gain_in_accuracy_and_the_labels_saved(efficiency):
@@ -91,6 +97,35 @@ def test_report_begins_with_the_gain_in_accuracy_and_the_labels_saved(efficiency
     assert shown.index("percentage points of test accuracy") < match.start()
     assert "Fine-tuning trains the whole network in this study" in shown
     assert "power laws with a floor" in shown
+
+
+def test_gain_by_budget_is_paired_and_its_mean_is_over_log_n(efficiency):
+    gains = {(gain.name, gain.baseline): gain for gain in efficiency.gains}
+    assert list(gains) == [
+        ("pretrained-frozen-adam", "random-finetuned-adam"),
+        (PROBES["pretrained"], PROBES["random"]),
+        *((name, PROBES["pixels"]) for name in ("pretrained-frozen-adam", "random-finetuned-adam")),
+        *((PROBES[key], PROBES["pixels"]) for key in ("pretrained", "random")),
+    ]
+    gain = gains["pretrained-frozen-adam", "random-finetuned-adam"]
+    curves = [efficiency.curves[name].correct.astype(float) for name in (gain.name, gain.baseline)]
+    for difference, n in zip(curves[0] - curves[1], BUDGETS, strict=True):
+        assert gain.gains[n] == comparison.bootstrap(difference)
+    by_budget = [gain.gains[n].value for n in BUDGETS]  # budgets are equally far apart in log n
+    assert gain.mean.value == pytest.approx((by_budget[0] / 2 + sum(by_budget[1:-1]) + by_budget[-1] / 2) / 3)
+    assert gain.mean.low < gain.mean.value < gain.mean.high
+    [header, first, *_] = label_efficiency.gain_rows(efficiency)
+    assert header == ["gain of", "125 labels", "250 labels", "500 labels", "1,000 labels", "mean"]
+    assert first == ["pretrained-frozen-adam over random-finetuned-adam", *gain.gains.values(), gain.mean]
+
+
+def test_the_report_says_first_if_pixels_win(efficiency):
+    """The simulated probe of pixels has an accuracy of 0.99 with 125 labels, and less than the others with more."""
+    assert efficiency.pixels_win == [125]
+    shown = report_text(report_data(efficiency, seeds=(0, 1, 2)))
+    claim = "A linear model on pixels beats pretrained weights with 125 labels:"
+    assert shown.index(claim) < shown.index("percentage points of test accuracy")
+    assert claim not in report_text(report_data(simulated_efficiency(probes=False), seeds=(0, 1, 2)))
 
 
 def test_no_intervals_with_one_seed():
@@ -150,7 +185,7 @@ def test_report_of_probes_alone():
     efficiency = label_efficiency.analyze(
         {},
         curves={},
-        probes={True: simulated_curve(PRETRAINED), False: simulated_curve(PRETRAINED)},
+        probes={"pretrained": simulated_curve(PRETRAINED), "random": simulated_curve(PRETRAINED)},
         validation={},
         stopped_early={},
         from_scratch=(),
@@ -212,7 +247,7 @@ def test_errors_and_labels_needed_follow_from_the_committed_correctness(tmp_path
     files.write_csv(tmp_path / "correct_by_budget.csv", by_budget[0], by_budget[1:])
     full = tables.correct_table(content)
     files.write_csv(tmp_path / "correct.csv", full[0], full[1:])
-    assert len(by_budget) == 1 + 8 * 3 * 3 + 2 * 4 * 3
+    assert len(by_budget) == 1 + 8 * 3 * 3 + 3 * 4 * 3
     subset_rows, full_rows = (files.read_csv(tmp_path / f"{name}.csv") for name in ("correct_by_budget", "correct"))
     curves = read_curves(subset_rows, full_rows, full_budget=BUDGETS[-1])
     from_files = dataclasses.replace(efficiency, curves=curves)
@@ -249,12 +284,12 @@ def test_metrics_of_the_simulated_study(efficiency):
 
 def test_tables_have_every_seed_and_the_ends_of_intervals(efficiency):
     rows = label_efficiency.curves_table(efficiency, (0, 1, 2))
-    assert len(rows) == 1 + 10 * 4 * 3
+    assert len(rows) == 1 + 11 * 4 * 3
     assert rows[1][:3] == [next(iter(CONFIGURATIONS)), 125, 0]
     assert float(rows[1][3]) == pytest.approx(45, abs=3)
     saved = label_efficiency.savings_table(efficiency)
     assert len(saved) == 1 + (5 + 1) * 4
-    assert {row[1] for row in saved[1:]} == {"random-finetuned-adam", PROBES[False]}
+    assert {row[1] for row in saved[1:]} == {"random-finetuned-adam", PROBES["random"]}
     assert all(float(low) <= float(needed) <= float(high) for _, _, _, needed, low, high in saved[1:])
     assert label_efficiency.curves_table(None, (0,)) == [["configuration", "label_budget", "seed", "error"]]
 
@@ -269,4 +304,4 @@ def test_the_arrow_goes_from_the_budget_to_the_labels_needed(efficiency):
     assert arrow.xy[0] == pytest.approx(savings.needed[savings.headline][savings.headline_index].value)
     assert arrow.xy[1] == arrow.xyann[1] == pytest.approx(35, abs=1)
     dots = [line for line in axes.lines if line.get_marker() == "." and line.get_linestyle() == "None"]
-    assert len(dots) == 10 * 3  # one line of dots per curve and seed
+    assert len(dots) == 11 * 3  # one line of dots per curve and seed

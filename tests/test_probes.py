@@ -63,3 +63,11 @@ def test_the_order_of_summation_does_not_change_predictions():
     assert 0.3 < (expected == labels[600:]).mean() < 0.9  # many images are close to two classes
     for _ in range(5):
         assert (predict(generator.permutation(120), generator.permutation(400)) == expected).all()
+
+
+def test_pixels_are_averaged_over_equal_areas_and_scaled():
+    gray = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
+    np.testing.assert_allclose(probes.pixels(gray), gray.reshape(2, -1) / 255, rtol=1e-6)
+    color = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    expected = color.reshape(3, 3, 32, 2, 32, 2).mean((3, 5)).reshape(3, -1) / 255
+    np.testing.assert_allclose(probes.pixels(color), expected, rtol=1e-5)

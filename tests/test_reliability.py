@@ -10,7 +10,7 @@ from .clones import lock, results, tiny_clone
 from .conftest import run
 
 pytestmark = pytest.mark.pipeline
-N_FILES = 61  # of the results of a small study
+N_FILES = 63  # of the results of a small study
 
 
 def test_a_killed_study_ends_with_the_same_bytes(tmp_path):

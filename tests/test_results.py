@@ -90,8 +90,9 @@ def test_committed_correctness_gives_the_committed_errors_and_labels_needed(stud
     by_budget, correct = (files.read_csv(f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "correct"))
     curves = read_curves(by_budget, correct, full_budget=settings.full_budget)
     efficiency = LabelEfficiency(
-        curves=curves, stopped_early={}, pretraining_savings=None, feature_savings=None, power_laws={}
-    )
+        curves=curves, stopped_early={}, pretraining_savings=None, feature_savings=None, power_laws={}, gains=[],
+        pixels_win=[],
+    )  # fmt: skip
     [_, *errors] = label_efficiency.curves_table(efficiency, settings.seeds)
     assert [[str(cell) for cell in row] for row in errors] == [
         list(row.values()) for row in files.read_csv(f"plots/{study}/labels.csv")

@@ -1,12 +1,14 @@
-"""Linear probes: logistic regression on the features of a frozen network (Alain and Bengio 2017).
+"""Linear probes: logistic regression on the features of a frozen network (Alain and Bengio 2017), or on pixels.
 
 The loss is convex, so a probe has no learning rate and no randomness. It is fitted in float64 until its gradient
-vanishes. Probes are a cheap way to compare features.
+vanishes. Probes are a cheap way to compare features. A probe of pixels is the baseline that uses no network.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -16,6 +18,9 @@ C_GRID = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of the r
 TOLERANCE = 1e-7  # of the gradient of the mean loss: small enough that every CPU predicts the same classes
 SEARCH_TOLERANCE = 1e-4  # the same while C is chosen; it halves the time
 MAX_ITER = 1_000  # of Newton's method, which takes about ten iterations
+
+
+MAX_PIXEL_SIDE = 32  # larger images are averaged down to it for the probe of pixels
 
 
 class Examples(NamedTuple):
@@ -30,6 +35,19 @@ class FittedProbe(NamedTuple):
 
     C: float  # one of C_GRID
     predictions: np.ndarray  # classes of the test images, int64 [N]
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Return images as rows of pixel values between 0 and 1: float32 [N, channels * side * side].
+
+    Args:
+        images: uint8 [N, height, width] or [N, 3, height, width]; images of more than ``MAX_PIXEL_SIDE`` pixels are
+            averaged over equal areas.
+    """
+    with_channels = torch.from_numpy(images if images.ndim == 4 else images[:, None])
+    side = min(MAX_PIXEL_SIDE, images.shape[-1])
+    batches = [F.adaptive_avg_pool2d(batch.float() / 255, side).flatten(1) for batch in with_channels.split(1_000)]
+    return torch.cat(batches).numpy()
 
 
 def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes: int) -> FittedProbe:

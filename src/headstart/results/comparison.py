@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -17,7 +17,9 @@ from headstart.params import Configuration
 
 # An effect is the gain of this level over the factor's baseline level.
 FACTORS = {"pretrained": True, "finetuning": True, "optimizer": "Adam"}
-HYPERPARAMETERS = ("lr", "momentum", "weight_decay")  # may differ within a pair
+HYPERPARAMETERS = ("lr", "momentum", "weight_decay")  # may differ within a pair, like other options of the optimizer
+# Must be equal within a pair, like the other factors.
+RECIPE = ("finetune_from", "schedule", "warmup_epochs", "label_smoothing", "class_weights", "augmentation")
 
 ALPHA = 0.05  # significance level; confidence intervals are 95 % intervals
 RESAMPLES = 10_000
@@ -25,7 +27,7 @@ BISECTIONS = 60  # of the search for a p-value
 MAX_QUANTILE = 20.0  # standard errors; the p-value is 6e-89 there
 
 Correct = Mapping[str, np.ndarray]  # by configuration, whether each prediction is correct: bool [seeds, test images]
-Hyperparameters = Mapping[str, tuple[float | None, float | None]]  # of a configuration and its baseline, if they differ
+Hyperparameters = Mapping[str, tuple[Any, Any]]  # of a configuration and its baseline, if they differ
 
 
 class Estimate(NamedTuple):
@@ -80,12 +82,13 @@ def pairs(configurations: Mapping[str, Configuration], factor: str) -> list[tupl
     """Return the pairs that differ in ``factor`` and no other factor: (with the level of ``FACTORS``, baseline).
 
     Paired configurations may differ in hyperparameters, so tuning one of them does not change the set of pairs. They
-    must share `finetune_from`: configurations that override it have no frozen counterpart and do not enter the effect
-    of fine-tuning.
+    must share ``RECIPE``: a configuration that overrides `finetune_from`, for example, has no frozen counterpart and
+    does not enter the effect of fine-tuning.
     """
+    shared = [*RECIPE, *(name for name in FACTORS if name != factor)]
 
     def key(configuration: Configuration) -> list[object]:
-        return [configuration.finetune_from, *(getattr(configuration, name) for name in FACTORS if name != factor)]
+        return [getattr(configuration, name) for name in shared]
 
     return [
         (name, baseline)
@@ -100,6 +103,8 @@ def pairs(configurations: Mapping[str, Configuration], factor: str) -> list[tupl
 def differing_hyperparameters(configuration: Configuration, baseline: Configuration) -> Hyperparameters:
     """Return the hyperparameters in which two configurations differ; None for one that the optimizer does not have."""
     values = {key: (getattr(configuration, key), getattr(baseline, key)) for key in HYPERPARAMETERS}
+    options, baseline_options = dict(configuration.options), dict(baseline.options)
+    values |= {key: (options.get(key), baseline_options.get(key)) for key in options | baseline_options}
     return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
 
@@ -125,7 +130,7 @@ def cell_means(
     """
     cells: dict[tuple[object, ...], list[str]] = {}
     for name, configuration in configurations.items():
-        combination = (configuration.finetune_from, *(getattr(configuration, factor) for factor in FACTORS))
+        combination = tuple(getattr(configuration, name) for name in (*RECIPE, *FACTORS))
         cells.setdefault(combination, []).append(name)
     representatives = {names[0]: configurations[names[0]] for names in cells.values()}
     return representatives, {names[0]: np.mean([correct[name] for name in names], axis=0) for names in cells.values()}
@@ -158,6 +163,20 @@ def bootstrap(values: np.ndarray) -> Estimate:
         return Estimate(value, low, high)
     half_width = float(student.ppf(1 - ALPHA / 2, n_seeds - 1)) * values.mean(1).std(ddof=1) / math.sqrt(n_seeds)
     return Estimate(value, value - math.hypot(value - low, half_width), value + math.hypot(high - value, half_width))
+
+
+def normal_interval(values: np.ndarray) -> Estimate:
+    """Return the mean of ``values`` [seeds, images] with its confidence interval, as ``bootstrap`` does.
+
+    Here the half-width over images is that of a normal distribution. It suits values of which most are distinct.
+    """
+    n_seeds, n_images = values.shape
+    value = float(values.mean())
+    half_width = float(ndtri(1 - ALPHA / 2)) * values.mean(0).std() / math.sqrt(n_images)
+    if n_seeds > 1:
+        quantile = float(student.ppf(1 - ALPHA / 2, n_seeds - 1))
+        half_width = math.hypot(half_width, quantile * values.mean(1).std(ddof=1) / math.sqrt(n_seeds))
+    return Estimate(value, value - half_width, value + half_width)
 
 
 def p_values(values: np.ndarray) -> np.ndarray:

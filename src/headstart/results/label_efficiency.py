@@ -1,15 +1,23 @@
 """Label efficiency: learning curves over label budgets, labels needed and labels saved, and their tables."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from headstart.params import Configuration
-from headstart.results import evaluation, label_savings
+from headstart.results import comparison, evaluation, label_savings
+from headstart.results.comparison import Estimate
 from headstart.results.label_savings import LabelsNeeded, LearningCurve
 
-PROBES = {True: "probe of pretrained features", False: "probe of random features"}  # by whether they are pretrained
+PROBES = {
+    "pretrained": "probe of pretrained features",
+    "random": "probe of random features",
+    "pixels": "probe of pixels",
+}
 
 Table = list[list[Any]]
 
@@ -31,6 +39,16 @@ class LabelSavings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GainByBudget:
+    """The gain in accuracy of one configuration or probe over another, on the same seeds and test images."""
+
+    name: str
+    baseline: str
+    gains: Mapping[int, Estimate]  # by label budget
+    mean: Estimate | None  # over the logarithm of the label budgets: the area between the curves; None for one budget
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelEfficiency:
     """Results of a study with several label budgets."""
 
@@ -39,13 +57,16 @@ class LabelEfficiency:
     pretraining_savings: LabelSavings | None  # reference: from scratch; None if no configuration is
     feature_savings: LabelSavings | None  # pretrained features, reference: random features; None without probes
     power_laws: Mapping[str, Sequence[float]]  # labels needed as in ``pretraining_savings``, by fitted power laws
+    gains: Sequence[GainByBudget]
+    # Label budgets with which the probe of pixels is better than all configurations and probes with pretrained weights.
+    pixels_win: Sequence[int]
 
 
 def analyze(
     configurations: Mapping[str, Configuration],
     *,
     curves: Mapping[str, LearningCurve],
-    probes: Mapping[bool, LearningCurve],
+    probes: Mapping[str, LearningCurve],
     validation: Mapping[str, Sequence[float]],
     stopped_early: Mapping[str, Sequence[int]],
     from_scratch: Collection[str],
@@ -54,7 +75,7 @@ def analyze(
 
     Args:
         curves: of all configurations, or of none.
-        probes: of linear probes, by whether the features are pretrained.
+        probes: of linear probes, by the key of ``PROBES``.
         validation: accuracies of ``curves``, by which the reference and the headline configuration are chosen. Chosen
             by test images, they would look better on them than they are.
         stopped_early: as in ``LabelEfficiency``.
@@ -70,7 +91,7 @@ def analyze(
         reference = max(references, key=lambda name: validation[name][-1])
         index = _headline_index(curves[reference])
         compared = {name: curves[name] for name in pretrained}
-        compared |= {PROBES[True]: probes[True]} if True in probes else {}
+        compared |= {PROBES["pretrained"]: probes["pretrained"]} if "pretrained" in probes else {}
         pretraining_savings = LabelSavings(
             reference=reference,
             curve=curves[reference],
@@ -81,21 +102,51 @@ def analyze(
         power_laws = {
             name: label_savings.needed_by_power_laws(curves[reference], curve) for name, curve in compared.items()
         }
-    if len(probes) == len(PROBES):
+    if {"pretrained", "random"} <= probes.keys():
         feature_savings = LabelSavings(
-            reference=PROBES[False],
-            curve=probes[False],
-            needed=label_savings.labels_needed(probes[False], {PROBES[True]: probes[True]}),
-            headline=PROBES[True],
-            headline_index=_headline_index(probes[True]),
+            reference=PROBES["random"],
+            curve=probes["random"],
+            needed=label_savings.labels_needed(probes["random"], {PROBES["pretrained"]: probes["pretrained"]}),
+            headline=PROBES["pretrained"],
+            headline_index=_headline_index(probes["pretrained"]),
         )
+    all_curves = {**curves, **{PROBES[key]: curve for key, curve in probes.items()}}
+    pairs = [(savings.headline, savings.reference) for savings in (pretraining_savings, feature_savings) if savings]
+    pairs += [(name, PROBES["pixels"]) for name in dict.fromkeys(itertools.chain(*pairs)) if "pixels" in probes]
     return LabelEfficiency(
-        curves={**curves, **{PROBES[is_pretrained]: curve for is_pretrained, curve in probes.items()}},
+        curves=all_curves,
         stopped_early=stopped_early,
         pretraining_savings=pretraining_savings,
         feature_savings=feature_savings,
         power_laws=power_laws,
+        gains=[_gain_by_budget(name, baseline, all_curves) for name, baseline in pairs],
+        pixels_win=_pixels_win(all_curves, [*pretrained, PROBES["pretrained"]]) if "pixels" in probes else [],
     )
+
+
+def _gain_by_budget(name: str, baseline: str, curves: Mapping[str, LearningCurve]) -> GainByBudget:
+    """Return the gain of ``name`` over ``baseline`` at the label budgets that both have."""
+    first, second = (dict(zip(curves[key].budgets, curves[key].correct, strict=True)) for key in (name, baseline))
+    budgets = [n for n in first if n in second]
+    differences = np.array([first[n].astype(float) - second[n] for n in budgets])  # [budgets, seeds, images]
+    gains = {n: comparison.bootstrap(difference) for n, difference in zip(budgets, differences, strict=True)}
+    if len(budgets) == 1:
+        return GainByBudget(name=name, baseline=baseline, gains=gains, mean=None)
+    x = np.log(budgets)
+    means = np.trapezoid(differences, x, axis=0) / (x[-1] - x[0])
+    return GainByBudget(name=name, baseline=baseline, gains=gains, mean=comparison.normal_interval(means))
+
+
+def _pixels_win(curves: Mapping[str, LearningCurve], pretrained: Sequence[str]) -> list[int]:
+    """Return the label budgets with which the probe of pixels is better than all of ``pretrained``, in the mean."""
+    accuracies: dict[int, list[float]] = {}
+    for name in pretrained:
+        for n, accuracy in zip(curves[name].budgets, curves[name].accuracy, strict=True) if name in curves else ():
+            accuracies.setdefault(n, []).append(accuracy)
+    pixels = curves[PROBES["pixels"]]
+    return [
+        n for n, accuracy in zip(pixels.budgets, pixels.accuracy, strict=True) if accuracy > max(accuracies.get(n, [1]))
+    ]
 
 
 def _headline_index(curve: LearningCurve) -> int:
@@ -192,6 +243,15 @@ def savings_rows(efficiency: LabelEfficiency, savings: LabelSavings, name: str) 
             row[f"{key}_interval"] = format_interval(needed, savings.range, change, digits)
         rows.append(row)
     return rows
+
+
+def gain_rows(efficiency: LabelEfficiency) -> Table:
+    """Return the gains of ``efficiency.gains``: one row each, one column per label budget, None where it has none."""
+    budgets = sorted({n for gain in efficiency.gains for n in gain.gains})
+    return [
+        ["gain of", *(f"{n:,} labels" for n in budgets), "mean"],
+        *([f"{gain.name} over {gain.baseline}", *map(gain.gains.get, budgets), gain.mean] for gain in efficiency.gains),
+    ]
 
 
 def curves_table(efficiency: LabelEfficiency | None, seeds: Sequence[int]) -> Table:
