@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study pictures cluster backends test lint table results change record lock-gate docs reliability \
+.PHONY: help setup study select pictures cluster backends test lint table results change record lock-gate docs reliability \
   machines benchmark lock clean
 
 help:  ## List these commands
@@ -35,9 +35,13 @@ study: setup  ## Run the pipeline (dvc repro) for the study selected in params.y
 	dvc repro
 	@python -m scripts.table
 
+STUDY :=
 FOLDER :=
 NAME :=
 SKIP :=
+
+select: setup  ## Select a study, with the configurations of its record: make select STUDY=labels
+	@python -m scripts.select_study $(STUDY)
 
 pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowers [NAME=…] [SKIP=1 to skip unusable files]
 	@$(REQUIRE_GIT)
@@ -88,7 +92,6 @@ HEAD := HEAD
 change: setup  ## Print a Markdown report that compares the results of HEAD with those of BASE: make change BASE=main
 	@python -m scripts.change $(BASE) $(HEAD) $(if $(FIGURES_URL),--figures-url $(FIGURES_URL))
 
-STUDY :=
 OPTIONS :=
 
 record: setup  ## Write metrics/<study>/record.json (provenance of the results): make record STUDY=full

@@ -2,8 +2,9 @@
 
 For the study that params.yaml selects, `dvc repro` must have nothing to do, and dvc.lock must not contain stages that
 dvc.yaml does not define. For every study with committed results, the record must be valid: params.yaml has the same
-settings for the study and for the configurations in the record, and the files have the hashes in the record. Other
-configurations in params.yaml do not matter. The check needs neither the data nor DVC's cache.
+settings for the study and for the configurations in the record, and the files have the hashes in the record.
+Configurations that only params.yaml or only the record has do not matter: the record describes its own, and
+`make select STUDY=…` restores them. The check needs neither the data nor DVC's cache.
 """
 
 import dataclasses
@@ -46,15 +47,21 @@ def check_record(study: str, settings: Params) -> None:
     if not path.is_file():
         raise UserError(f"missing record: {path}. To create it, {remedy}.")
     content = files.read_json(path)
-    recorded = _flatten({f"studies.{study}": content["settings"], "configurations": content["configurations"]})
     selected_study = dataclasses.asdict(settings.studies[study])
     selected_study["weights"] = record.weights_name(selected_study["weights"])
-    configurations = {
-        name: dataclasses.asdict(configuration)
-        for name, configuration in settings.configurations.items()
-        if name in content["configurations"]
-    }
-    current = _flatten({f"studies.{study}": selected_study, "configurations": configurations})
+    names = settings.configurations.keys() & content["configurations"].keys()
+    recorded = _flatten(
+        {
+            f"studies.{study}": content["settings"],
+            "configurations": {name: content["configurations"][name] for name in names},
+        }
+    )
+    current = _flatten(
+        {
+            f"studies.{study}": selected_study,
+            "configurations": {name: settings.configurations[name].settings for name in names},
+        }
+    )
     for key in recorded | current:
         if recorded.get(key) != current.get(key):
             raise UserError(f"{key} differs from the record of the study {study}. Restore it in params.yaml, or "

@@ -72,9 +72,7 @@ def build_record(settings: Params) -> dict[str, Any]:
     study = dataclasses.asdict(settings.selected_study)
     return {
         "settings": {**study, "weights": weights_name(study["weights"])},
-        "configurations": {
-            name: dataclasses.asdict(configuration) for name, configuration in settings.configurations.items()
-        },
+        "configurations": {name: configuration.settings for name, configuration in settings.configurations.items()},
         "weights": _weights(settings, runs),
         "commit": sorted({run["commit"] for run in runs.values()}),
         **{key: sorted({run[key] for run in device_runs if key in run}) for key in ENVIRONMENT},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart import params
 from headstart.console import UserError
 from headstart.params import Configuration
 from headstart.results import comparison, evaluation
@@ -86,7 +87,7 @@ def stack_seeds(correct: dict[str, dict[int, np.ndarray]]) -> dict[str, np.ndarr
 
 def configurations(record: dict[str, Any]) -> dict[str, Configuration]:
     """Return the configurations that a record contains."""
-    return {name: Configuration(**values) for name, values in record["configurations"].items()}
+    return {name: params.validate(values, Configuration, {}, name) for name, values in record["configurations"].items()}
 
 
 def compare_results(after: Results, before: Results) -> dict[str, PairedComparison]:

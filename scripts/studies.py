@@ -56,7 +56,7 @@ def main(*arguments: str) -> None:
 
 def _current(study: str, settings: Params) -> dict[str, Any]:
     """Return the settings in params.yaml, for a study without a record."""
-    configurations = {name: dataclasses.asdict(value) for name, value in settings.configurations.items()}
+    configurations = {name: value.settings for name, value in settings.configurations.items()}
     return {"settings": dataclasses.asdict(settings.studies[study]), "configurations": configurations}
 
 
