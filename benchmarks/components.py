@@ -39,7 +39,7 @@ from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
 from headstart.training.cuda_graphs import GraphedStep, Step
 from headstart.training.inference import BatchedInference
-from headstart.training.loop import make_optimizer
+from headstart.training.optimizers import make_optimizer
 from headstart.training.pooling import use_deterministic
 
 ROUNDS = 15

@@ -23,7 +23,8 @@ from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration, Params, Study
 from headstart.training.compute import Compute
 from headstart.training.inference import extract_features
-from headstart.training.loop import image_order, make_optimizer
+from headstart.training.loop import image_order
+from headstart.training.optimizers import make_optimizer
 
 
 @dataclass(frozen=True)

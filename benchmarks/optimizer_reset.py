@@ -19,7 +19,8 @@ from headstart.data import splits
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration
 from headstart.training import compute
-from headstart.training.loop import image_order, make_optimizer
+from headstart.training.loop import image_order
+from headstart.training.optimizers import make_optimizer
 from scripts import argument_parser
 from stages.paths import features_file, initial_file, prepared_file
 

@@ -54,9 +54,7 @@ def workspace(settings: params.Params) -> Iterator[None]:
     if not raw.is_dir():
         raise UserError("data/raw is missing: run `dvc repro download`")
     content = dataclasses.asdict(settings)
-    for configuration in content["configurations"].values():
-        for key in [key for key, value in configuration.items() if value is None]:
-            del configuration[key]
+    content["configurations"] = {name: value.settings for name, value in settings.configurations.items()}
     for study in content["studies"].values():  # a relative path would be invalid in the temporary folder
         if Path(study["weights"]).exists():
             study["weights"] = str(Path(study["weights"]).resolve())

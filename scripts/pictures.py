@@ -118,6 +118,7 @@ def suggest_settings(dataset: Dataset) -> dict[str, Any]:
         "image_size": max(affordable, default=min(IMAGE_SIZES)),
         "training_images": n_training,
         "validation_images": n_validation,
+        "pool_images": None,
         "test_images": None,
         "batch_size": batch_size,
         "n_epochs": min(MAX_EPOCHS, max(2, -(-MIN_STEPS * batch_size // n_training))),

@@ -15,12 +15,12 @@ from headstart.data import registry, splits
 from headstart.network import models, splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration
-from headstart.results import comparison, content, epochs, evaluation, examples, feature_maps, label_efficiency
+from headstart.results import comparison, content, epochs, evaluation, examples, feature_maps, label_efficiency, recipes
 from headstart.results.content import Details, ReportData, Row
 from headstart.results.epochs import Epoch
 from headstart.results.label_efficiency import LabelEfficiency
 from headstart.results.label_savings import LearningCurve
-from stages.paths import model_file, predictions_file, prepared_file, probes_file, training_file
+from stages.paths import PROBE_INPUTS, model_file, predictions_file, prepared_file, probes_file, training_file
 
 PUBLISHED = "docs/published.csv"
 
@@ -74,8 +74,17 @@ def collect(settings: params.Params) -> ReportData:
         },
         from_scratch=from_scratch,
         label_efficiency=_label_efficiency(settings, configurations, predictions, labels, from_scratch),
+        augmented_images=_augmented_images(settings),
         majority=(classes[majority], majority_accuracy),
     )
+
+
+def _augmented_images(settings: params.Params) -> dict[str, np.ndarray]:
+    """Return training images with the augmentations of the configurations; empty without augmentation."""
+    if all(configuration.augmentation == "none" for configuration in settings.configurations.values()):
+        return {}
+    images = splits.read_split(prepared_file(settings), "training").images
+    return recipes.augmented_images(settings.configurations, images, settings.selected_study.seeds[0])
 
 
 def _normalize_layers(settings: params.Params, network: nn.Module) -> tuple[dict[str, Configuration], list[str]]:
@@ -111,9 +120,9 @@ def _label_efficiency(
     """Analyze the trainings and the probes at all label budgets."""
     study = settings.selected_study
     probes = {}
-    for pretrained in (True, False) if study.probe_budgets else ():
-        predicted = files.read_arrays(probes_file(settings, pretrained), "predictions").arrays["predictions"]
-        probes[pretrained] = LearningCurve(study.all_probe_budgets, predicted == labels)
+    for inputs in PROBE_INPUTS if study.probe_budgets else ():
+        predicted = files.read_arrays(probes_file(settings, inputs), "predictions").arrays["predictions"]
+        probes[inputs] = LearningCurve(study.all_probe_budgets, predicted == labels)
     curves: dict[str, LearningCurve] = {}
     validation: dict[str, list[float]] = {}
     stopped_early: dict[str, list[int]] = {}

@@ -15,9 +15,10 @@ def main(study_name: str = "") -> None:
     dataset = registry.load(
         study.dataset, RAW, PICTURES, image_size=study.image_size, skip_unusable=study.skip_unusable_images
     )
+    training_images, validation_images = study.stored_sizes
     splits.write_splits(
-        prepared_file(settings), dataset, training_images=study.training_images,
-        validation_images=study.validation_images, test_images=study.test_images, seed=study.split_seed,
+        prepared_file(settings), dataset, training_images=training_images, validation_images=validation_images,
+        test_images=study.test_images, seed=study.split_seed,
     )  # fmt: skip
     run.finish()
 

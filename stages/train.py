@@ -37,7 +37,8 @@ def train(name: str, run: Run, compute: Compute) -> Iterator[Outcome]:
     """Train with each seed, first on all labels and then on each label budget; yield the outcomes."""
     settings, configuration, study = run.settings, run.settings.configuration(name), run.settings.selected_study
     prepared = paths.prepared_file(settings)
-    subsets = label_subsets(prepared, study, study.label_budgets)
+    budgets = (study.full_budget, *study.label_budgets)
+    subsets = label_subsets(prepared, study, budgets if study.pool_images else study.label_budgets)
     # With pretrained weights all seeds share their features, so the inputs of the head are loaded once.
     for features, seeds in groupby(study.seeds, partial(paths.features_file, settings, configuration.pretrained)):
         data: loading.TrainingData | None = None
@@ -48,18 +49,19 @@ def train(name: str, run: Run, compute: Compute) -> Iterator[Outcome]:
             initial = SavedModel.read(inputs.initial)
             loading.require_unchanged_weights(study.weights, initial)
             network, backbone, head, first_layer = loading.split_for_training(configuration, study, initial)
-            untrained = copy.deepcopy(head) if subsets else head
+            untrained = copy.deepcopy(head) if study.label_budgets else head
             data = data or loading.TrainingData(configuration, study, initial, backbone, inputs, compute)
-            for budget in (study.full_budget, *study.label_budgets):
+            for budget in budgets:
                 is_full = budget == study.full_budget
                 training = Training(
                     name=f"{name}, seed {seed}" + ("" if is_full else f", {budget:,} labels"),
                     budget=budget,
                     head=head if is_full else copy.deepcopy(untrained),
-                    data=data if is_full else loading.DataSubset(data, subsets[seed, budget]),
+                    data=loading.DataSubset(data, subsets[seed, budget]) if (seed, budget) in subsets else data,
                     configuration=configuration,
                     study=study,
                     seed=seed,
+                    n_classes=len(initial.classes),
                     checkpoint=_checkpoint(name, run, compute, inputs, seed, budget),
                 )
                 result = training.train_and_predict(compute)
@@ -71,7 +73,7 @@ def _checkpoint(name: str, run: Run, compute: Compute, inputs: loading.InputFile
     """Return the checkpoint of a training, with a fingerprint of everything that the training depends on."""
     settings, (seed, budget) = run.settings, key
     study = {**asdict(settings.selected_study), "seeds": [seed], "label_budgets": [budget], "probe_budgets": []}
-    content = [asdict(settings.configuration(name)), study, compute.reproducible_on()]
+    content = [settings.configuration(name).settings, study, compute.reproducible_on()]
     return Checkpoint(paths.checkpoint_file(settings, name, seed, budget), fingerprint(content, [*inputs, *run.code]))
 
 

@@ -10,7 +10,8 @@ import torch
 from headstart import params
 from headstart.data import fashion_mnist
 from headstart.training.compute import Compute, configure
-from headstart.training.loop import EpochMetrics, fit, make_optimizer
+from headstart.training.loop import EpochMetrics, fit
+from headstart.training.optimizers import make_optimizer
 
 ROOT = Path(__file__).parent.parent
 DOWNLOADS = ROOT / "data/downloads"
@@ -45,6 +46,25 @@ def _tensors(split: str, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
 def compute() -> Compute:
     """The CPU, as every stage sets it up."""
     return configure("cpu")
+
+
+@pytest.fixture
+def double():
+    """Compute in float64: then rounding is no excuse, and the two ways agree to the last few digits or differ."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def usable_optimizers() -> list[str]:
+    names = []
+    for name in params._optimizers():
+        try:
+            params.option_names(name)
+        except ValueError:
+            continue
+        names.append(name)
+    return names
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -1,5 +1,8 @@
 import copy
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -11,7 +14,11 @@ from headstart.params import Configuration
 from headstart.training import compute as computing
 from headstart.training.checkpoints import Checkpoint, fingerprint
 from headstart.training.inputs import CachedInputs, Examples, cache_or_recompute
-from headstart.training.loop import EpochMetrics, fit, make_optimizer
+from headstart.training.loop import EpochMetrics, fit
+from headstart.training.optimizers import make_optimizer
+from headstart.training.schedules import learning_rate
+
+from .conftest import usable_optimizers
 
 ADAM = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.01)
 SGD = Configuration(pretrained=True, finetuning=True, optimizer="SGD", lr=0.01, momentum=0.9, weight_decay=0.1)
@@ -38,22 +45,29 @@ def examples(compute) -> Examples:
     return Examples(CachedInputs.from_tensor(maps, compute), torch.randint(0, 10, (50,), generator=generator))
 
 
-def run(head, optimizer, examples, compute, done: int) -> list[EpochMetrics]:
-    epochs = range(done + 1, EPOCHS + 1)
-    records = fit(head, optimizer, examples, examples, epochs=epochs, batch_size=16, seed=3, compute=compute)
-    return [dataclasses.replace(record, seconds=0.0) for record in records]
+def run(head, optimizer, examples, compute, configuration, done: int) -> Iterator[EpochMetrics]:
+    """Train with a cosine schedule, which is 16 steps long: 4 epochs of 4 batches."""
+    rates = partial(learning_rate, dataclasses.replace(configuration, schedule="cosine"), n_steps=16)
+    for epoch in fit(head, optimizer, examples, examples, epochs=range(done + 1, EPOCHS + 1), batch_size=16, seed=3,
+                     compute=compute, learning_rate=rates):  # fmt: skip
+        yield dataclasses.replace(epoch, seconds=0.0)
 
 
-@pytest.mark.parametrize("configuration", [ADAM, SGD], ids=["adam", "sgd"])
-@pytest.mark.parametrize("killed_after", [1, 3, 4])
+OTHERS = [dataclasses.replace(ADAM, optimizer=name) for name in usable_optimizers() if name not in ("Adam", "SGD")]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "killed_after"),
+    [*product((ADAM, SGD), (1, 3, 4)), *((configuration, 2) for configuration in OTHERS)],
+    ids=lambda value: value.optimizer if isinstance(value, Configuration) else str(value),
+)
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples, compute, configuration, killed_after):
     head = network()
     optimizer = make_optimizer(configuration, head, compute)
     checkpoint = Checkpoint(tmp_path / "folder" / "x.safetensors", "fingerprint")
     expected = []
-    for epoch in fit(head, optimizer, examples, examples, epochs=range(1, EPOCHS + 1), batch_size=16, seed=3,
-                     compute=compute):  # fmt: skip
-        expected.append(dataclasses.replace(epoch, seconds=0.0))
+    for epoch in run(head, optimizer, examples, compute, configuration, 0):
+        expected.append(epoch)
         if epoch.epoch == killed_after:
             checkpoint.save(head, optimizer, expected, {})
 
@@ -64,7 +78,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, examples
     optimizer = make_optimizer(configuration, other, compute)
     done, _ = checkpoint.restore(other, optimizer)
     assert done == expected[:killed_after]
-    assert done + run(other, optimizer, examples, compute, len(done)) == expected
+    assert [*done, *run(other, optimizer, examples, compute, configuration, len(done))] == expected
     for name, tensor in head.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
 

@@ -29,7 +29,7 @@ from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
 from headstart.training.inference import extract_features
 from headstart.training.inputs import CachedInputs, Examples, cache_or_recompute, predict
-from headstart.training.loop import make_optimizer
+from headstart.training.optimizers import make_optimizer
 from headstart.training.pooling import use_deterministic
 
 from .conftest import ROOT, trained

@@ -8,7 +8,7 @@ from torch import nn
 from headstart.params import Configuration
 from headstart.training.cuda_graphs import GraphedStep, preserve_training_state
 from headstart.training.inputs import CachedInputs, Examples
-from headstart.training.loop import make_optimizer
+from headstart.training.optimizers import make_optimizer
 
 from .conftest import trained
 

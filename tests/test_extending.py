@@ -1,16 +1,22 @@
-"""A new metric, dataset, stage or figure table is one entry of its registry, as CONTRIBUTING.md says."""
+"""A new metric, dataset, stage, schedule or augmentation is one entry of its registry, as CONTRIBUTING.md says."""
 
+import dataclasses
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 import torchvision.datasets
 import yaml
 from PIL import Image
+from torchvision.transforms import v2
 
+from headstart import params
 from headstart.data import registry, torchvision_sets
 from headstart.data.torchvision_sets import DatasetSpec
 from headstart.results import evaluation
+from headstart.training import augmentation, schedules
 from pipeline.dvc_yaml import stages
 
 from .conftest import ROOT
@@ -51,6 +57,24 @@ def test_a_dataset_of_torchvision_is_an_entry_of_sets(tmp_path, monkeypatch):
     assert images[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 128, 0]]
 
 
+def test_a_schedule_and_an_augmentation_are_entries_of_their_registries(monkeypatch):
+    """params.py also has their names; a test below compares the two."""
+    monkeypatch.setitem(schedules.SCHEDULES, "halves", lambda step, n_steps: 0.5 ** (4 * step // n_steps))
+    configuration = dataclasses.replace(params.read(ROOT / "params.yaml").configurations["random-frozen-adam"], lr=1.0)
+    vars(configuration)["schedule"] = "halves"
+    rates = [schedules.learning_rate(configuration, step, n_steps=8) for step in range(8)]
+    assert rates == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    monkeypatch.setitem(augmentation.AUGMENTATIONS, "upside-down", lambda side: v2.RandomVerticalFlip(p=1))
+    images = torch.arange(2 * 9, dtype=torch.uint8).view(2, 3, 3)
+    flipped = augmentation.augment("upside-down", images, range(2), seed=0, number=1)
+    assert torch.equal(flipped, images.flip(1))
+
+
+def test_params_has_the_names_of_both_registries():
+    assert set(get_args(params.Schedule)) == set(schedules.SCHEDULES)
+    assert set(get_args(params.Augmentation)) == {"none", *augmentation.AUGMENTATIONS}
+
+
 @pytest.mark.parametrize("each", [False, True])
 def test_a_stage_is_a_section_of_dvc_yaml(tmp_path, monkeypatch, each):
     monkeypatch.chdir(tmp_path)
@@ -63,8 +87,8 @@ def test_a_stage_is_a_section_of_dvc_yaml(tmp_path, monkeypatch, each):
     }
     document["stages"]["toy"] = {"foreach": {"a": {}}, "do": toy} if each else toy
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    names = [stage.name for stage in stages(params)]
-    [stage] = [stage for stage in stages(params) if stage.module == "stages.toy"]
+    document_of_params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    names = [stage.name for stage in stages(document_of_params)]
+    [stage] = [stage for stage in stages(document_of_params) if stage.module == "stages.toy"]
     assert (stage.name, stage.arguments, stage.outs) == ("toy@a" if each else "toy", ("quick",), ("toy/quick",))
     assert names.index(stage.name) > max(i for i, name in enumerate(names) if name.startswith("train@"))

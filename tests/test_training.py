@@ -41,14 +41,6 @@ def plain_optimizer(head: nn.Module, configuration: Configuration) -> torch.opti
     return torch.optim.SGD(head.parameters(), lr=0.001, momentum=0.9, weight_decay=0.1)
 
 
-@pytest.fixture
-def double():
-    """Compute in float64: then rounding is no excuse, and the two ways agree to the last few digits or differ."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     ("name", "layer", "configuration", "reuse"),

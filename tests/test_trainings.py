@@ -1,7 +1,9 @@
 """A training that resumes from a checkpoint ends like an uninterrupted one."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def training(tmp_path, monkeypatch, compute) -> Callable[[str | None], Training]:
+def training(tmp_path, monkeypatch, compute) -> Callable[..., Training]:
     """Return a function that makes the same training each time, of a network with dropout."""
     study = params.Study(**{**vars(params.read(ROOT / "params.yaml").studies["quick"]), **STUDY})
     torch.manual_seed(1)
@@ -41,8 +43,10 @@ def training(tmp_path, monkeypatch, compute) -> Callable[[str | None], Training]
     images, labels = torch.randint(0, 255, (40, 64, 64), dtype=torch.uint8), torch.arange(40) % 3
     monkeypatch.setattr(trainings, "CHECKPOINT_COST_RATIO", -1)  # a checkpoint after each epoch
 
-    def make(layer: str | None) -> Training:
-        configuration = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001, finetune_from=layer)
+    def make(layer: str | None, **recipe: Any) -> Training:
+        configuration = Configuration(
+            pretrained=True, finetuning=True, optimizer="Adam", lr=0.001, finetune_from=layer, **recipe
+        )
         _, backbone, head, _ = loading.split_for_training(configuration, study, initial)
         with torch.no_grad():
             features = backbone.eval()(initial.preprocess(images))
@@ -53,11 +57,16 @@ def training(tmp_path, monkeypatch, compute) -> Callable[[str | None], Training]
 
         monkeypatch.setattr(loading.TrainingData, "_read", examples)
         monkeypatch.setattr(loading.TrainingData, "_compute", examples)
+        monkeypatch.setattr(
+            loading.splits,
+            "read_split",
+            lambda path, split: (images[SPLITS[split]].numpy(), labels[SPLITS[split]].numpy(), ("a", "b", "c")),
+        )
         paths = loading.InputFiles(Path(), Path(), Path())
         data = loading.TrainingData(configuration, study, initial, backbone, paths, compute)
         checkpoint = Checkpoint(tmp_path / f"{layer}.safetensors", "fingerprint")
         return Training(name="t", budget=40, head=head, data=data, configuration=configuration, study=study, seed=0,
-                        checkpoint=checkpoint)  # fmt: skip
+                        n_classes=3, checkpoint=checkpoint)  # fmt: skip
 
     return make
 
@@ -66,11 +75,21 @@ def metrics(epochs: list[EpochMetrics]) -> list[tuple[float | None, ...]]:
     return [(epoch.train_loss, epoch.train_accuracy, epoch.validation_loss) for epoch in epochs]
 
 
-@pytest.mark.parametrize("layer", [None, "features.8"])
-def test_a_resumed_training_draws_the_same_random_numbers(training, monkeypatch, compute, layer):
+@pytest.mark.parametrize(
+    ("layer", "recipe"),
+    [
+        (None, {}),
+        ("features.8", {}),
+        (None, {"augmentation": "crop-flip", "schedule": "cosine", "warmup_epochs": 1}),
+        (None, {"augmentation": "trivial", "schedule": "one-cycle", "class_weights": "balanced"}),
+    ],
+)
+def test_a_resumed_training_ends_with_the_same_weights(training, monkeypatch, compute, layer, recipe):
     """If a configuration has a layer and the study has auto, loading the inputs builds a network, which draws some."""
-    expected = metrics(training(layer).run(compute))
-    Checkpoint(training(layer).checkpoint.path, "").path.unlink()
+    make = partial(training, layer, **recipe)
+    uninterrupted = make()
+    expected = metrics(uninterrupted.run(compute))
+    uninterrupted.checkpoint.path.unlink()
     save, saved = Checkpoint.save, []
 
     def save_and_die(self, *arguments) -> None:
@@ -82,6 +101,9 @@ def test_a_resumed_training_draws_the_same_random_numbers(training, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_die)
         with pytest.raises(Killed):
-            training(layer).run(compute)
+            make().run(compute)
     torch.manual_seed(99)  # as in another process
-    assert metrics(training(layer).run(compute)) == expected
+    resumed = make()
+    assert metrics(resumed.run(compute)) == expected
+    weights = resumed.head.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in uninterrupted.head.state_dict().items())

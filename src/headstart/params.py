@@ -1,14 +1,25 @@
 """Read ``params.yaml`` into frozen dataclasses; every value is validated, and every error names its key."""
 
 import difflib
+import inspect
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
@@ -19,6 +30,9 @@ from headstart.console import UserError, run_cli
 SMALLEST_IMAGE = 32  # pixels: the networks halve an image five times
 MAX_FILE_SIZE = 1_000_000  # bytes: a handwritten file is a thousand times smaller
 STRICT_CONFIG = ConfigDict(extra="forbid")
+SGD_OPTIONS = ("momentum", "weight_decay")
+# Arguments of PyTorch's optimizers that are not settings of a training: `training.optimizers` sets them.
+NOT_OPTIONS = {"params", "lr", "foreach", "fused", "capturable", "differentiable", "maximize"}
 NAME_RULE = "use letters, digits, - and _, and start with a letter or a digit"
 # Old key to new key, of params.yaml and cluster.yaml.
 RENAMED = {
@@ -32,6 +46,7 @@ RENAMED = {
     "attempts": "max_attempts",
     "minutes": "time_limit_minutes",
 }
+NEW_KEYS = {"pool_images": "null"}  # keys that older files lack, with the value of earlier versions
 
 T = TypeVar("T")
 _SHORT_REPR = reprlib.Repr()  # a few aliases in YAML can make a value of any size
@@ -41,7 +56,9 @@ _UNKNOWN_KEY = ("unexpected_keyword_argument", "invalid_key")  # pydantic's type
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Optimizer = Literal["Adam", "SGD"]
+Schedule = Literal["constant", "cosine", "one-cycle"]
+ClassWeights = Literal["none", "balanced"]
+Augmentation = Literal["none", "crop-flip", "trivial"]
 # Names occur in paths, in commands and in the names of DVC's parameters, in which a dot separates sections.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -60,6 +77,9 @@ class Study:
     image_size: Annotated[StrictInt, Field(ge=SMALLEST_IMAGE)]  # side of the network's input in pixels
     training_images: PositiveInt  # number of training images
     validation_images: NonNegativeInt  # number of validation images
+    # Number of labeled images from which each seed draws its own training and validation images; null: all seeds share
+    # the same ones.
+    pool_images: PositiveInt | None
     test_images: PositiveInt | None  # number of test images, for quick trials; null: all of them
     batch_size: PositiveInt  # images per optimizer step
     n_epochs: PositiveInt  # number of epochs; with patience the maximum number
@@ -79,6 +99,9 @@ class Study:
             raise ValueError(
                 "patience: Early stopping needs validation images. Increase validation_images, or set patience to null."
             )
+        if self.pool_images is not None and self.pool_images < self.full_budget:
+            raise ValueError(f"pool_images: Input should be at least {self.full_budget:,} (training_images + "
+                             f"validation_images), or null (got {self.pool_images})")  # fmt: skip
         for key in ("label_budgets", "probe_budgets"):
             self._check_budgets(key, getattr(self, key))
 
@@ -99,6 +122,11 @@ class Study:
         return self.training_images + self.validation_images
 
     @property
+    def stored_sizes(self) -> tuple[int, int]:
+        """Return the numbers of training and validation images that the stage `prepare` stores."""
+        return self.train_val_sizes(self.pool_images or self.full_budget)
+
+    @property
     def all_probe_budgets(self) -> tuple[int, ...]:
         """Return the label budgets of the linear probes, the full budget last; empty without probes."""
         return (*self.probe_budgets, self.full_budget) if self.probe_budgets else ()
@@ -111,25 +139,130 @@ class Study:
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
 class Configuration:
-    """Settings of one configuration: initialization, trained layers and optimizer."""
+    """Settings of one configuration: initialization, trained layers and training recipe."""
 
     pretrained: StrictBool  # true: pretrained weights; false: random initialization
     finetuning: StrictBool  # true: train all layers from finetune_from on; false: the classifier alone
-    optimizer: Optimizer
-    lr: Annotated[Number, Field(gt=0)]  # learning rate
+    optimizer: StrictStr  # the name of an optimizer of torch.optim
+    lr: Annotated[Number, Field(gt=0)]  # learning rate; with a schedule its largest value
     finetune_from: StrictStr | None = None  # overrides finetune_from of the study
-    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None  # SGD only
-    weight_decay: Annotated[Number, Field(ge=0)] | None = None  # SGD only
+    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None  # SGD requires it
+    weight_decay: Annotated[Number, Field(ge=0)] | None = None  # SGD requires it
+    schedule: Schedule = "constant"  # of the learning rate over the steps of a training
+    warmup_epochs: NonNegativeInt = 0  # epochs in which the learning rate increases linearly to lr
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # of the training loss
+    class_weights: ClassWeights = "none"  # of the training loss; balanced: inverse to the number of training images
+    augmentation: Augmentation = "none"  # of training images, new in each pass
+    # Other options of the optimizer by their PyTorch names. In params.yaml they are keys of the configuration.
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_options(cls, data: Any) -> Any:
+        """Move keys of params.yaml that are options of the optimizer to ``options``."""
+        known = [field.name for field in fields(cls) if field.name != "options"]
+        if not isinstance(data, Mapping) or not {"pretrained", "finetuning", "optimizer", "lr"} <= data.keys():
+            return data
+        extra = {key: _freeze(value) for key, value in data.items() if key not in known}
+        if not extra:
+            return data
+        options = [name for name in option_names(data["optimizer"]) if name not in known]
+        for key, value in extra.items():
+            if key not in options:
+                message = f"Not an option of {data['optimizer']}. {_suggest(str(key), [*known, *options])}"
+                raise ValueError(f"{key}: {message} (got {_SHORT_REPR.repr(value)})")
+        return {key: value for key, value in data.items() if key in known} | {"options": tuple(extra.items())}
 
     def __post_init__(self) -> None:
         if self.finetune_from is not None and not self.finetuning:
             raise ValueError(f"finetune_from: Not used if finetuning is false. Remove it (got {self.finetune_from!r})")
-        for key in ("momentum", "weight_decay"):
-            value = getattr(self, key)
-            if self.optimizer == "Adam" and value is not None:
-                raise ValueError(f"{key}: Not used with Adam here. Remove it (got {value})")
-            if self.optimizer == "SGD" and value is None:
-                raise ValueError(f"{key}: SGD requires it. Add it to the configuration.")
+        if self.warmup_epochs and self.schedule == "one-cycle":
+            raise ValueError(f"warmup_epochs: The one-cycle schedule has its own warm-up. Remove it "
+                             f"(got {self.warmup_epochs})")  # fmt: skip
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Raise ValueError unless PyTorch has the optimizer, with these options, and it takes plain gradient steps."""
+        if self.optimizer == "SGD":
+            for key in SGD_OPTIONS:
+                if getattr(self, key) is None:
+                    raise ValueError(f"{key}: SGD requires it. Add it to the configuration.")
+        if self.optimizer == "Adam" and self.momentum is not None:
+            raise ValueError(f"momentum: Not an option of Adam. Remove it (got {self.momentum})")
+        if self.options or self.optimizer not in ("Adam", "SGD"):
+            names = option_names(self.optimizer)
+            for key in self.optimizer_options.keys() - set(names):
+                raise ValueError(f"{key}: Not an option of {self.optimizer}. Remove it "
+                                 f"(got {self.optimizer_options[key]})")  # fmt: skip
+            try_optimizer(self.optimizer, self.lr, self.optimizer_options)
+
+    @property
+    def optimizer_options(self) -> dict[str, Any]:
+        """Return the options of the optimizer by their PyTorch names, without the learning rate."""
+        named = {key: getattr(self, key) for key in SGD_OPTIONS if getattr(self, key) is not None}
+        return named | dict(self.options)
+
+    @property
+    def has_schedule(self) -> bool:
+        """Return whether the learning rate changes during a training."""
+        return self.schedule != "constant" or self.warmup_epochs > 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the keys and values as params.yaml has them, without those that have their default."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "options"}
+        return {key: value for key, value in values.items() if value != DEFAULTS.get(key)} | dict(self.options)
+
+
+DEFAULTS = {field.name: field.default for field in fields(Configuration) if field.default is not MISSING}
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _optimizers() -> dict[str, Any]:
+    """Return the optimizer classes of torch.optim by name."""
+    import torch  # takes a second, and Adam and SGD do not need it
+
+    base = torch.optim.Optimizer
+    classes = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    return {name: value for name, value in classes.items() if issubclass(value, base) and value is not base}
+
+
+def option_names(optimizer: Any) -> list[str]:
+    """Return the names of the options of an optimizer of torch.optim.
+
+    Raises:
+        ValueError: torch.optim has no such optimizer, or it does not take plain gradient steps.
+    """
+    classes = _optimizers()
+    if optimizer not in classes:
+        raise ValueError(f"optimizer: torch.optim has no such optimizer. {_suggest(str(optimizer), classes)} "
+                         f"(got {optimizer!r})")  # fmt: skip
+    try_optimizer(optimizer, 0.1, {"momentum": 0.9} if optimizer == "SGD" else {})
+    return [name for name in inspect.signature(classes[optimizer]).parameters if name not in NOT_OPTIONS]
+
+
+def try_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
+    """Take one step on a vector.
+
+    Raises:
+        ValueError: the optimizer rejects its options, needs a closure, or trains no vectors, such as biases.
+    """
+    import torch
+
+    optimizer = _optimizers()[name]
+    if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise ValueError(f"optimizer: {name} needs a closure. Choose another optimizer, such as Adam or SGD.")
+    vector = torch.nn.Parameter(torch.ones(2))
+    vector.grad = torch.ones(2)
+    try:
+        optimizer([vector], lr=lr, **options).step()
+    except Exception as error:  # PyTorch raises different types
+        problem = " ".join(str(error).split())
+        raise ValueError(f"optimizer: {name} cannot be used ({problem}). Change its options, or choose another "
+                         f"optimizer (got {dict(options)})") from None  # fmt: skip
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
@@ -165,8 +298,19 @@ class Params:
         for name, configuration in self.configurations.items():
             if (duplicate_of := seen.setdefault(configuration, name)) != name:
                 raise ValueError(f"configurations.{name}: Has the same values as {duplicate_of}. Remove one of them.")
+            self._check_recipe(name, configuration)
         if any(configuration.finetuning for configuration in self.configurations.values()):
             self._check_last_batch()
+
+    def _check_recipe(self, name: str, configuration: Configuration) -> None:
+        study = self.selected_study
+        if configuration.warmup_epochs >= study.n_epochs:
+            raise ValueError(f"configurations.{name}.warmup_epochs: Should be less than n_epochs of the study "
+                             f"{self.study}, {study.n_epochs} (got {configuration.warmup_epochs})")  # fmt: skip
+        if configuration.augmentation != "none" and study.cache_activations:
+            raise ValueError(f"configurations.{name}.augmentation: Augmented images change in each pass, so their "
+                             f"activations cannot be cached. Set studies.{self.study}.cache_activations to false, or "
+                             f"remove augmentation (got {configuration.augmentation!r})")  # fmt: skip
 
     def _check_last_batch(self) -> None:
         study = self.selected_study
@@ -257,8 +401,13 @@ def _format_error(error: ErrorDetails, schema: type, sections: Mapping[str, type
         return ".".join([*path, str(error["ctx"]["error"])])
     if error["type"] == "string_pattern_mismatch":
         message = f"Not a valid name; {NAME_RULE}"
+    if error["type"] == "literal_error":
+        choices = [choice.strip("'") for choice in re.split(", | or ", error["ctx"]["expected"])]
+        message = f"Not a known value. {_suggest(str(error['input']), choices)}"
     if path[-1:] == ["[key]"]:  # the key itself is invalid
         path, message = path[:-2], message.replace("Input", "Key")
+    if error["type"] == "missing" and path[-1] in NEW_KEYS:
+        message = f"Missing key. Add `{path[-1]}: {NEW_KEYS[path[-1]]}`."
     got = "" if error["type"] == "missing" else f" (got {_SHORT_REPR.repr(error['input'])})"
     return f"{'.'.join(path) or 'the file'}: {message}{got}"
 
@@ -271,9 +420,9 @@ def _format_unknown_key(path: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(known)}."
+    known = {key.lower(): key for key in known}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"Did you mean {known[close[0]]}?" if close else f"Choose one of {', '.join(known.values())}."
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from headstart.params import Configuration, Optimizer, Study
+from headstart.params import Configuration, Study
 from headstart.results import epochs
 from headstart.results.comparison import Correct, Difference, Estimate, StudyAnalysis
 from headstart.results.epochs import Epoch
@@ -66,6 +66,7 @@ class ReportData:
     feature_maps: Mapping[str, np.ndarray]
     from_scratch: Sequence[str]  # the configurations that are trained from scratch
     label_efficiency: LabelEfficiency | None  # None if there is one label budget
+    augmented_images: Mapping[str, np.ndarray]  # of training images, by name of the augmentation
     majority: tuple[str, float]  # the most frequent class of the training images, and its accuracy as a constant guess
 
     @property
@@ -127,6 +128,11 @@ class ReportData:
         return {row.name: row.metrics[key] for row in self.rows if key in row.metrics}
 
     @property
+    def has_schedule(self) -> bool:
+        """Whether the learning rate of a configuration changes during its training."""
+        return any(row.configuration.has_schedule for row in self.rows)
+
+    @property
     def optimizers(self) -> list[str]:
         return sorted({row.configuration.optimizer for row in self.rows})
 
@@ -158,7 +164,7 @@ def published_results(rows: Sequence[Mapping[str, str]]) -> dict[Configuration, 
         Configuration(
             pretrained=row["pretrained"] == "true",
             finetuning=row["finetuning"] == "true",
-            optimizer=cast(Optimizer, row["optimizer"]),  # which is checked
+            optimizer=row["optimizer"],
             lr=float(row["lr"]),
             momentum=float(row["momentum"]) if row["momentum"] else None,
             weight_decay=float(row["weight_decay"]) if row["weight_decay"] else None,

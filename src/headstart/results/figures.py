@@ -37,6 +37,7 @@ EXAMPLES_PER_ROW = 5
 MIN_LABEL_GAP = 8  # points; the labels of two accuracies on one line overlap below it
 NAMED_CLASSES = 50  # at most so many class names fit next to a matrix
 MAX_NAME_LENGTH = 28  # of a class
+MAX_LR_RATIO = 10_000  # of the learning rates that are shown
 MIN_BIN_COUNT = 20  # images in a bin of confidence, or its accuracy is too noisy to be shown
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif"
 STYLE: Any = {
@@ -264,6 +265,31 @@ def feature_maps(maps: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def learning_rates(
+    configurations: Mapping[str, Configuration], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> Figure:
+    """Plot the learning rate over the epochs, on a logarithmic axis; ``curves`` are epochs and rates."""
+    figure, [[axes]] = _figure(5.2, 2.8)
+    for name, (epochs, rates) in curves.items():
+        axes.plot(epochs, rates, **_style(configurations[name]) | {"marker": ""})
+    highest = max(max(rates) for _, rates in curves.values())
+    axes.set(xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(highest / MAX_LR_RATIO, 2 * highest))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid()
+    _legend(figure, configurations)
+    return figure
+
+
+def image_grid(images: np.ndarray) -> Figure:
+    """Show uint8 images [rows, columns, height, width] or [rows, columns, height, width, 3] side by side."""
+    n_rows, n_columns = images.shape[:2]
+    figure, grid = _figure(5.6, 5.6 / n_columns * n_rows, nrows=n_rows, ncols=n_columns)
+    for axes, image in zip(grid.flat, images.reshape(-1, *images.shape[2:]), strict=True):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.axis("off")
+    return figure
+
+
 def calibration(configurations: Mapping[str, Configuration], bins: Mapping[str, np.ndarray]) -> Figure:
     """Plot accuracy over confidence; ``bins`` [bins, 3] has mean confidence, accuracy and number of images."""
     figure, [[axes]] = _figure(4.6, 4.6)
@@ -314,7 +340,7 @@ def _percent_wrong(accuracies: np.ndarray, curve: LearningCurve) -> np.ndarray:
 
 
 def _probe_style(name: str) -> dict[str, Any]:
-    color = PRETRAINED if name == PROBES[True] else RANDOM
+    color = {PROBES["pretrained"]: PRETRAINED, PROBES["random"]: RANDOM}.get(name, INK)
     return {"color": color, "linestyle": (0, (1, 1.5)), "marker": "x", "linewidth": 1.2}
 
 

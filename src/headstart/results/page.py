@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from headstart.results import examples, figures, label_efficiency
+from headstart.results import examples, figures, label_efficiency, recipes
 from headstart.results.comparison import ALPHA, Difference, Hyperparameters
 from headstart.results.content import (
     FEW_CLASSES,
@@ -50,6 +51,10 @@ def render_figures(content: ReportData) -> dict[str, str]:
         rendered["effects"] = svg(figures.effects, analysis)
     if content.label_efficiency:
         rendered["labels"] = svg(figures.labels, configurations, content.label_efficiency)
+    if learning_rates := recipes.learning_rates(configurations, content.study.n_epochs):
+        rendered["learning_rates"] = svg(figures.learning_rates, configurations, learning_rates)
+    for name, images in content.augmented_images.items():
+        rendered[f"augmentation_{name}"] = svg(figures.image_grid, images)
     if content.feature_maps:
         rendered["feature_maps"] = svg(figures.feature_maps, content.feature_maps)
     return rendered
@@ -79,6 +84,8 @@ def render_html(content: ReportData, rendered: Mapping[str, str]) -> str:
         has_unstopped_runs=label_efficiency.has_unstopped_runs,
         has_marks=partial(_has_marks, content),
         alpha=ALPHA,
+        gain_rows=label_efficiency.gain_rows(content.label_efficiency) if content.label_efficiency else [],
+        recipes=recipes.table(content.configurations),
         max_example_classes=examples.MAX_CLASSES,
     )
 
@@ -86,8 +93,8 @@ def render_html(content: ReportData, rendered: Mapping[str, str]) -> str:
 def format_hyperparameters(hyperparameters: Hyperparameters) -> str:
     """Format the hyperparameters in which two configurations differ, for example "lr 0.01, not 0.001"."""
 
-    def format_value(value: float | None) -> str:
-        return "none" if value is None else f"{value:g}"
+    def format_value(value: Any) -> str:
+        return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
     return "; ".join(
         f"{key.replace('_', ' ')} {format_value(value)}, not {format_value(baseline)}"

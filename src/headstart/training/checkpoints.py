@@ -56,7 +56,7 @@ class Checkpoint:
         tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
         for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in state.items()}
+            tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in state.items() if tensor is not None}
         tensors |= {f"generator.{kind}": state for kind, state in generator_states(_device(head)).items()}
         self._write(tensors, epochs)
 

@@ -1,12 +1,16 @@
-"""The inputs of a head and their labels: cached in memory, or recomputed in every epoch if they do not fit."""
+"""The inputs of a head and their labels: cached in memory, or recomputed in every epoch.
+
+They are recomputed if they do not fit in memory, or if the images are augmented.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from headstart.training import augmentation
 from headstart.training.compute import Compute
 from headstart.training.inference import BatchedInference, Transform
 
@@ -24,6 +28,10 @@ class CachedInputs:
         rows = _as_rows(inputs).contiguous()
         return cls(rows.to(compute.device) if compute.storage_for(rows.nbytes) == "device" else rows, compute.device)
 
+    def for_pass(self, seed: int, number: int) -> "CachedInputs":
+        """Return the inputs of a pass over the training images, which are the same in all passes."""
+        return self
+
     @property
     def storage(self) -> str:
         return "device" if self.rows.device.type == self.device.type else "host"
@@ -39,19 +47,37 @@ class CachedInputs:
             yield rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
 
+class AugmentedPass(NamedTuple):
+    """The augmentation of one pass over the training images."""
+
+    name: str  # a key of ``augmentation.AUGMENTATIONS``
+    seed: int = 0
+    number: int = 0  # of the pass, from 1
+
+    def __call__(self, images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        return augmentation.augment(self.name, images, indices.tolist(), seed=self.seed, number=self.number)
+
+
 @dataclass(frozen=True)
 class RecomputedInputs:
-    """Inputs of a head that do not fit in memory: recomputed from the images whenever they are used."""
+    """Inputs of a head that are recomputed from the images whenever they are used."""
 
     images: torch.Tensor  # in host memory; only the batch that is computed is on the GPU
     backbone: BatchedInference
+    augmented: AugmentedPass | None = None  # None: the images are used as they are
     storage = "recompute"
+
+    def for_pass(self, seed: int, number: int) -> "RecomputedInputs":
+        """Return the inputs of a pass over the training images: with other random numbers if they are augmented."""
+        return replace(self, augmented=self.augmented and self.augmented._replace(seed=seed, number=number))
 
     def batches(self, order: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
         """Yield the same batches as ``CachedInputs`` does."""
         buffer: list[torch.Tensor] = []
         for indices in order.split(self.backbone.compute.inference_batch_size):
-            buffer = [_channels_last(torch.cat([*buffer, *self.backbone(self.images[indices])]))]
+            images = self.images[indices]
+            images = self.augmented(images, indices) if self.augmented else images
+            buffer = [_channels_last(torch.cat([*buffer, *self.backbone(images)]))]
             while len(buffer[0]) >= batch_size:
                 batch, buffer = buffer[0][:batch_size], [buffer[0][batch_size:]]
                 yield batch
@@ -70,6 +96,9 @@ class InputSubset:
     def storage(self) -> str:
         return self.base.storage
 
+    def for_pass(self, seed: int, number: int) -> "InputSubset":
+        return replace(self, base=self.base.for_pass(seed, number))
+
     def batches(self, order: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
         """Yield the batches that ``CachedInputs`` of the subset alone would yield."""
         return self.base.batches(self.indices[order], batch_size)
@@ -83,6 +112,10 @@ class Examples(NamedTuple):
 
     inputs: Inputs
     labels: torch.Tensor  # int64 [N]
+
+    def for_pass(self, seed: int, number: int) -> "Examples":
+        """Return the examples of pass ``number``, from 1, of a training with ``seed``."""
+        return self._replace(inputs=self.inputs.for_pass(seed, number))
 
     def subset(self, indices: torch.Tensor) -> "Examples":
         """Return the examples with ``indices``, int64 [n]."""

@@ -16,7 +16,8 @@ from headstart.network import splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration, Study
 from headstart.training.compute import Compute
-from headstart.training.inputs import CachedInputs, Examples, cache_or_recompute
+from headstart.training.inference import BatchedInference
+from headstart.training.inputs import AugmentedPass, CachedInputs, Examples, RecomputedInputs, cache_or_recompute
 
 # The inputs of the last fine-tuned training by split, and the files and settings that they depend on. In a process that
 # runs several stages, the next configuration often fine-tunes the same initial weights.
@@ -44,11 +45,12 @@ def split_for_training(configuration: Configuration, study: Study, initial: Save
     """Return the backbone that ``configuration`` freezes and the head that it trains.
 
     Without fine-tuning, the head is the classifier. The backbone is then an identity, because the stage `features` has
-    run it.
+    run it, unless the training images are augmented.
     """
-    if configuration.finetuning:
+    if configuration.finetuning or configuration.augmentation != "none":
         network = initial.build()
-        layer = splitting.resolve_layer(network, configuration.finetune_from or study.finetune_from)
+        layer = configuration.finetune_from or study.finetune_from if configuration.finetuning else initial.classifier
+        layer = splitting.resolve_layer(network, layer)
         return SplitNetwork(network, *splitting.split_backbone_head(network, layer), layer)
     classifier = initial.linear_classifier()
     network = classifier
@@ -104,6 +106,8 @@ class TrainingData:
         Raises:
             UserError: a file is missing or damaged, or its features were computed in another precision.
         """
+        if split == "training" and self.configuration.augmentation != "none":
+            return self._augment()
         if self.configuration.finetuning and not self._is_on_disk():
             return self._compute(split, reuse)
         clear_cache()
@@ -122,6 +126,12 @@ class TrainingData:
             network = self.initial.build()
             layers = {splitting.resolve_layer(network, layer) for layer in layers}
         return len(layers) == 1
+
+    def _augment(self) -> Examples:
+        """Return the training examples with inputs that are recomputed from augmented images in each pass."""
+        images, labels = map(torch.from_numpy, splits.read_split(self.paths.prepared, "training")[:2])
+        backbone = BatchedInference((self.backbone,), self.compute, self.initial.preprocess)
+        return Examples(RecomputedInputs(images, backbone, AugmentedPass(self.configuration.augmentation)), labels)
 
     def _compute(self, split: str, reuse: bool) -> Examples:
         hashes = map(files.cached_sha256, (self.paths.prepared, self.paths.initial))

@@ -1,5 +1,6 @@
-"""Optimizers and the training loop. They do no I/O: the caller prints and writes."""
+"""The training loop. It does no I/O: the caller prints and writes."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.console import UserError
-from headstart.params import Configuration
 from headstart.training.compute import Compute
 from headstart.training.convolutions import use_matmul
+from headstart.training.criterion import Criterion
 from headstart.training.cuda_graphs import GraphedStep, Results, Step
 from headstart.training.inputs import Examples, predict
+from headstart.training.optimizers import GRAPHED, set_learning_rate
 from headstart.training.pooling import use_deterministic
+
+CROSS_ENTROPY = Criterion()
 
 
 @dataclass(frozen=True)
@@ -31,24 +35,6 @@ class EpochMetrics:
     seconds: float  # of training, without validation; on a GPU, the first epoch includes the capture of the CUDA graph
 
 
-def make_optimizer(configuration: Configuration, head: nn.Module, compute: Compute) -> torch.optim.Optimizer:
-    """Return PyTorch's Adam or SGD for all parameters of ``head``, which is moved to the device.
-
-    As in PyTorch, SGD's weight decay is added to the gradient.
-    """
-    head.to(compute.device)
-    on_gpu = compute.device.type == "cuda"
-    if on_gpu:
-        head.to(memory_format=torch.channels_last)
-    if configuration.optimizer == "Adam":
-        # capturable: the step count is on the GPU too, so a CUDA graph can increase it.
-        return torch.optim.Adam(head.parameters(), lr=configuration.lr, fused=True, capturable=on_gpu)
-    assert configuration.momentum is not None  # checked in params.py
-    assert configuration.weight_decay is not None
-    return torch.optim.SGD(head.parameters(), lr=configuration.lr, momentum=configuration.momentum,
-                           weight_decay=configuration.weight_decay, fused=True)  # fmt: skip
-
-
 def fit(
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -60,6 +46,8 @@ def fit(
     seed: int,
     compute: Compute,
     passes_per_epoch: int = 1,
+    criterion: Criterion = CROSS_ENTROPY,
+    learning_rate: Callable[[int], float] | None = None,
     name: str = "the training",
     on_batch: Callable[[int], object] = lambda images: None,
 ) -> Iterator[EpochMetrics]:
@@ -75,6 +63,8 @@ def fit(
         validation: may be empty.
         epochs: the numbers of the epochs, from 1; a resumed training starts at a later number.
         passes_per_epoch: passes over the training images in one epoch.
+        criterion: the training loss. The validation loss is cross-entropy, without smoothing and class weights.
+        learning_rate: from the optimizer step, from 0, to its learning rate; by default it stays as it is.
         name: of the training, for error messages.
         on_batch: called after each step with the number of images.
 
@@ -87,17 +77,23 @@ def fit(
         use_matmul(head)
     if compute.device.type == "cuda":
         use_deterministic(head)
-    step: Step = partial(_step, head, optimizer, compute)
-    if compute.graphs:
+    step: Step = partial(_step, head, optimizer, compute, criterion)
+    if compute.graphs and type(optimizer).__name__ in GRAPHED:
         step = GraphedStep(step, batch_size, head, optimizer)
+    n_images = len(training.labels)
+    if learning_rate is not None:
+        first_step = (epochs.start - 1) * passes_per_epoch * -(-n_images // batch_size)
+        step = _with_learning_rates(step, optimizer, map(learning_rate, itertools.count(first_step)))
     if epochs.start == 1:
         torch.manual_seed(seed)  # for dropout
     for epoch in epochs:
         started = time.perf_counter()
         head.train()
         numbers = range((epoch - 1) * passes_per_epoch + 1, epoch * passes_per_epoch + 1)
-        orders = [image_order(seed, number, len(training.labels)) for number in numbers]
-        results = [_train_pass(step, training, order, batch_size, compute.device, on_batch) for order in orders]
+        results = []
+        for number in numbers:
+            order, examples = image_order(seed, number, n_images), training.for_pass(seed, number)
+            results.append(_train_pass(step, examples, order, batch_size, compute.device, on_batch))
         losses, correct = (torch.cat(tensors) for tensors in zip(*results, strict=True))
         means = losses.double().mean().item(), correct.double().mean().item()
         seconds = time.perf_counter() - started  # the mean has waited for the device
@@ -114,6 +110,7 @@ def _step(
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
     compute: Compute,
+    criterion: Criterion,
     inputs: torch.Tensor,
     labels: torch.Tensor,
 ) -> Results:
@@ -121,10 +118,20 @@ def _step(
     optimizer.zero_grad()
     with compute.autocast():
         logits = head(inputs)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-    losses.mean().backward()
+        losses = criterion.losses(logits, labels)
+    criterion.mean(losses, labels).backward()
     optimizer.step()
     return losses.detach(), logits.argmax(1) == labels
+
+
+def _with_learning_rates(step: Step, optimizer: torch.optim.Optimizer, learning_rates: Iterator[float]) -> Step:
+    """Return ``step`` with the next learning rate set before each call."""
+
+    def scheduled(inputs: torch.Tensor, labels: torch.Tensor) -> Results:
+        set_learning_rate(optimizer, next(learning_rates))
+        return step(inputs, labels)
+
+    return scheduled
 
 
 def _train_pass(

@@ -7,7 +7,6 @@ kernels and CUDA graphs, validates and checkpoints; a test checks that both comp
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from headstart.training.loop import image_order
@@ -25,23 +24,32 @@ def train(
     n_epochs: int,
     batch_size: int,
     seed: int,
+    criterion: nn.Module | None = None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    augment: Callable[[torch.Tensor, list[int], int], torch.Tensor] = lambda images, indices, number: images,
 ) -> Iterator[tuple[float, float]]:
     """Train the ``head`` of ``network`` in place; yield the mean training loss and accuracy of each epoch.
 
     Args:
         optimizer: of the parameters of ``head``.
         prepare: from uint8 images to the input of the network.
+        criterion: PyTorch's cross-entropy by default.
+        scheduler: of the learning rate, stepped after each optimizer step.
+        augment: from uint8 images, their indices among all images and the epoch to augmented images.
     """
+    criterion = criterion or nn.CrossEntropyLoss()
     for epoch in range(1, n_epochs + 1):
         backbone.eval()  # frozen: its batch-norm statistics do not change either
         head.train()
         total, n_correct = 0.0, 0
         for batch in image_order(seed, epoch, len(labels)).split(batch_size):
-            logits = network(prepare(images[batch]))
-            loss = F.cross_entropy(logits, labels[batch])
+            logits = network(prepare(augment(images[batch], batch.tolist(), epoch)))
+            loss = criterion(logits, labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if scheduler:
+                scheduler.step()
             total += loss.item() * len(batch)
             n_correct += int((logits.argmax(1) == labels[batch]).sum())
         yield total / len(labels), n_correct / len(labels)

@@ -10,12 +10,13 @@ from headstart.params import Configuration, Study
 from headstart.training import early_stopping
 from headstart.training.checkpoints import Checkpoint, TrainingResult
 from headstart.training.compute import Compute
+from headstart.training.criterion import make_criterion
 from headstart.training.inputs import predict
 from headstart.training.loading import DataSubset, TrainingData
-from headstart.training.loop import EpochMetrics, fit, make_optimizer
+from headstart.training.loop import EpochMetrics, fit
+from headstart.training.optimizers import make_optimizer
+from headstart.training.schedules import learning_rate
 
-# Minimum optimizer steps per epoch on a subset of the labels. With fewer, early stopping would trigger too soon.
-MIN_STEPS_PER_EPOCH = 25
 # A checkpoint is due when training has taken this many times as long as writing the last checkpoint …
 CHECKPOINT_COST_RATIO = 10
 CHECKPOINT_INTERVAL_S = 20  # … or, on a subset of the labels, this many seconds
@@ -35,20 +36,31 @@ class Training:
     configuration: Configuration
     study: Study
     seed: int
+    n_classes: int
     checkpoint: Checkpoint
 
     @property
     def is_subset(self) -> bool:
-        return isinstance(self.data, DataSubset)
+        """Return whether the training uses fewer labels than the study has."""
+        return self.budget < self.study.full_budget
 
     @property
     def passes_per_epoch(self) -> int:
-        """Return the passes that give an epoch MIN_STEPS_PER_EPOCH steps, or as many as an epoch on all images has."""
-        if not isinstance(self.data, DataSubset):
+        """Return the passes per epoch: each label budget has at least as many optimizer steps as all labels."""
+        if not self.is_subset:
             return 1
-        images, all_images = len(self.data.training.labels), len(self.data.base.training.labels)
-        steps, full_steps = (-(-n // self.study.batch_size) for n in (images, all_images))
-        return -(-min(MIN_STEPS_PER_EPOCH, full_steps) // steps)
+        full_steps = -(-self.study.training_images // self.study.batch_size)
+        return -(-full_steps // self.steps_per_pass)
+
+    @property
+    def steps_per_pass(self) -> int:
+        return -(-len(self.data.training.labels) // self.study.batch_size)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of an optimizer step, from 0."""
+        steps_per_epoch = self.passes_per_epoch * self.steps_per_pass
+        n_steps, warmup_steps = (n * steps_per_epoch for n in (self.study.n_epochs, self.configuration.warmup_epochs))
+        return learning_rate(self.configuration, step, n_steps=n_steps, warmup_steps=warmup_steps)
 
     def run(self, compute: Compute) -> list[EpochMetrics]:
         """Train the head, from the last checkpoint if there is one; return the metrics of all epochs.
@@ -58,6 +70,7 @@ class Training:
         # Loading may draw random numbers and needs memory, so it comes before the generators and the head are restored.
         training, validation = self.data.training, self.data.validation
         optimizer = make_optimizer(self.configuration, self.head, compute)
+        criterion = make_criterion(self.configuration, training.labels, self.n_classes, compute)
         epochs, best_weights = self.checkpoint.restore(self.head, optimizer)
         last = len(epochs) if self._should_stop(epochs) else self.study.n_epochs
         images = self.passes_per_epoch * len(training.labels)
@@ -66,7 +79,9 @@ class Training:
             for epoch in fit(
                 self.head, optimizer, training, validation, epochs=range(len(epochs) + 1, last + 1),
                 batch_size=self.study.batch_size, seed=self.seed, compute=compute,
-                passes_per_epoch=self.passes_per_epoch, name=self.name, on_batch=bar.update,
+                passes_per_epoch=self.passes_per_epoch, criterion=criterion,
+                learning_rate=self.learning_rate if self.configuration.has_schedule else None,
+                name=self.name, on_batch=bar.update,
             ):  # fmt: skip
                 epochs.append(epoch)
                 if self.study.patience and early_stopping.best_epoch(_validation_losses(epochs)) == len(epochs):
