@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from headstart.training.inference import extract_features
 from headstart.training.inputs import CachedInputs, Examples, cache_or_recompute, predict
 from headstart.training.optimizers import make_optimizer
 from headstart.training.pooling import use_deterministic
+from headstart.training.schedules import learning_rate
 
 from .conftest import ROOT, trained
 
@@ -38,6 +40,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 
 ADAM = Configuration(pretrained=True, finetuning=True, optimizer="Adam", lr=0.001)
 SGD = Configuration(pretrained=True, finetuning=True, optimizer="SGD", lr=0.001, momentum=0.9, weight_decay=0.1)
+ADAMW_COSINE = dataclasses.replace(ADAM, optimizer="AdamW", schedule="cosine")
+SGD_ONE_CYCLE = dataclasses.replace(SGD, schedule="one-cycle")
 OPTIMIZERS = pytest.mark.parametrize("configuration", [ADAM, SGD], ids=["adam", "sgd"])
 SIZE = 64
 PREPROCESS = Preprocess(SIZE, (0.5,) * 3, (0.5,) * 3)
@@ -79,8 +83,9 @@ def train(images, labels, compute, configuration, *, network="resnet18", layer="
         inputs = dataclasses.replace(inputs, rows=inputs.rows.cpu())
     assert inputs.storage == place
     examples, optimizer = Examples(inputs, labels), make_optimizer(configuration, head, compute)
+    rates = partial(learning_rate, configuration, n_steps=100) if configuration.has_schedule else None
     records = trained(head, examples, examples, configuration=configuration, n_epochs=epochs, batch_size=BATCH, seed=3,
-                      compute=compute, optimizer=optimizer)  # fmt: skip
+                      compute=compute, optimizer=optimizer, learning_rate=rates)  # fmt: skip
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{number}.{key}": tensor.cpu() for key, tensor in moments.items()}
@@ -95,7 +100,9 @@ def assert_equal(one, other) -> None:
         assert torch.equal(other[0][name], tensor), name
 
 
-@OPTIMIZERS
+@pytest.mark.parametrize(
+    "configuration", [ADAM, SGD, ADAMW_COSINE, SGD_ONE_CYCLE], ids=lambda c: f"{c.optimizer}-{c.schedule}"
+)
 @pytest.mark.parametrize(("network", "layer"), [("resnet18", "layer4"), ("mobilenet_v3_small", "features.11")])
 def test_replaying_is_training_step_by_step(training_set, device, configuration, network, layer):
     """To the bit, dropout, the optimizer's state and the random generators included."""

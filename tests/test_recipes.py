@@ -19,7 +19,7 @@ from headstart.training import augmentation, plain
 from headstart.training.criterion import Criterion, make_criterion
 from headstart.training.inference import BatchedInference
 from headstart.training.inputs import AugmentedPass, CachedInputs, Examples, RecomputedInputs, cache_or_recompute
-from headstart.training.optimizers import make_optimizer, set_learning_rate
+from headstart.training.optimizers import GRAPHED, make_optimizer, set_learning_rate
 from headstart.training.schedules import learning_rate
 
 from .conftest import ROOT, trained, usable_optimizers
@@ -74,6 +74,24 @@ def test_a_learning_rate_that_a_cuda_graph_reads_changes_in_place():
     set_learning_rate(optimizer, 0.05)
     assert optimizer.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("name", GRAPHED)
+def test_fused_optimizers_take_a_learning_rate_that_is_a_tensor(name):
+    """On a GPU, the learning rate of a schedule is a tensor."""
+    options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.1} if name == "SGD" else {}
+    weights = []
+    for first_rate in (torch.tensor(0.1), 0.1):
+        parameter = nn.Parameter(torch.ones(3))
+        optimizer = getattr(torch.optim, name)([parameter], lr=first_rate, fused=True, **options)
+        for rate in (0.1, 0.02):
+            set_learning_rate(optimizer, rate)
+            parameter.grad = torch.arange(3.0)
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert type(optimizer.param_groups[0]["lr"]) is type(first_rate)
+        weights.append(parameter.detach())
+    torch.testing.assert_close(*weights)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
