@@ -31,7 +31,8 @@ def augment(name: str, images: torch.Tensor, indices: Sequence[int], *, seed: in
     augmented = torch.empty_like(with_channels)
     with torch.random.fork_rng(devices=[]):  # torchvision uses the global generator, which dropout uses too
         for row, index in enumerate(indices):
-            torch.manual_seed(image_seed(seed, number, index))
+            # Not torch.manual_seed: it would also seed the GPU's generator, and it is slow without a GPU.
+            torch.default_generator.manual_seed(image_seed(seed, number, index))
             augmented[row] = transform(with_channels[row])
     return augmented.view(images.shape)
 
