@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from headstart import files
 from headstart.console import UserError, run_cli
 from headstart.params import Configuration
-from headstart.results import comparison
+from headstart.results import comparison, label_efficiency, label_savings
 from headstart.results.comparison import Difference, Estimate
+from headstart.results.label_efficiency import PROBES
+from headstart.results.label_savings import LearningCurve
 from headstart.results.tables import percent, points
 from scripts import argument_parser, results
 from scripts.results import Results
@@ -25,7 +25,7 @@ FILES = ("README.md", "docs/results.md")
 END = "<!-- end -->"
 MARKER = re.compile(r"^(<!-- *(?:table:.*|end) *-->) *$", re.MULTILINE)
 START = re.compile(r"<!-- *table: *(.*?) *-->")
-STUDIES = ("resnet50", "quick", "quick-seeds", "labels")  # in docs/results.md
+STUDIES = ("resnet50", "quick", "quick-seeds", "labels", "labels-doubled", "labels-tuning")  # in docs/results.md
 LEVELS = {  # of each factor: the level whose gain is the effect, and the other
     "pretrained": ("pretrained", "random"),
     "finetuning": ("fine-tuned", "frozen"),
@@ -38,7 +38,8 @@ class Content(NamedTuple):
 
     results: Results
     configurations: dict[str, Configuration]
-    errors: list[dict[str, str]]  # rows of plots/<study>/labels.csv
+    curves: dict[str, LearningCurve]  # of configurations and probes; empty if there is one label budget
+    revision: str | None
 
 
 def main(*arguments: str) -> None:
@@ -90,11 +91,25 @@ def build(name: str, revision: str | None) -> str:
         UserError: the study has no results or no record.
     """
     study, table = TABLES[name]
+    return table(read_content(study, revision))
+
+
+def read_content(study: str, revision: str | None) -> Content:
+    """Read the committed results of ``study``.
+
+    Raises:
+        UserError: the study has no results or no record.
+    """
     study_results, record = results.read(study, revision), results.read_record(study, revision)
     if study_results is None or record is None:
-        raise UserError(f"{name}: the study {study} has no results, or no record. Run `dvc repro` and `make record`.")
-    errors = results.read_csv(f"plots/{study}/labels.csv", revision)
-    return table(Content(study_results, results.configurations(record), errors))
+        raise UserError(f"the study {study} has no results, or no record. Run `dvc repro` and `make record`.")
+    settings = record["settings"]
+    curves = results.read_curves(
+        results.read_csv(f"metrics/{study}/correct_by_budget.csv", revision),
+        results.read_csv(f"metrics/{study}/correct.csv", revision),
+        full_budget=settings["training_images"] + settings["validation_images"],
+    )
+    return Content(study_results, results.configurations(record), curves, revision)
 
 
 def configuration_table(content: Content) -> str:
@@ -153,13 +168,74 @@ def effect_table(factor: str, content: Content) -> str:
 
 def error_table(content: Content) -> str:
     """Return one row per configuration or probe, one column per label budget: the mean test error over seeds in %."""
-    errors: dict[str, dict[int, list[float]]] = {}
-    for row in content.errors:
-        by_budget = errors.setdefault(row["configuration"], {})
-        by_budget.setdefault(int(row["label_budget"]), []).append(float(row["error"]))
-    budgets = sorted({budget for by_budget in errors.values() for budget in by_budget})
-    rows = [[name, *(_mean(by_budget[budget]) for budget in budgets)] for name, by_budget in errors.items()]
+    budgets = sorted({budget for curve in content.curves.values() for budget in curve.budgets})
+    rows = [[name, *(percent(1 - accuracy) for accuracy in curve.accuracy)] for name, curve in content.curves.items()]
     return _markdown(["configuration", *(f"{budget:,}" for budget in budgets)], rows, n_text=1)
+
+
+def label_gain_table(content: Content) -> str:
+    """Return one row per pair of learning curves, one column per label budget: the gain in accuracy, in points."""
+    pairs = [
+        ("pretrained", "from-scratch"), ("pretrained", PROBES["pixels"]), ("from-scratch", PROBES["pixels"]),
+        (PROBES["pretrained"], PROBES["pixels"]),
+    ]  # fmt: skip
+    gains = [label_efficiency.gain_by_budget(*pair, content.curves) for pair in pairs]
+    rows = [
+        [f"{gain.name} over {gain.baseline}", *(_points(cell) for cell in (*gain.gains.values(), gain.mean) if cell)]
+        for gain in gains
+    ]
+    return _markdown(["gain of", *(f"{budget:,}" for budget in gains[0].gains), "mean"], rows, n_text=1)
+
+
+def labels_needed_table(content: Content) -> str:
+    """Return one row per label budget: the labels that training from scratch needs to match pretrained weights."""
+    reference, curve = content.curves["from-scratch"], content.curves["pretrained"]
+    bounds = (reference.budgets[0], reference.budgets[-1])
+    rows = []
+    for budget, exact in zip(curve.budgets, label_savings.labels_needed(reference, {"": curve})[""], strict=True):
+        needed = label_efficiency.round_needed(exact, budget)
+        numbers = [label_efficiency.format_count(needed.value, bounds, change) for change in (
+            lambda labels: labels, lambda labels, budget=budget: labels - budget)]  # fmt: skip
+        interval = label_efficiency.format_interval(needed, bounds, lambda labels: labels)
+        rows.append([f"{budget:,}", numbers[0], interval, numbers[1]])
+    return _markdown(["labels, pretrained", "from scratch", "95% CI", "labels saved"], rows, n_text=0)
+
+
+def doubling_table(content: Content) -> str:
+    """Return one row per arm and label budget of `labels-doubled`: the error of `labels` and of the doubled training.
+
+    The change is that of the seeds that both studies have. Next to it is the half-width of the confidence interval of
+    the error in `labels`.
+    """
+    rows = []
+    for name, curve in read_content("labels", content.revision).curves.items():
+        if name not in content.curves:
+            continue
+        doubled = content.curves[name]
+        for index, budget in enumerate(doubled.budgets):
+            short, long = curve.correct[list(curve.budgets).index(budget)], doubled.correct[index]
+            accuracy = comparison.normal_interval(short.astype(float))
+            change = comparison.normal_interval(short[: len(long)].astype(float) - long)
+            rows.append([
+                name, f"{budget:,}", f"{percent(1 - accuracy.value)}", f"{percent((accuracy.high - accuracy.low) / 2)}",
+                _points(change),
+            ])  # fmt: skip
+    return _markdown(["configuration", "labels", "test error %", "half-width", "change (95% CI)"], rows, n_text=1)
+
+
+def tuning_table(content: Content) -> str:
+    """Return one row per configuration of a grid, the best on validation images first in each arm."""
+    ranked = sorted(
+        content.configurations.items(),
+        key=lambda item: (item[1].pretrained, content.results.metrics[item[0]]["validation_accuracy"]),
+        reverse=True,
+    )
+    rows = [
+        ["pretrained" if configuration.pretrained else "from scratch", configuration.optimizer, f"{configuration.lr:g}",
+         percent(content.results.metrics[name]["validation_accuracy"])]
+        for name, configuration in ranked
+    ]  # fmt: skip
+    return _markdown(["initialization", "optimizer", "lr", "validation accuracy %"], rows, n_text=2)
 
 
 TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the study, and the function
@@ -168,6 +244,10 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the stud
     "resnet50-gain": ("resnet50", gain_table),
     "quick": ("quick", accuracy_table),
     "labels-errors": ("labels", error_table),
+    "labels-gains": ("labels", label_gain_table),
+    "labels-needed": ("labels", labels_needed_table),
+    "labels-doubling": ("labels-doubled", doubling_table),
+    "labels-grid": ("labels-tuning", tuning_table),
 }
 
 
@@ -194,8 +274,8 @@ def _interval(estimate: Estimate) -> str:
     return f"{percent(estimate.low)} to {percent(estimate.high)}".replace("-", "−")
 
 
-def _mean(values: Sequence[float]) -> str:
-    return f"{np.mean(values) + 1e-6:.1f}"  # 85.95 is rounded to 86.0, although its binary value is lower
+def _points(estimate: Estimate) -> str:
+    return f"{points(estimate.value)} ({points(estimate.low)} to {points(estimate.high)})"
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, n_text: int) -> str:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import subprocess
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from headstart.console import UserError
 from headstart.params import Configuration
 from headstart.results import comparison, evaluation
 from headstart.results.comparison import Estimate, PairedComparison
+from headstart.results.label_savings import LearningCurve
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,27 @@ def stack_seeds(correct: dict[str, dict[int, np.ndarray]]) -> dict[str, np.ndarr
 def configurations(record: dict[str, Any]) -> dict[str, Configuration]:
     """Return the configurations that a record contains."""
     return {name: params.validate(values, Configuration, {}, name) for name, values in record["configurations"].items()}
+
+
+def read_curves(
+    subset_rows: Sequence[Mapping[str, str]], full_rows: Sequence[Mapping[str, str]], *, full_budget: int
+) -> dict[str, LearningCurve]:
+    """Return the learning curves of a study from its committed files.
+
+    Args:
+        subset_rows: of ``metrics/<study>/correct_by_budget.csv``.
+        full_rows: of ``metrics/<study>/correct.csv``.
+        full_budget: the label budget of ``full_rows``.
+    """
+    names = {row["configuration"] for row in subset_rows}
+    full_rows = [{**row, "label_budget": str(full_budget)} for row in full_rows if row["configuration"] in names]
+    curves: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for row in [*subset_rows, *full_rows]:
+        correct = evaluation.decode_bits(row["correct"], int(row["images"]))
+        curves[row["configuration"]][int(row["label_budget"])].append(correct)
+    return {
+        name: LearningCurve(list(by_budget), np.array(list(by_budget.values()))) for name, by_budget in curves.items()
+    }
 
 
 def compare_results(after: Results, before: Results) -> dict[str, PairedComparison]:

@@ -43,9 +43,8 @@ def train(name: str, run: Run, compute: Compute) -> Iterator[Outcome]:
     for features, seeds in groupby(study.seeds, partial(paths.features_file, settings, configuration.pretrained)):
         data: loading.TrainingData | None = None
         for seed in seeds:
-            inputs = loading.InputFiles(
-                prepared, paths.initial_file(settings, configuration.pretrained, seed), features
-            )
+            initial_file = paths.initial_file(settings, configuration.pretrained, seed)
+            inputs = loading.InputFiles(prepared, initial_file, features)
             initial = SavedModel.read(inputs.initial)
             loading.require_unchanged_weights(study.weights, initial)
             network, backbone, head, first_layer = loading.split_for_training(configuration, study, initial)

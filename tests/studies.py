@@ -1,15 +1,13 @@
-"""A study of random numbers, for tests of the report, and a reader of committed learning curves."""
+"""A study of random numbers, for tests of the report."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from headstart import files, params
 from headstart.data.fashion_mnist import CLASSES
-from headstart.results import comparison, content, evaluation, examples
+from headstart.results import comparison, content, examples
 from headstart.results.content import Details, ReportData, Row
-from headstart.results.label_savings import LearningCurve
 
 from .conftest import ROOT
 from .test_comparison import CORRECT, PUBLISHED
@@ -75,24 +73,3 @@ def study(classes: Sequence[str] = CLASSES, *, color: bool = False) -> ReportDat
         majority=(classes[0], 1 / n),
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},
     )
-
-
-def read_curves(
-    subset_rows: Sequence[Mapping[str, str]], full_rows: Sequence[Mapping[str, str]], *, full_budget: int
-) -> dict[str, LearningCurve]:
-    """Return the learning curves of a study from its committed files.
-
-    Args:
-        subset_rows: of ``metrics/<study>/correct_by_budget.csv``.
-        full_rows: of ``metrics/<study>/correct.csv``.
-        full_budget: the label budget of ``full_rows``.
-    """
-    names = {row["configuration"] for row in subset_rows}
-    full_rows = [{**row, "label_budget": str(full_budget)} for row in full_rows if row["configuration"] in names]
-    curves: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    for row in [*subset_rows, *full_rows]:
-        correct = evaluation.decode_bits(row["correct"], int(row["images"]))
-        curves[row["configuration"]][int(row["label_budget"])].append(correct)
-    return {
-        name: LearningCurve(list(by_budget), np.array(list(by_budget.values()))) for name, by_budget in curves.items()
-    }

@@ -17,7 +17,6 @@ from headstart.results.label_efficiency import LabelEfficiency
 from scripts import doc_tables, results
 
 from .conftest import ROOT
-from .studies import read_curves
 
 SETTINGS = params.read(ROOT / "params.yaml")
 CONFIGURATIONS, STUDIES = SETTINGS.configurations, SETTINGS.studies
@@ -88,7 +87,7 @@ def test_committed_correctness_gives_the_committed_accuracies(study):
 def test_committed_correctness_gives_the_committed_errors_and_labels_needed(study):
     settings = STUDIES[study]
     by_budget, correct = (files.read_csv(f"metrics/{study}/{name}.csv") for name in ("correct_by_budget", "correct"))
-    curves = read_curves(by_budget, correct, full_budget=settings.full_budget)
+    curves = results.read_curves(by_budget, correct, full_budget=settings.full_budget)
     efficiency = LabelEfficiency(
         curves=curves, stopped_early={}, pretraining_savings=None, feature_savings=None, power_laws={}, gains=[],
         pixels_win=[],

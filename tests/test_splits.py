@@ -82,8 +82,8 @@ def test_a_fifth_of_each_class_is_held_out():
     [
         (
             {"training_images": 40, "validation_images": 10},
-            "training_images and validation_images are too large for Pets: together they must be at most 48. Lower one "
-            "in params.yaml. Got 50.",
+            "too many images for Pets: training_images + validation_images, and pool_images, must be at most 48. Lower "
+            "them in params.yaml. Got 50.",
         ),
         (
             {"training_images": 3, "validation_images": 0},

@@ -79,8 +79,10 @@ def write_splits(
         test = test[np.sort(chosen)]
     split_sizes = [validation_images, training_images]
     if sum(split_sizes) > len(pool):
-        raise UserError(f"training_images and validation_images are too large for {dataset.title}: together they must "
-                        f"be at most {len(pool):,}. Lower one in params.yaml. Got {sum(split_sizes)}.")  # fmt: skip
+        raise UserError(
+            f"too many images for {dataset.title}: training_images + validation_images, and pool_images, must be at "
+            f"most {len(pool):,}. Lower them in params.yaml. Got {sum(split_sizes)}."
+        )
     # Validation comes first: its images stay the same when the number of training images changes.
     validation, training = (pool[chosen] for chosen in stratified_split(labels[pool], sizes=split_sizes, seed=seed))
     if missing := missing_classes(labels[training], dataset.classes):

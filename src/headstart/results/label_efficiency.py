@@ -119,17 +119,17 @@ def analyze(
         pretraining_savings=pretraining_savings,
         feature_savings=feature_savings,
         power_laws=power_laws,
-        gains=[_gain_by_budget(name, baseline, all_curves) for name, baseline in pairs],
+        gains=[gain_by_budget(name, baseline, all_curves) for name, baseline in pairs],
         pixels_win=_pixels_win(all_curves, [*pretrained, PROBES["pretrained"]]) if "pixels" in probes else [],
     )
 
 
-def _gain_by_budget(name: str, baseline: str, curves: Mapping[str, LearningCurve]) -> GainByBudget:
+def gain_by_budget(name: str, baseline: str, curves: Mapping[str, LearningCurve]) -> GainByBudget:
     """Return the gain of ``name`` over ``baseline`` at the label budgets that both have."""
     first, second = (dict(zip(curves[key].budgets, curves[key].correct, strict=True)) for key in (name, baseline))
     budgets = [n for n in first if n in second]
     differences = np.array([first[n].astype(float) - second[n] for n in budgets])  # [budgets, seeds, images]
-    gains = {n: comparison.bootstrap(difference) for n, difference in zip(budgets, differences, strict=True)}
+    gains = {n: comparison.normal_interval(difference) for n, difference in zip(budgets, differences, strict=True)}
     if len(budgets) == 1:
         return GainByBudget(name=name, baseline=baseline, gains=gains, mean=None)
     x = np.log(budgets)
@@ -194,20 +194,16 @@ def two_digits(value: float) -> float:
 
 
 def round_needed(needed: LabelsNeeded, n: int) -> LabelsNeeded:
-    """Round the labels needed to do as well as with ``n``: intervals allow two significant digits at most.
+    """Round the labels needed to do as well as with ``n`` to two significant digits.
 
     A number that differs from ``n`` by less than the rounding becomes ``n``. Labels saved and the factor are computed
-    from the result, so that the three agree.
+    from the result, so that the three agree. The ends of the interval are label budgets and stay as they are.
     """
-
-    def round_end(value: float) -> float:
-        if value in (0, math.inf):
-            return value
+    value = needed.value
+    if value not in (0, math.inf):
         unit = 10 ** (math.floor(math.log10(value)) - 1)
-        return n if abs(value - n) <= unit / 2 else two_digits(value)
-
-    interval = needed.interval and (round_end(needed.interval[0]), round_end(needed.interval[1]))
-    return LabelsNeeded(round_end(needed.value), interval)
+        value = n if abs(value - n) <= unit / 2 else two_digits(value)
+    return needed._replace(value=value)
 
 
 def format_interval(

@@ -7,19 +7,16 @@ Nothing is extrapolated.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression, nnls
-from scipy.stats import t as student
 
-from headstart.results.comparison import ALPHA, RESAMPLES
+from headstart.results import comparison
 
-STEPS = 20  # of the search between two label budgets
-CHUNK = 250  # resamples at once
 ATOL = 1e-9  # equal accuracies may differ by rounding
 EXPONENTS = -np.geomspace(0.05, 2, 200)  # of the power laws that are fitted
 
@@ -44,114 +41,66 @@ class LabelsNeeded(NamedTuple):
     interval: tuple[float, float] | None  # 95 % confidence interval; None with one seed
 
 
-def labels_needed(
-    reference: LearningCurve, curves: Mapping[str, LearningCurve], *, resamples: int = RESAMPLES
-) -> dict[str, list[LabelsNeeded]]:
+def labels_needed(reference: LearningCurve, curves: Mapping[str, LearningCurve]) -> dict[str, list[LabelsNeeded]]:
     """Return the labels that ``reference`` needs to do as well as each of ``curves`` at each of its budgets.
 
     The curve of the reference is its mean accuracy, made monotone by isotonic regression (Barlow et al. 1972) and
-    linear in the logarithm of the labels in between. A confidence interval contains every number of labels at which the
-    two accuracies do not differ significantly. So it follows from an interval of their difference (an inverted test, as
-    Fieller 1954 has it for a quotient). ``_Differences`` computes that interval over seeds and test images together:
-    both curves have the same seeds and images, so they stay paired.
+    linear in the logarithm of the labels in between. The confidence interval does not rely on that interpolation: see
+    ``_bracket``.
 
     Args:
         curves: of the same seeds and test images.
-        resamples: minimum number of resamples of the test images.
     """
-    labels, weights = _interpolation_weights(reference)
-    reference_accuracy = weights @ reference.accuracy
+    monotone_accuracy = isotonic_regression(reference.accuracy).x
     has_interval = reference.correct.shape[1] > 1
-    differences = _Differences(reference, curves, resamples) if has_interval else None
-    needed: dict[str, list[LabelsNeeded]] = {}
-    for name, curve in curves.items():
-        needed[name] = []
-        for index, accuracy in enumerate(curve.accuracy):
-            interval = None
-            if differences is not None:
-                low, high = differences.interval(weights, name, index)
-                interval = (_first_reached(labels, high), _last_below(labels, low))
-            needed[name].append(LabelsNeeded(_first_reached(labels, reference_accuracy - accuracy), interval))
-    return needed
+    return {
+        name: [
+            LabelsNeeded(
+                _first_reached(reference.budgets, monotone_accuracy - correct.mean()),
+                _bracket(reference, correct) if has_interval else None,
+            )
+            for correct in curve.correct
+        ]
+        for name, curve in curves.items()
+    }
 
 
-def _interpolation_weights(reference: LearningCurve) -> tuple[np.ndarray, np.ndarray]:
-    """Return a grid of labels, [m], and the weights [m, budgets] that interpolate the reference's accuracies there."""
-    knots = np.log(reference.budgets)
-    blocks = isotonic_regression(reference.accuracy).blocks
-    monotone = np.zeros((len(knots), len(knots)))
-    for start, end in pairwise(blocks):
-        monotone[start:end, start:end] = 1 / (end - start)
-    steps = [np.linspace(start, end, STEPS, endpoint=False) for start, end in pairwise(knots)]
-    grid = np.concatenate([*steps, knots[-1:]])
-    linear = np.stack([np.interp(grid, knots, unit) for unit in np.eye(len(knots))], axis=1)
-    return np.exp(grid), linear @ monotone
+def _bracket(reference: LearningCurve, correct: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the labels that ``reference`` needs to match ``correct``.
+
+    Its ends are label budgets. At the low end, and at all smaller budgets, the reference is significantly worse; at the
+    high end, and at all larger budgets, it is significantly better. The 95 % confidence interval of each difference is
+    that of ``comparison.normal_interval``, paired by seed and test image. So the interval only relies on accuracy not
+    decreasing with more labels, whatever the curve does between two budgets. The number of budgets does not reduce its
+    coverage: it is wrong only if one certain difference is, at the first budget above the true number or at the last
+    budget below it.
+
+    Args:
+        correct: of the configuration to match, bool [seeds, test images].
+    """
+    differences = [comparison.normal_interval(at_budget.astype(float) - correct) for at_budget in reference.correct]
+    budgets = reference.budgets
+    n_worse = len(list(takewhile(lambda difference: difference.high < 0, differences)))
+    n_better = len(list(takewhile(lambda difference: difference.low > 0, reversed(differences))))
+    low = math.inf if n_worse == len(budgets) else budgets[n_worse - 1] if n_worse else 0
+    high = 0 if n_better == len(budgets) else budgets[-n_better] if n_better else math.inf
+    return low, high
 
 
-class _Differences:
-    """Differences between the reference's curve and a point of another curve, with several seeds."""
+def _first_reached(budgets: Sequence[int], differences: np.ndarray) -> float:
+    """Return the fewest labels at which ``differences`` are >= 0: 0 if the first is, infinity if none is.
 
-    def __init__(self, reference: LearningCurve, curves: Mapping[str, LearningCurve], resamples: int) -> None:
-        correct = [reference.correct, *(curve.correct for curve in curves.values())]
-        points = np.concatenate(correct).astype(np.float32)  # [points, seeds, images]
-        starts = np.cumsum([0, *map(len, correct)])
-        self._starts = dict(zip(curves, starts[1:].tolist(), strict=False))
-        self._n_reference = len(reference.budgets)
-        self._seed_means = points.mean(2, dtype=float).T  # [seeds, points]
-        self._resampled = np.concatenate(list(_resample(points.mean(1).T, resamples)))  # [resamples, points]
-
-    def interval(self, weights: np.ndarray, name: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the interval of the difference between each row of ``weights`` [m, budgets] and a point of a curve.
-
-        As in ``comparison.bootstrap``, the half-widths of a percentile interval over resampled images and of Student's
-        interval over the seeds are added in quadrature.
-
-        Args:
-            name: of the curve.
-            index: of the curve's budget.
-
-        Returns:
-            The low ends and the high ends, [m] each.
-        """
-        point = self._starts[name] + index
-        seeds = self._seed_means[:, : self._n_reference] @ weights.T - self._seed_means[:, [point]]  # [seeds, m]
-        images = self._resampled[:, : self._n_reference] @ weights.T - self._resampled[:, [point]]  # [resamples, m]
-        value = seeds.mean(0)
-        low, high = np.quantile(images, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
-        half_width = student.ppf(1 - ALPHA / 2, len(seeds) - 1) * seeds.std(0, ddof=1) / math.sqrt(len(seeds))
-        return value - np.hypot(value - low, half_width), value + np.hypot(high - value, half_width)
-
-
-def _resample(values: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
-    """Yield means of ``values`` [images, points] over resampled images, [CHUNK, points] at a time."""
-    generator, n = np.random.default_rng(0), len(values)
-    for _ in range(-(-resamples // CHUNK)):
-        resample_ids = generator.integers(0, n, (CHUNK, n)) + n * np.arange(CHUNK)[:, None]
-        counts = np.bincount(resample_ids.ravel(), minlength=CHUNK * n).reshape(CHUNK, n)
-        yield counts.astype(np.float32) @ values / n
-
-
-def _first_reached(labels: np.ndarray, differences: np.ndarray) -> float:
-    """Return the fewest labels at which ``differences`` [m] are >= 0: 0 if the first is, infinity if none is."""
-    above = np.flatnonzero(differences >= -ATOL)
-    if not len(above):
+    Args:
+        budgets: [m], increasing.
+        differences: at the budgets, [m], not decreasing. Between two budgets they are linear in the logarithm.
+    """
+    reached = np.flatnonzero(differences >= -ATOL)
+    if not len(reached):
         return math.inf
-    return 0.0 if above[0] == 0 else _interpolate_root(labels, differences, above[0] - 1)
-
-
-def _last_below(labels: np.ndarray, differences: np.ndarray) -> float:
-    """Return the most labels at which ``differences`` [m] are <= 0: infinity if the last is, 0 if none is."""
-    below = np.flatnonzero(differences <= ATOL)
-    if not len(below):
+    if reached[0] == 0:
         return 0.0
-    return math.inf if below[-1] == len(labels) - 1 else _interpolate_root(labels, differences, below[-1])
-
-
-def _interpolate_root(labels: np.ndarray, differences: np.ndarray, index: int) -> float:
-    """Return the labels between ``index`` and the next at which the difference is 0, linear in the logarithm."""
-    start, end = differences[index : index + 2]
-    share = -start / (end - start)
-    return float(np.exp((1 - share) * np.log(labels[index]) + share * np.log(labels[index + 1])))
+    last = reached[0] + 1
+    return float(np.exp(np.interp(0, differences[last - 2 : last], np.log(budgets[last - 2 : last]))))
 
 
 class PowerLaw(NamedTuple):
