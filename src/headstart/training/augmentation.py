@@ -5,16 +5,33 @@ images as one that was not interrupted, and an image is augmented in the same wa
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torchvision.transforms import v2
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+# torchvision takes a second to import, so only trainings with augmentation import it.
+
+
+def crop_flip(side: int) -> "v2.Transform":
+    """Return a random crop, resized to ``side``, and a random horizontal flip."""
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()])
+
+
+def trivial(side: int) -> "v2.Transform":
+    """Return TrivialAugmentWide (Müller and Hutter 2021)."""
+    from torchvision.transforms import v2
+
+    return v2.TrivialAugmentWide()
+
 
 # Each maps an image side in pixels to a transform of one image, uint8 [channels, side, side].
-AUGMENTATIONS: dict[str, Callable[[int], v2.Transform]] = {
-    "crop-flip": lambda side: v2.Compose([v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]),
-    "trivial": lambda side: v2.TrivialAugmentWide(),  # Müller and Hutter 2021
-}
+AUGMENTATIONS: dict[str, Callable[[int], "v2.Transform"]] = {"crop-flip": crop_flip, "trivial": trivial}
 
 
 def augment(name: str, images: torch.Tensor, indices: Sequence[int], *, seed: int, number: int) -> torch.Tensor:
