@@ -70,10 +70,12 @@ lint: setup  ## Run ruff and mypy
 	ruff format --check .
 	mypy
 
-test: lint  ## Run all checks: ruff, mypy, pytest
+TESTS :=
+
+test: lint  ## Run all checks: ruff, mypy, pytest. For less: make test TESTS='-m "not slow"'
 	@sh scripts/install_browser.sh
 	@sh scripts/install_test_images.sh
-	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 table: setup  ## Print the results of the selected study, with the differences from main
 	@python -m scripts.table
@@ -119,7 +121,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
   pyproject.toml
 
 lock: $(READY)  ## Recompile requirements.txt and cluster/requirements.txt from pyproject.toml, with versions and hashes
-	$(COMPILE) --extra pipeline --extra test --output-file requirements.txt
+	$(COMPILE) --extra pipeline --extra export --extra test --output-file requirements.txt
 	$(COMPILE) --extra pipeline --extra slurm --extra ray --extra ssh --extra s3 --constraint requirements.txt \
 	  --output-file cluster/requirements.txt
 

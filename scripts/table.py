@@ -1,5 +1,6 @@
 """Print the results of a study in the working tree, with the differences from another revision."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -87,6 +88,24 @@ def _times(study: str) -> str:
     return f"Stages that ran here took {seconds.total():,.0f} s: {slowest}" if seconds else ""
 
 
+def _prediction_hint(study: str, now: Results) -> str:
+    """Return how to classify new images with the best configuration on validation images; empty if there is none."""
+    validation = {
+        name: metrics["validation_accuracy"]
+        for name, metrics in now.metrics.items()
+        if "validation_accuracy" in metrics and Path("models", study, name).is_dir()
+    }
+    if not validation:
+        return ""
+    best = max(validation, key=lambda name: validation[name])
+    value, low, high = map(percent, now.accuracy[best])
+    python = os.path.relpath(sys.executable)
+    return (
+        f"To classify new images with {best}, the best on validation images (test accuracy {value} %, 95% CI {low} to "
+        f"{high}), run\n  {python} -m headstart.predict models/{study}/{best} IMAGES --csv labels.csv"
+    )
+
+
 def main(*arguments: str) -> None:
     parser = argument_parser(__doc__)
     parser.add_argument(
@@ -107,6 +126,8 @@ def main(*arguments: str) -> None:
     page = Path(f"report/{study}/index.html")
     if page.exists():
         print(f"The report is {page}")
+    if hint := _prediction_hint(study, now):
+        print(hint)
 
 
 if __name__ == "__main__":

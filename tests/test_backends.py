@@ -35,6 +35,7 @@ def expected(tmp_path_factory) -> dict[str, str]:
     return kill_nodes.run_on_one_machine(tmp_path_factory.mktemp("expected") / "clone", all_configurations=False)
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 @pytest.mark.parametrize("backend", ["slurm", "ray"])
 def test_same_results_as_on_one_machine_with_nodes_that_die(tmp_path, backend, expected):

@@ -42,6 +42,7 @@ def job_command(stage: str, origin: Origin, *options: object) -> list[str]:
     return command + [str(option) for option in options]
 
 
+@pytest.mark.slow
 def test_jobs_give_the_same_results_as_one_machine(origin, tmp_path):
     """A training that was killed resumes, finished stages are cached, and `dvc repro --pull` runs the rest."""
     scratch, checkpoints = tmp_path / "scratch", tmp_path / "checkpoints"
@@ -62,6 +63,7 @@ def test_jobs_give_the_same_results_as_one_machine(origin, tmp_path):
     assert results(origin.folder) == results(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ssh", "s3"])
 def test_results_go_through_a_server(tmp_path, kind):
     if why := servers.missing(kind):

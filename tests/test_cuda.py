@@ -418,6 +418,7 @@ def made(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+@pytest.mark.slow
 @needs_gpu
 def test_the_pipeline_twice_and_killed_gives_the_same_bytes(tmp_path):
     """SIGKILL after the first checkpoint of a fine-tuned training; with the graphs of that process it ends as well."""

@@ -76,6 +76,7 @@ def test_what_cannot_change_a_number_retrains_nothing(clone, first):
         assert repro(clone) == again
 
 
+@pytest.mark.slow
 def test_another_branch_and_back_runs_nothing(clone, first, tmp_path):
     """As whoever has not run the study first: in another clone, with a cache of its own."""
     commit(clone, "the study")
@@ -106,6 +107,7 @@ def test_another_branch_and_back_runs_nothing(clone, first, tmp_path):
     assert run("git", "status", "--porcelain", cwd=other).stdout == ""
 
 
+@pytest.mark.slow
 def test_one_configuration_s_lr(clone, first, tmp_path):
     first = first[1]
     run(sys.executable, "-m", "scripts.record", cwd=clone)
@@ -161,6 +163,7 @@ def _change_is_reported(clone: Path) -> None:
     shutil.rmtree(clone / "diff")
 
 
+@pytest.mark.slow
 def test_another_study_and_back(clone, first):
     edit(clone, lambda settings: settings.update(study="full"))
     assert repro(clone) == EVERYTHING

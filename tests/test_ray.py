@@ -102,6 +102,7 @@ def test_a_missing_token_is_reported_in_one_line(start_head, tmp_path):
     driver.communicate()
 
 
+@pytest.mark.slow
 def test_a_driver_and_a_client_report_a_dead_head_soon(start_head):
     port, client_port = start_head(RAY_AUTH_MODE="disabled")
     drivers = [start_driver(f"127.0.0.1:{port}"), start_driver(f"ray://127.0.0.1:{client_port}")]

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.pipeline
 N_FILES = 63  # of the results of a small study
 
 
+@pytest.mark.slow
 def test_a_killed_study_ends_with_the_same_bytes(tmp_path):
     """The short form of `python -m tests.kill_resume`, which kills twenty times."""
     clone = tmp_path / "clone"
@@ -29,6 +30,7 @@ def test_a_killed_study_ends_with_the_same_bytes(tmp_path):
     assert kill_resume.differing_files(expected, results(clone)) == []
 
 
+@pytest.mark.slow
 def test_people_who_share_a_cache_get_the_same_bytes_as_a_run_without_dvc(tmp_path):
     """The short form of `python -m tests.shared_cache`, which trains eight configurations."""
     shared, problems = shared_cache.run_two_users(tmp_path, all_configurations=False)

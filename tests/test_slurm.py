@@ -67,6 +67,7 @@ def run_study(repository: Path, scratch: Path, shared: Path, max_attempts: int) 
     return collected
 
 
+@pytest.mark.slow
 def test_stages_move_to_another_node_if_a_node_lacks_python_or_disk_space(repository, tmp_path, monkeypatch, capsys):
     """Node 1 has no Python and node 2 a full disk. Both errors are shown, and node 3 runs all stages."""
     scratch, shared = tmp_path / "scratch", tmp_path / "shared"
@@ -89,6 +90,7 @@ def test_stages_move_to_another_node_if_a_node_lacks_python_or_disk_space(reposi
     assert not list((shared / "jobs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_driver_cancels_the_jobs_of_a_killed_driver(repository, tmp_path, monkeypatch):
     """Kill drivers at random moments from before their first job on; the next driver waits until no job is left."""
     from cluster.slurm import Backend

@@ -32,6 +32,7 @@ def alone(tmp_path_factory) -> dict[str, str]:
     return results(clone)
 
 
+@pytest.mark.slow
 def test_interrupted_killed_and_changed_from_outside(alone, tmp_path):
     """`python -m stages` resumes after an interruption, and notices outputs that changed."""
     clone = tiny_clone(tmp_path / "clone")
@@ -77,6 +78,7 @@ def ran(printed: str) -> set[str]:
     return set(re.findall(r"^ *[0-9.]+ s  (\S+)$", printed, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
     runs = []
     for seeds in ([0, 1], [1]):

@@ -7,6 +7,9 @@ antialias). `prepare` and trained networks read files in this way, so both see t
 import errno
 import hashlib
 import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +29,8 @@ UNREADABLE_SUFFIXES = frozenset({
     ".orf", ".rw2", ".raf", ".dcm",
 })  # fmt: skip
 DRAFT_FORMATS = ("JPEG", "MPO")  # decoded at a reduced size, which is much faster; MPO are JPEGs of phones
+MAX_THREADS = 8  # because each thread has a whole image in memory
+LOOKAHEAD = 256  # prepared images that wait to be used
 MIN_SIDE = 8  # pixels of the shorter side; smaller images show nothing
 MODES_16_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 UINT16_MAX = 65_535
@@ -56,6 +61,28 @@ def prepare_image(source: str | Path | Image.Image, side: int) -> np.ndarray:
     """
     image = as_rgb(source) if isinstance(source, Image.Image) else decode_image(Path(source), side)
     return resize_and_center_crop(image, side)
+
+
+def prepare_images(sources: Iterable[str | Path], side: int) -> Iterator[np.ndarray | UnusableError]:
+    """Yield each image as ``prepare_image`` returns it, or the reason why it is unusable; threads decode ahead."""
+
+    def prepare(source: str | Path) -> np.ndarray | UnusableError:
+        try:
+            return prepare_image(source, side)
+        except UnusableError as error:
+            return error
+
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+    pending: deque[Future[np.ndarray | UnusableError]] = deque()
+    try:
+        for source in sources:
+            pending.append(pool.submit(prepare, source))
+            if len(pending) > LOOKAHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # Ctrl-C: do not wait for files that are still queued
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def decode_image(path: Path, side: int | None) -> Image.Image:

@@ -20,8 +20,6 @@ from headstart.data import decoding
 from headstart.data.scanning import ImageFile, Scan, display_name, scan
 from headstart.data.splits import Dataset, Partition
 
-MAX_THREADS = 8  # because each thread has a whole image in memory
-
 
 class DecodeResult(NamedTuple):
     """The result of decoding a file."""
@@ -186,7 +184,7 @@ def _decode(
     with (
         warnings.catch_warnings(),
         progress(len(image_files), f"reading {name}") as bar,
-        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(decoding.MAX_THREADS, os.cpu_count() or 1)) as pool,
     ):
         warnings.simplefilter("ignore")  # warning filters are global, so this applies to the threads too
         try:

@@ -94,6 +94,20 @@ def scan(folder: Path, *, follow_links: bool) -> Scan:
     return Scan(folder, sorted(image_files, key=lambda file: file.path), problems, class_names, ignored, notes)
 
 
+def find_images(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return the images below ``folder``, by path, and the files and folders that cannot be read, each with the reason.
+
+    Links are followed. Files that are not images, and those in ``JUNK``, are left out.
+    """
+    images, problems = [], {}
+    for path, problem in _walk(folder, True, ()):
+        if problem:
+            problems[path] = problem
+        elif problem is not None:
+            images.append(path)
+    return sorted(images), problems
+
+
 def _find_class_folders(folder: Path) -> _Layout:
     """Interpret the folders in ``folder`` as classes or as splits with classes in them.
 

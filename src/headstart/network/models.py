@@ -65,13 +65,7 @@ def _build(model_name: str, image_size: int | None) -> nn.Module:
     if name in list_torchvision_models():
         from torchvision.models import get_model
 
-        # As the pretrained weights need it, for random initialization too.
-        options: dict[str, Any] = (
-            {"aux_logits": False, "transform_input": True, "init_weights": True} if name in AUXILIARY else {}
-        )
-        if name.startswith("vit_") and image_size is not None:
-            options["image_size"] = image_size
-        return get_model(name, weights=None, **options)
+        return get_model(name, weights=None, **torchvision_options(model_name, image_size))
     import timm
 
     if timm.is_model(timm_name(model_name)):
@@ -80,6 +74,18 @@ def _build(model_name: str, image_size: int | None) -> nn.Module:
         )
     raise UserError(f"unknown model_name: {model_name!r}. Choose one of timm's models, or one of torchvision's: "
                     f"{', '.join(list_torchvision_models())}.")  # fmt: skip
+
+
+def torchvision_options(model_name: str, image_size: int | None) -> dict[str, Any]:
+    """Return the arguments of torchvision's builder that the pretrained weights or ``image_size`` need."""
+    name = model_name.lower()
+    # For random initialization too.
+    options: dict[str, Any] = (
+        {"aux_logits": False, "transform_input": True, "init_weights": True} if name in AUXILIARY else {}
+    )
+    if name.startswith("vit_") and image_size is not None:
+        options["image_size"] = image_size
+    return options
 
 
 def timm_options(model_name: str, image_size: int | None) -> dict[str, Any]:

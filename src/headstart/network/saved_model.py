@@ -1,9 +1,11 @@
 """A saved network: its complete state dict and all metadata that is needed to use it."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice, tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,10 @@ from headstart.console import UserError
 from headstart.data import decoding
 from headstart.data.preprocessing import Preprocess
 from headstart.network import models
+
+BATCH_SIZE = 64  # images of a prediction at once
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,20 @@ class SavedModel:
         return cls(state=tensors, **values)
 
 
+class Prediction(NamedTuple):
+    """The classes of one image file, or the reason why it cannot be read."""
+
+    path: Path
+    probabilities: dict[str, float]  # by class, the most probable first; empty if the file cannot be read
+    problem: str  # empty if the file can be read
+
+
 class Classifier(nn.Module):
     """A complete network that classifies images of any size; it preprocesses them as its training images were."""
 
     def __init__(self, saved: SavedModel) -> None:
         super().__init__()
-        self.network = saved.build()
+        self.network = saved.build().to(memory_format=torch.channels_last)
         self.preprocess = saved.preprocess
         self.prepared_size = saved.prepared_size
         self.classes = saved.classes
@@ -138,3 +152,26 @@ class Classifier(nn.Module):
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Map images, as ``forward`` does, to probabilities [N, classes] in the order of ``classes``."""
         return self(images).softmax(dim=1)
+
+    def predict(self, paths: Iterable[str | Path]) -> Iterator[Prediction]:
+        """Yield the prediction for each image file, in order. Files are decoded ahead, in threads."""
+        device = next(self.network.parameters()).device
+        paths, sources = tee(map(Path, paths))
+        decoded = zip(paths, decoding.prepare_images(sources, self.prepared_size), strict=True)
+        for batch in _batches(decoded):
+            images = [image for _, image in batch if isinstance(image, np.ndarray)]
+            rows = iter(self.probabilities(torch.from_numpy(np.stack(images)).to(device)).cpu() if images else ())
+            for path, image in batch:
+                if isinstance(image, decoding.UnusableError):
+                    yield Prediction(path, {}, str(image))
+                    continue
+                values, order = next(rows).sort(descending=True, stable=True)
+                names = [self.classes[index] for index in order.tolist()]
+                yield Prediction(path, dict(zip(names, values.tolist(), strict=True)), "")
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield lists of ``BATCH_SIZE`` items, the last one shorter. (Python 3.12 has ``itertools.batched``.)"""
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH_SIZE)):
+        yield batch

@@ -1,0 +1,123 @@
+"""Classify new images with a trained network.
+
+    python -m headstart.predict models/quick/pretrained-finetuned-adam photo.jpg folder 'more/*.png' --csv labels.csv
+
+Images are files, folders, patterns such as 'more/*.png', and - for a list of paths on standard input, one per line.
+Each image has one row: its path, then classes with their probabilities, the most probable first. Files that cannot be
+read are listed at the end, and the exit status is 1.
+"""
+
+import argparse
+import csv
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headstart import files, load
+from headstart.console import UserError, progress, run_cli
+from headstart.data import scanning
+
+TOP = 3
+
+
+class Inputs(NamedTuple):
+    """The image files to classify, and the inputs that cannot be read, each with the reason."""
+
+    images: list[Path]
+    problems: dict[str, str]  # by name
+
+
+def main(*arguments: str) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m headstart.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a trained configuration, or one of its model files")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or - for standard input")
+    parser.add_argument("--csv", metavar="FILE", help="write the rows to FILE instead of standard output")
+    parser.add_argument("--top", metavar="K", type=int, default=TOP, help=f"classes per image (default: {TOP})")
+    parser.add_argument("--seed", metavar="N", type=int, help="seed of the training (default: the smallest)")
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        raise UserError(f"--top must be at least 1. Got {options.top}.")
+    inputs = find_inputs(options.images)
+    problems, n_inputs = dict(inputs.problems), len(inputs.images) + len(inputs.problems)
+    if inputs.images:
+        from headstart.training.compute import configure  # imported here because PyTorch takes seconds to import
+
+        compute = configure()
+        classifier = load(options.model, options.seed).to(compute.device)
+        n_columns = min(options.top, len(classifier.classes))
+        with _open_rows(options.csv) as write_row, progress(len(inputs.images), "predicting") as bar:
+            write_row(_columns(n_columns))
+            with compute.autocast():
+                for prediction in classifier.predict(inputs.images):
+                    bar.update()
+                    if prediction.problem:
+                        problems[str(prediction.path)] = prediction.problem
+                    else:
+                        ranked = islice(prediction.probabilities.items(), n_columns)
+                        cells = (cell for name, value in ranked for cell in (name, f"{value:.4f}"))
+                        write_row([prediction.path, *cells])
+    if problems:
+        lines = [f"{scanning.display_name(name)} {problem}" for name, problem in problems.items()]
+        others = ". The others are predicted." if len(problems) < n_inputs else ":"
+        raise UserError(f"{len(problems):,} of {n_inputs:,} inputs cannot be read{others}", lines)
+
+
+def find_inputs(arguments: Sequence[str]) -> Inputs:
+    """Return the image files that ``arguments`` name, in their order."""
+    images: list[Path] = []
+    problems: dict[str, str] = {}
+    for argument in _with_standard_input(arguments):
+        path = Path(argument).expanduser()
+        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+        if re.match(r"\w+://", argument):
+            problems[argument] = "is a URL: download the image first"
+        elif not matches:
+            problems[argument] = "does not exist"
+        for match in matches:
+            if match.is_dir():
+                below, unreadable = scanning.find_images(match)
+                images += below
+                problems |= {str(file): problem for file, problem in unreadable.items()}
+                if not below and not unreadable:
+                    problems[str(match)] = "has no images"
+            else:
+                images.append(match)
+    return Inputs(images, problems)
+
+
+def _with_standard_input(arguments: Sequence[str]) -> Iterator[str]:
+    for argument in arguments:
+        if argument == "-":
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        else:
+            yield argument
+
+
+@contextmanager
+def _open_rows(path: str | None) -> Iterator[Callable[[Sequence[Any]], object]]:
+    """Yield a function that writes a row of CSV to the file ``path``, or to standard output if it is None."""
+    if path is None:
+        yield csv.writer(sys.stdout, lineterminator="\n").writerow
+        return
+    with (
+        files.atomic_write(path) as tmp_path,
+        tmp_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield csv.writer(file, lineterminator="\n").writerow
+
+
+def _columns(n: int) -> list[str]:
+    """Return the header: image, label, probability, label_2, probability_2, …"""
+    suffixes = ["", *(f"_{rank}" for rank in range(2, n + 1))]
+    return ["image", *(name + suffix for suffix in suffixes for name in ("label", "probability"))]
+
+
+if __name__ == "__main__":
+    run_cli(main, *sys.argv[1:])
