@@ -126,7 +126,7 @@ lock: $(READY)  ## Recompile requirements.txt and cluster/requirements.txt from 
 	  --output-file cluster/requirements.txt
 
 clean:  ## Remove the environment, the outputs, and DVC's cache (unless a branch versions images with `dvc add`)
-	rm -rf .venv .cluster checkpoints data/downloads data/raw data/prepared data/initial data/features models predictions probes \
+	rm -rf .venv .cluster checkpoints exports data/downloads data/raw data/prepared data/initial data/features models predictions probes \
 	  report runs scores dvc_plots .dvc/tmp
 	ls data/pictures/*.dvc >/dev/null 2>&1 || git log --all --format=%h -1 -- 'data/pictures/*.dvc' | grep -q '' || \
 	  rm -rf .dvc/cache

@@ -14,6 +14,8 @@ for path in sys.argv[2:]:
     image = Image.open(path)
     image.draft(None, (2 * side, 2 * side))  # decode a large JPEG at a reduced size, as for training
     image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        sys.exit(f"{path} has more than 8 bits per channel: convert it first")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BILINEAR)

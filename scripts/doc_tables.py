@@ -39,6 +39,7 @@ class Content(NamedTuple):
     results: Results
     configurations: dict[str, Configuration]
     curves: dict[str, LearningCurve]  # of configurations and probes; empty if there is one label budget
+    seeds: list[int]  # of the curves
     revision: str | None
 
 
@@ -91,7 +92,10 @@ def build(name: str, revision: str | None) -> str:
         UserError: the study has no results or no record.
     """
     study, table = TABLES[name]
-    return table(read_content(study, revision))
+    content = read_content(study, revision)
+    if table in CURVE_TABLES and not content.curves:
+        raise UserError(f"{name}: the study {study} has no metrics/{study}/correct_by_budget.csv. Run `dvc repro`.")
+    return table(content)
 
 
 def read_content(study: str, revision: str | None) -> Content:
@@ -109,7 +113,7 @@ def read_content(study: str, revision: str | None) -> Content:
         results.read_csv(f"metrics/{study}/correct.csv", revision),
         full_budget=settings["training_images"] + settings["validation_images"],
     )
-    return Content(study_results, results.configurations(record), curves, revision)
+    return Content(study_results, results.configurations(record), curves, settings["seeds"], revision)
 
 
 def configuration_table(content: Content) -> str:
@@ -169,7 +173,10 @@ def effect_table(factor: str, content: Content) -> str:
 def error_table(content: Content) -> str:
     """Return one row per configuration or probe, one column per label budget: the mean test error over seeds in %."""
     budgets = sorted({budget for curve in content.curves.values() for budget in curve.budgets})
-    rows = [[name, *(percent(1 - accuracy) for accuracy in curve.accuracy)] for name, curve in content.curves.items()]
+    rows = []
+    for name, curve in content.curves.items():
+        errors = dict(zip(curve.budgets, 1 - curve.accuracy, strict=True))
+        rows.append([name, *(percent(errors[budget]) if budget in errors else "–" for budget in budgets)])
     return _markdown(["configuration", *(f"{budget:,}" for budget in budgets)], rows, n_text=1)
 
 
@@ -180,11 +187,13 @@ def label_gain_table(content: Content) -> str:
         (PROBES["pretrained"], PROBES["pixels"]),
     ]  # fmt: skip
     gains = [label_efficiency.gain_by_budget(*pair, content.curves) for pair in pairs]
+    budgets = sorted({budget for gain in gains for budget in gain.gains})
     rows = [
-        [f"{gain.name} over {gain.baseline}", *(_points(cell) for cell in (*gain.gains.values(), gain.mean) if cell)]
+        [f"{gain.name} over {gain.baseline}",
+         *(_points(cell) if cell else "–" for cell in (*map(gain.gains.get, budgets), gain.mean))]
         for gain in gains
-    ]
-    return _markdown(["gain of", *(f"{budget:,}" for budget in gains[0].gains), "mean"], rows, n_text=1)
+    ]  # fmt: skip
+    return _markdown(["gain of", *(f"{budget:,}" for budget in budgets), "mean"], rows, n_text=1)
 
 
 def labels_needed_table(content: Content) -> str:
@@ -207,15 +216,15 @@ def doubling_table(content: Content) -> str:
     The change is that of the seeds that both studies have. Next to it is the half-width of the confidence interval of
     the error in `labels`.
     """
+    labels = read_content("labels", content.revision)
     rows = []
-    for name, curve in read_content("labels", content.revision).curves.items():
-        if name not in content.curves:
-            continue
-        doubled = content.curves[name]
+    for name, doubled in content.curves.items():
+        curve = labels.curves[name]
         for index, budget in enumerate(doubled.budgets):
-            short, long = curve.correct[list(curve.budgets).index(budget)], doubled.correct[index]
+            short = curve.correct[list(curve.budgets).index(budget)]
+            same_seeds = short[[labels.seeds.index(seed) for seed in content.seeds]]
             accuracy = comparison.normal_interval(short.astype(float))
-            change = comparison.normal_interval(short[: len(long)].astype(float) - long)
+            change = comparison.normal_interval(same_seeds.astype(float) - doubled.correct[index])
             rows.append([
                 name, f"{budget:,}", f"{percent(1 - accuracy.value)}", f"{percent((accuracy.high - accuracy.low) / 2)}",
                 _points(change),
@@ -249,6 +258,9 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the stud
     "labels-doubling": ("labels-doubled", doubling_table),
     "labels-grid": ("labels-tuning", tuning_table),
 }
+
+
+CURVE_TABLES = (error_table, label_gain_table, labels_needed_table, doubling_table)
 
 
 def _pairs(content: Content, factor: str) -> list[Difference]:

@@ -1,6 +1,7 @@
 """Print the results of a study in the working tree, with the differences from another revision."""
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -99,7 +100,7 @@ def _prediction_hint(study: str, now: Results) -> str:
         return ""
     best = max(validation, key=lambda name: validation[name])
     value, low, high = map(percent, now.accuracy[best])
-    python = os.path.relpath(sys.executable)
+    python = shlex.quote(sys.executable if os.name == "nt" else os.path.relpath(sys.executable))
     return (
         f"To classify new images with {best}, the best on validation images (test accuracy {value} %, 95% CI {low} to "
         f"{high}), run\n  {python} -m headstart.predict models/{study}/{best} IMAGES --csv labels.csv"

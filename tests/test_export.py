@@ -158,10 +158,41 @@ def test_an_operator_that_onnx_lacks_is_named(model, tmp_path, monkeypatch):
         export.main(str(model), "--format", "onnx", "--output", str(tmp_path / "out"))
 
 
+def test_a_network_whose_output_is_not_a_number_differs(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        export.FORMATS,
+        "onnx",
+        lambda saved, folder: export.Exported(lambda batch: torch.full((len(batch), 3), torch.nan), ""),
+    )
+    with pytest.raises(UserError, match="the exported network differs"):
+        export.main(str(model), "--format", "onnx", "--output", str(tmp_path / "out"))
+
+
+def test_nothing_but_an_earlier_export_is_replaced(model, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / model_card.FILE).write_text("mine", encoding="utf-8")
+    (tmp_path / "mine" / "photo.jpg").touch()
+    for output in (tmp_path / "mine", tmp_path / "models"):
+        with pytest.raises(UserError, match="exists, and is no exported network"):
+            export.main(str(model), "--format", "torchvision", "--output", str(output))
+    assert (tmp_path / "mine" / "photo.jpg").exists()
+    monkeypatch.chdir(model)
+    with pytest.raises(UserError, match="is in the folder of the model, which DVC tracks"):
+        export.main(".", "--format", "torchvision")
+
+
+def test_a_model_file_outside_a_repository_has_a_card_without_metrics(model, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (model / "model-0.safetensors").rename(tmp_path / "elsewhere" / "model-0.safetensors")
+    monkeypatch.chdir(tmp_path)
+    export.main("elsewhere/model-0.safetensors", "--format", "torchvision")
+    text = (tmp_path / "exports/elsewhere-torchvision" / model_card.FILE).read_text(encoding="utf-8")
+    assert "**Test accuracy:** not available" in text
+    assert "resized bilinearly with antialias to 48 × 48 pixels. Values from 0 to 1" in text
+
+
 def test_wrong_arguments(model, tmp_path):
     with pytest.raises(
         UserError, match=r"resnet18 is a network of torchvision, not of timm\. Use --format torchvision"
     ):
         export.main(str(model), "--format", "timm", "--output", str(tmp_path / "out"))
-    with pytest.raises(UserError, match="exists, and is no exported network"):
-        export.main(str(model), "--format", "torchvision", "--output", str(tmp_path / "models"))

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +98,10 @@ def test_more_images_than_a_batch_keep_their_order(model, tmp_path):
         (["{image}", "{image}"], "damaged file: {image} ("),
         (["{model}", "{image}", "--seed", "7"], "no network trained with seed 7: {model}."),
         (["{model}", "{image}", "--top", "0"], "--top must be at least 1. Got 0."),
+        (["{model}", "{image}", "--csv", "{images}"], "--csv is not a file: {images}. Give the path of a file."),
+        (["{model}/model-0.safetensors", "{image}", "--seed", "0"], "a seed for a single model file: {model}"),
+        (["{model}", "-"], "no images: standard input is empty. Give at least one path."),
+        (["{model}", "~nobody/a.jpg"], "1 of 1 inputs cannot be read:\n  ~nobody/a.jpg does not exist"),
         (["{model}", "{image}", "--csv", "{image}/out.csv"], "File exists: '{image}'"),
     ],
 )
@@ -106,7 +109,7 @@ def test_wrong_arguments_are_one_message_and_leave_no_file(model, folder, argume
     names = {"model": model, "images": folder, "image": folder / "deeper" / "square.png"}
     before = sorted(folder.rglob("*"))
     command = [sys.executable, "-m", "headstart.predict", *(argument.format(**names) for argument in arguments)]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env={**os.environ})
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, input="")
     assert result.returncode != 0
     assert result.stderr.startswith("headstart: ")
     assert message.format(**names) in result.stderr

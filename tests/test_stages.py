@@ -116,7 +116,9 @@ def test_a_checkpoint_depends_on_the_code_the_inputs_and_the_label_budget(tmp_pa
 
 def test_packages_import_only_earlier_packages():
     library = ROOT / "src/headstart"
-    for file in set(library.rglob("*.py")) - {library / "__init__.py"}:  # which loads networks
+    # `headstart.load` and the commands for trained networks use all packages; no package imports them.
+    commands = {library / f"{name}.py" for name in ("__init__", "predict", "export", "model_card")}
+    for file in set(library.rglob("*.py")) - commands:
         package = file.relative_to(library).parts[0]
         allowed = PACKAGES[: PACKAGES.index(package) + 1] if package in PACKAGES else ()
         for module in closure(file.relative_to(ROOT)):

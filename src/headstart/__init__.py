@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,14 @@ def find_model(folder: str | Path, seed: int | None = None) -> Path:
     from headstart.console import UserError
 
     if Path(folder).is_file():
+        if seed is not None:
+            raise UserError(f"a seed for a single model file: {folder}. Give its folder, or no seed. Got {seed}.")
         return Path(folder)
-    model_files = {int(path.stem.removeprefix("model-")): path for path in Path(folder).glob("model-*.safetensors")}
+    model_files = {
+        int(match[1]): path
+        for path in Path(folder).glob("model-*.safetensors")
+        if (match := re.fullmatch(r"model-(\d+)", path.stem))
+    }
     if not model_files or (seed is not None and seed not in model_files):
         missing = "no trained network" if seed is None else f"no network trained with seed {seed}"
         raise UserError(f"{missing}: {folder}. Run `dvc repro` to train it.")

@@ -9,6 +9,7 @@ the exported network is compared with the trained one on the test images of its 
 
 import argparse
 import json
+import math
 import re
 import sys
 import warnings
@@ -30,6 +31,7 @@ from headstart.network.saved_model import SavedModel
 TOLERANCE = 1e-4  # of the logits; two classes that are nearly as probable may then change places
 BATCH_SIZE = 64
 N_RANDOM = 64  # images for the comparison if there are no test images
+FILES = {model_card.FILE, "model.onnx", "model.pt", "model.pth", "model.safetensors", "config.json"}
 Logits = Callable[[torch.Tensor], torch.Tensor]  # uint8 [N, 3, prepared_size, prepared_size] to [N, classes]
 
 
@@ -81,17 +83,30 @@ def main(*arguments: str) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="seed of the training (default: the smallest)")
     options = parser.parse_args(arguments)
     path = find_model(options.model, options.seed)
+    source = model_card.Source(path.parent.resolve())
     saved = SavedModel.read(path)
-    output = options.output or Path("exports", f"{path.parent.name}-{options.format}")
-    if output.exists() and not (output / model_card.FILE).is_file():
+    output = options.output or Path("exports", f"{source.configuration}-{options.format}")
+    if output.resolve().is_relative_to(source.folder):
+        raise UserError(
+            f"{output} is in the folder of the model, which DVC tracks. Choose another folder with --output."
+        )
+    if output.is_symlink() or (output.exists() and not _is_export(output)):
         raise UserError(f"{output} exists, and is no exported network. Choose another folder with --output.")
     with files.atomic_write(output) as folder:
         folder.mkdir()
         exported = FORMATS[options.format](saved, folder)
-        description = _compare(saved, exported.logits, *_test_images(path, saved))
-        card = model_card.render(path, saved, format_name=options.format, usage=exported.usage, comparison=description)
+        description = _compare(saved, exported.logits, *_test_images(source, saved))
+        card = model_card.render(
+            source, saved, format_name=options.format, usage=exported.usage, comparison=description
+        )
         files.write_text(folder / model_card.FILE, card)
     print(f"{output}: {description}")
+
+
+def _is_export(folder: Path) -> bool:
+    """Return whether ``folder`` has nothing but an exported network, so that another export may replace it."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return model_card.FILE in names and names <= FILES
 
 
 def export_onnx(saved: SavedModel, folder: Path) -> Exported:
@@ -109,6 +124,8 @@ def export_onnx(saved: SavedModel, folder: Path) -> Exported:
                 ExportedNetwork(saved).eval(), (images,), dynamo=True, verbose=False, input_names=["images"],
                 output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
             )  # fmt: skip
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # whatever the exporter raises for an operator that it does not know
         raise UserError(f"ONNX cannot express this network: {_operator(error)}. Choose another format.") from None
     assert program is not None
@@ -209,15 +226,16 @@ def _operator(error: BaseException) -> str:
         causes.append(causes[-1].__cause__)
     text = "\n".join(map(str, causes))
     match = re.search(r"\b(aten|torchvision|prims)[.:]+[\w.]+", text)
-    return f"the operator {match[0]}" if match else text.strip().splitlines()[0]
+    return f"the operator {match[0]}" if match else (text.strip() or type(error).__name__).splitlines()[0]
 
 
-def _test_images(path: Path, saved: SavedModel) -> tuple[np.ndarray, str]:
+def _test_images(source: model_card.Source, saved: SavedModel) -> tuple[np.ndarray, str]:
     """Return images for the comparison, uint8 [N, (3,) side, side], and what they are."""
-    prepared = path.parent.parent.parent.parent / "data/prepared" / f"{path.parent.parent.name}.safetensors"
-    if prepared.is_file():
+    prepared = source.path("data/prepared/{study}.safetensors")
+    if prepared is not None and prepared.is_file():
         images = splits.read_split(prepared, "test").images
-        return images, f"{len(images):,} test images"
+        if images.shape[-1] == saved.prepared_size:  # not of another version of the study
+            return images, f"{len(images):,} test images"
     shape = (N_RANDOM, 3, saved.prepared_size, saved.prepared_size)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), f"{N_RANDOM} images of random pixels"
 
@@ -236,10 +254,11 @@ def _compare(saved: SavedModel, logits: Logits, images: np.ndarray, what: str) -
             batch = torch.from_numpy(images[start : start + BATCH_SIZE])
             color = batch.unsqueeze(1).expand(-1, 3, -1, -1).contiguous() if batch.dim() == 3 else batch
             expected, actual = network(saved.preprocess(batch)), logits(color)
-            difference = max(difference, float((expected - actual).abs().max() / expected.abs().max().clamp(min=1)))
+            relative = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1))
+            difference = max(difference, relative if math.isfinite(relative) else math.inf)
             n_changed += int((expected.argmax(1) != actual.argmax(1)).sum())
             bar.update(len(batch))
-    if not difference <= TOLERANCE:
+    if difference > TOLERANCE:
         raise UserError(
             f"the exported network differs from the trained one on {what}: logits by up to {difference:.1e}, and "
             f"{n_changed:,} classes. Choose another format."

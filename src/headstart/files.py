@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import json
@@ -55,6 +56,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             for file in written:
                 _synchronize(file)
         if path.is_dir():
+            if not tmp_path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             shutil.rmtree(path)
         tmp_path.replace(path)
         _synchronize(path.parent)

@@ -10,9 +10,12 @@ read are listed at the end, and the exit status is 1.
 import argparse
 import csv
 import glob
+import io
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any, NamedTuple
 from headstart import files, load
 from headstart.console import UserError, progress, run_cli
 from headstart.data import scanning
+from headstart.training.compute import configure
 
 TOP = 3
 
@@ -41,60 +45,68 @@ def main(*arguments: str) -> None:
     parser.add_argument("--csv", metavar="FILE", help="write the rows to FILE instead of standard output")
     parser.add_argument("--top", metavar="K", type=int, default=TOP, help=f"classes per image (default: {TOP})")
     parser.add_argument("--seed", metavar="N", type=int, help="seed of the training (default: the smallest)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.top < 1:
         raise UserError(f"--top must be at least 1. Got {options.top}.")
-    inputs = find_inputs(options.images)
-    problems, n_inputs = dict(inputs.problems), len(inputs.images) + len(inputs.problems)
+    inputs = find_inputs(_with_standard_input(options.images))
+    n_inputs, problems = len(inputs.images) + len(inputs.problems), dict(inputs.problems)
+    if not n_inputs:
+        raise UserError("no images: standard input is empty. Give at least one path.")
     if inputs.images:
-        from headstart.training.compute import configure  # imported here because PyTorch takes seconds to import
-
         compute = configure()
         classifier = load(options.model, options.seed).to(compute.device)
         n_columns = min(options.top, len(classifier.classes))
-        with _open_rows(options.csv) as write_row, progress(len(inputs.images), "predicting") as bar:
+        with (
+            _open_rows(options.csv) as write_row,
+            progress(len(inputs.images), "predicting") as bar,
+            compute.autocast(),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # of Pillow, on images that it can read
             write_row(_columns(n_columns))
-            with compute.autocast():
-                for prediction in classifier.predict(inputs.images):
-                    bar.update()
-                    if prediction.problem:
-                        problems[str(prediction.path)] = prediction.problem
-                    else:
-                        ranked = islice(prediction.probabilities.items(), n_columns)
-                        cells = (cell for name, value in ranked for cell in (name, f"{value:.4f}"))
-                        write_row([prediction.path, *cells])
+            for prediction in classifier.predict(inputs.images):
+                bar.update()
+                if prediction.problem:
+                    problems[str(prediction.path)] = prediction.problem
+                else:
+                    ranked = islice(prediction.probabilities.items(), n_columns)
+                    write_row([prediction.path, *(cell for name, value in ranked for cell in (name, f"{value:.4f}"))])
     if problems:
         lines = [f"{scanning.display_name(name)} {problem}" for name, problem in problems.items()]
-        others = ". The others are predicted." if len(problems) < n_inputs else ":"
+        others = ". The others are predicted." if set(map(str, inputs.images)) - problems.keys() else ":"
         raise UserError(f"{len(problems):,} of {n_inputs:,} inputs cannot be read{others}", lines)
 
 
-def find_inputs(arguments: Sequence[str]) -> Inputs:
+def find_inputs(arguments: Iterable[str]) -> Inputs:
     """Return the image files that ``arguments`` name, in their order."""
     images: list[Path] = []
     problems: dict[str, str] = {}
-    for argument in _with_standard_input(arguments):
-        path = Path(argument).expanduser()
-        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+    for argument in arguments:
         if re.match(r"\w+://", argument):
             problems[argument] = "is a URL: download the image first"
-        elif not matches:
+            continue
+        name = argument if os.path.exists(argument) else os.path.expanduser(argument)
+        matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        if not matches:
             problems[argument] = "does not exist"
-        for match in matches:
-            if match.is_dir():
-                below, unreadable = scanning.find_images(match)
+        for path in map(Path, matches):
+            if os.path.isdir(path):
+                below, unreadable = scanning.find_images(path)
                 images += below
                 problems |= {str(file): problem for file, problem in unreadable.items()}
                 if not below and not unreadable:
-                    problems[str(match)] = "has no images"
+                    problems[str(path)] = "has no images"
             else:
-                images.append(match)
+                images.append(path)
     return Inputs(images, problems)
 
 
 def _with_standard_input(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield ``arguments``, with the lines of standard input in place of "-"."""
     for argument in arguments:
         if argument == "-":
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # file names may have any bytes
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         else:
             yield argument
@@ -106,6 +118,8 @@ def _open_rows(path: str | None) -> Iterator[Callable[[Sequence[Any]], object]]:
     if path is None:
         yield csv.writer(sys.stdout, lineterminator="\n").writerow
         return
+    if os.path.exists(path) and not os.path.isfile(path):  # atomic_write would replace a device
+        raise UserError(f"--csv is not a file: {path}. Give the path of a file.")
     with (
         files.atomic_write(path) as tmp_path,
         tmp_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,

@@ -70,7 +70,7 @@ def prepare_images(sources: Iterable[str | Path], side: int) -> Iterator[np.ndar
         try:
             return prepare_image(source, side)
         except UnusableError as error:
-            return error
+            return UnusableError(str(error))  # without the traceback, which holds the decoded image
 
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     pending: deque[Future[np.ndarray | UnusableError]] = deque()

@@ -154,7 +154,13 @@ class Classifier(nn.Module):
         return self(images).softmax(dim=1)
 
     def predict(self, paths: Iterable[str | Path]) -> Iterator[Prediction]:
-        """Yield the prediction for each image file, in order. Files are decoded ahead, in threads."""
+        """Yield the prediction for each image file, in order. Files are decoded ahead, in threads.
+
+        Raises:
+            TypeError: ``paths`` is a single path.
+        """
+        if isinstance(paths, (str, Path)):
+            raise TypeError(f"paths must be a list of paths. Got {paths!r}.")
         device = next(self.network.parameters()).device
         paths, sources = tee(map(Path, paths))
         decoded = zip(paths, decoding.prepare_images(sources, self.prepared_size), strict=True)

@@ -168,7 +168,8 @@ def bootstrap(values: np.ndarray) -> Estimate:
 def normal_interval(values: np.ndarray) -> Estimate:
     """Return the mean of ``values`` [seeds, images] with its confidence interval, as ``bootstrap`` does.
 
-    Here the half-width over images is that of a normal distribution. It suits values of which most are distinct.
+    Here the half-width over images is that of a normal distribution, 1.96 standard errors. With hundreds of test images
+    the two agree, and this one is computed a thousand times as fast.
     """
     n_seeds, n_images = values.shape
     value = float(values.mean())

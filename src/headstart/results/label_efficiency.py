@@ -203,6 +203,8 @@ def round_needed(needed: LabelsNeeded, n: int) -> LabelsNeeded:
     if value not in (0, math.inf):
         unit = 10 ** (math.floor(math.log10(value)) - 1)
         value = n if abs(value - n) <= unit / 2 else two_digits(value)
+        if needed.interval is not None:
+            value = min(max(value, needed.interval[0]), needed.interval[1])
     return needed._replace(value=value)
 
 
@@ -213,6 +215,10 @@ def format_interval(
     if needed.interval is None:
         return ""
     low, high = (format_count(end, bounds, change, digits) for end in needed.interval)
+    if needed.interval == (0, bounds[0]):
+        return f"at most {high}"
+    if needed.interval == (bounds[1], math.inf):
+        return f"at least {low}"
     return low if low == high else f"{low} to {high}"
 
 
