@@ -25,7 +25,7 @@ FILES = ("README.md", "docs/results.md")
 END = "<!-- end -->"
 MARKER = re.compile(r"^(<!-- *(?:table:.*|end) *-->) *$", re.MULTILINE)
 START = re.compile(r"<!-- *table: *(.*?) *-->")
-STUDIES = ("resnet50", "quick", "quick-seeds", "labels", "labels-doubled", "labels-tuning")  # in docs/results.md
+STUDIES = ("resnet50", "quick", "quick-seeds", "labels", "labels-doubled")  # in docs/results.md
 LEVELS = {  # of each factor: the level whose gain is the effect, and the other
     "pretrained": ("pretrained", "random"),
     "finetuning": ("fine-tuned", "frozen"),
@@ -232,21 +232,6 @@ def doubling_table(content: Content) -> str:
     return _markdown(["configuration", "labels", "test error %", "half-width", "change (95% CI)"], rows, n_text=1)
 
 
-def tuning_table(content: Content) -> str:
-    """Return one row per configuration of a grid, the best on validation images first in each arm."""
-    ranked = sorted(
-        content.configurations.items(),
-        key=lambda item: (item[1].pretrained, content.results.metrics[item[0]]["validation_accuracy"]),
-        reverse=True,
-    )
-    rows = [
-        ["pretrained" if configuration.pretrained else "from scratch", configuration.optimizer, f"{configuration.lr:g}",
-         percent(content.results.metrics[name]["validation_accuracy"])]
-        for name, configuration in ranked
-    ]  # fmt: skip
-    return _markdown(["initialization", "optimizer", "lr", "validation accuracy %"], rows, n_text=2)
-
-
 TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the study, and the function
     **{f"{study}-configurations": (study, configuration_table) for study in STUDIES},
     **{f"resnet50-{factor}": ("resnet50", partial(effect_table, factor)) for factor in LEVELS},
@@ -256,7 +241,6 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the stud
     "labels-gains": ("labels", label_gain_table),
     "labels-needed": ("labels", labels_needed_table),
     "labels-doubling": ("labels-doubled", doubling_table),
-    "labels-grid": ("labels-tuning", tuning_table),
 }
 
 
