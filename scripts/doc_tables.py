@@ -213,8 +213,8 @@ def labels_needed_table(content: Content) -> str:
 def doubling_table(content: Content) -> str:
     """Return one row per arm and label budget of `labels-doubled`: the error of `labels` and of the doubled training.
 
-    The change is that of the seeds that both studies have. Next to it is the half-width of the confidence interval of
-    the error in `labels`.
+    The change in test error is that of the seeds that both studies have. Next to it is the half-width of the confidence
+    interval of the error in `labels`.
     """
     labels = read_content("labels", content.revision)
     rows = []
