@@ -19,6 +19,7 @@ from headstart import export, files, model_card
 from headstart.console import UserError
 from headstart.network import models
 from headstart.network.saved_model import SavedModel
+from headstart.training.compute import configure
 
 from .conftest import ROOT
 from .test_use import FILES, SIZE, write_model
@@ -49,6 +50,7 @@ def images(side: int) -> torch.Tensor:
 
 
 def test_onnx_has_the_logits_and_the_metadata(timm_model, tmp_path):
+    configure("cpu")  # its settings must not disturb the exporter
     export.main(str(timm_model), "--format", "onnx", "--output", str(tmp_path / "out"))
     session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
     metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}

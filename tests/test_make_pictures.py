@@ -97,7 +97,7 @@ def test_a_file_in_flow_style_is_rewritten(folder):
     Path("params.yaml").write_text(yaml.safe_dump(document, default_flow_style=True, sort_keys=False))
     scripts.pictures.main(str(folder))
     settings = params.read()
-    assert (settings.study, settings.selected_study.dataset, len(settings.studies)) == ("pets", "pets", 6)
+    assert (settings.study, settings.selected_study.dataset, len(settings.studies)) == ("pets", "pets", 7)
 
 
 @pytest.mark.parametrize("name", ["1e3", "0x10", "012", "1_000", "2024", "2024-05-01", "1-2", "0o17", "true", "null",

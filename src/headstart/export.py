@@ -117,6 +117,8 @@ def export_onnx(saved: SavedModel, folder: Path) -> Exported:
     except ImportError as error:
         raise UserError(f"a package is missing: {error.name}. Run `pip install onnxruntime onnxscript`.") from None
     images = torch.zeros(2, 3, saved.prepared_size, saved.prepared_size, dtype=torch.uint8)
+    # PyTorch's exporter rejects different settings of these two; `compute.configure` sets the first.
+    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -220,13 +222,13 @@ def _require_library(saved: SavedModel, library: str) -> None:
 
 
 def _operator(error: BaseException) -> str:
-    """Return the operator that the exporter does not know, or else the first line of its message."""
+    """Return the operator that the exporter does not know, or else the first line of the first error."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     text = "\n".join(map(str, causes))
     match = re.search(r"\b(aten|torchvision|prims)[.:]+[\w.]+", text)
-    return f"the operator {match[0]}" if match else (text.strip() or type(error).__name__).splitlines()[0]
+    return f"the operator {match[0]}" if match else (str(causes[-1]).strip() or type(error).__name__).splitlines()[0]
 
 
 def _test_images(source: model_card.Source, saved: SavedModel) -> tuple[np.ndarray, str]:
