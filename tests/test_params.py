@@ -73,7 +73,8 @@ CASES = [
         "studies.quick.batch_size: Batches of 128 leave a last batch of one image, on which batch norm cannot train "
         "(8,065 training images). Change batch_size or training_images.",
     ),
-    (("study: quick", "study: huge"), "study: Choose one of quick, resnet50, full, quick-seeds, labels, labels-doubled (got 'huge')"),
+    (("study: quick", "study: huge"),
+     "study: Choose one of quick, resnet50, full, quick-seeds, labels, labels-doubled (got 'huge')"),
     (("lr: 0.001", "lr: '1e-4'"),
      "configurations.pretrained-finetuned-adam.lr: Input should be a valid number (got '1e-4')"),
     (("lr: 0.001", "lr: 1e"),
