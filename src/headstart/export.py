@@ -117,8 +117,7 @@ def export_onnx(saved: SavedModel, folder: Path) -> Exported:
     except ImportError as error:
         raise UserError(f"a package is missing: {error.name}. Run `pip install onnxruntime onnxscript`.") from None
     images = torch.zeros(2, 3, saved.prepared_size, saved.prepared_size, dtype=torch.uint8)
-    # PyTorch's exporter rejects different settings of these two; `compute.configure` sets the first.
-    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = False  # the exporter reads it, and rejects the setting of `compute.configure`
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
