@@ -211,10 +211,10 @@ def labels_needed_table(content: Content) -> str:
 
 
 def doubling_table(content: Content) -> str:
-    """Return one row per arm and label budget of `labels-doubled`: the error of `labels` and of the doubled training.
+    """Return one row per configuration and label budget of `labels-doubled`.
 
-    The change in test error is that of the seeds that both studies have. Next to it is the half-width of the confidence
-    interval of the error in `labels`.
+    Columns: the test error in `labels`, the half-width of its confidence interval, and the change in test error that
+    the doubled training brings, for the seeds of `labels-doubled`.
     """
     labels = read_content("labels", content.revision)
     rows = []

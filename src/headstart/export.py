@@ -30,7 +30,7 @@ from headstart.network.saved_model import SavedModel
 
 TOLERANCE = 1e-4  # of the logits; two classes that are nearly as probable may then change places
 BATCH_SIZE = 64
-N_RANDOM = 64  # images for the comparison if there are no test images
+N_RANDOM_IMAGES = 64  # images for the comparison if there are no test images
 FILES = {model_card.FILE, "model.onnx", "model.pt", "model.pth", "model.safetensors", "config.json"}
 Logits = Callable[[torch.Tensor], torch.Tensor]  # uint8 [N, 3, prepared_size, prepared_size] to [N, classes]
 
@@ -128,7 +128,7 @@ def export_onnx(saved: SavedModel, folder: Path) -> Exported:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever the exporter raises for an operator that it does not know
-        raise UserError(f"ONNX cannot express this network: {_operator(error)}. Choose another format.") from None
+        raise UserError(f"ONNX cannot express this network: {_explain(error)}. Choose another format.") from None
     assert program is not None
     program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata(saved).items()})
     program.save(folder / "model.onnx", external_data=False)
@@ -220,8 +220,8 @@ def _require_library(saved: SavedModel, library: str) -> None:
         raise UserError(f"{saved.model_name} is a network of {actual}, not of {library}. Use --format {actual}.")
 
 
-def _operator(error: BaseException) -> str:
-    """Return the operator that the exporter does not know, or else the first line of the first error."""
+def _explain(error: BaseException) -> str:
+    """Return what failed: the operator that the exporter does not know, or else the first line of the first error."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -237,8 +237,10 @@ def _test_images(source: model_card.Source, saved: SavedModel) -> tuple[np.ndarr
         images = splits.read_split(prepared, "test").images
         if images.shape[-1] == saved.prepared_size:  # not of another version of the study
             return images, f"{len(images):,} test images"
-    shape = (N_RANDOM, 3, saved.prepared_size, saved.prepared_size)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), f"{N_RANDOM} images of random pixels"
+    shape = (N_RANDOM_IMAGES, 3, saved.prepared_size, saved.prepared_size)
+    return np.random.default_rng(0).integers(
+        0, 256, shape, dtype=np.uint8
+    ), f"{N_RANDOM_IMAGES} images of random pixels"
 
 
 @torch.inference_mode()
