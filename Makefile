@@ -39,15 +39,18 @@ STUDY :=
 FOLDER :=
 NAME :=
 SKIP :=
+GROUP_BY :=
+MINUTES :=
 
 select: setup  ## Select a study, with the configurations of its record: make select STUDY=labels
 	@python -m scripts.select_study $(STUDY)
 
-pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowers [NAME=…] [SKIP=1 to skip unusable files]
+pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowers [NAME=…] [MINUTES=…] [GROUP_BY=…] [SKIP=1]
 	@$(REQUIRE_GIT)
-	@python -m scripts.pictures $(if $(NAME),--name=$(call quoted,NAME)) $(if $(SKIP),--skip-unusable) -- $(if \
+	@python -m scripts.pictures $(if $(NAME),--name=$(call quoted,NAME)) $(if $(SKIP),--skip-unusable) \
+	  $(if $(MINUTES),--minutes=$(call quoted,MINUTES)) $(if $(GROUP_BY),--group-by=$(call quoted,GROUP_BY)) -- $(if \
 	  $(value FOLDER),$(call quoted,FOLDER))
-	dvc repro
+	@python -m scripts.run_study
 	@python -m scripts.table
 
 ENGINE :=
@@ -126,7 +129,7 @@ lock: $(READY)  ## Recompile requirements.txt and cluster/requirements.txt from 
 	  --output-file cluster/requirements.txt
 
 clean:  ## Remove the environment, the outputs, and DVC's cache (unless a branch versions images with `dvc add`)
-	rm -rf .venv .cluster checkpoints exports data/downloads data/raw data/prepared data/initial data/features models predictions probes \
+	rm -rf .venv .cluster audit checkpoints exports data/downloads data/raw data/prepared data/initial data/features models predictions probes \
 	  report runs scores dvc_plots .dvc/tmp
 	ls data/pictures/*.dvc >/dev/null 2>&1 || git log --all --format=%h -1 -- 'data/pictures/*.dvc' | grep -q '' || \
 	  rm -rf .dvc/cache

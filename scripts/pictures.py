@@ -1,37 +1,46 @@
 """Make a study from a folder of images: copy it to data/pictures, and add the study to params.yaml.
 
-    python -m scripts.pictures FOLDER [--name NAME] [--skip-unusable]
+    python -m scripts.pictures FOLDER [--name NAME] [--skip-unusable] [--group-by RULE] [--minutes N]
 
 FOLDER has one folder with images per class, or the folders `train` and `test` (or `val`) with such class folders. For
-example, `make pictures FOLDER=~/flowers` makes the study `flowers` and runs it.
+example, `make pictures FOLDER=~/flowers` makes the study `flowers` and runs it. Image size and seeds are chosen so that
+the study takes about N minutes on this machine.
 """
 
 import argparse
 import filecmp
+import math
 import os
 import re
 import shutil
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from headstart import files, params
 from headstart.console import UserError, run_cli
 from headstart.data import pictures, registry, scanning, splits
+from headstart.data.grouping import GroupBy
 from headstart.data.scanning import Scan
 from headstart.data.splits import Dataset
 from headstart.network import initial_weights, models, splitting
-from scripts import yaml_text
+from headstart.params import Configuration
+from scripts import time_estimate, yaml_text
+from scripts.time_estimate import Counts, Speed
 from stages.paths import PICTURES
 
 NETWORK = {"model_name": models.LITE0_MODEL, "weights": initial_weights.DEFAULT, "finetune_from": splitting.AUTO}
 IMAGE_SIZES = (224, 160, 128, 96, 64)
-PIXEL_BUDGET = 14_000_000  # pixels of all images together, for some minutes on two cores; exceeded at the smallest size
-SMALL_DATASET = 2_000  # up to this number of images chance matters much, so there are three seeds
+SEEDS = ([0, 1, 2], [0])
+SMALL_DATASET = 1_000  # images
+DEFAULT_MINUTES = (5, 12)  # of a study of at most and of more than ``SMALL_DATASET`` images
 SPLIT_SEED = 0
 MAX_NAME_LENGTH = 100  # file names, which are limited to 255 bytes, contain it
+GROUP_RULES = get_args(GroupBy)
 YAML_BOOLEANS = ("yes", "no", "on", "off")  # in YAML 1.1; tools that rewrite params.yaml, such as DVC, drop quotes
 WINDOWS_DEVICES = r"con|prn|aux|nul|(com|lpt)[0-9]"
 N_PROBE_BUDGETS = 5
@@ -46,7 +55,14 @@ def main(*arguments: str) -> None:
     parser.add_argument("--name", default="", help="name of the study and its dataset; default: the name of FOLDER")
     parser.add_argument("--skip-unusable", action="store_true",
                         help="skip unusable files, such as damaged ones; default: report them and stop")  # fmt: skip
+    parser.add_argument("--group-by", default="", metavar="RULE",
+                        help=f"keep images together in one split: {', '.join(GROUP_RULES)}")  # fmt: skip
+    parser.add_argument("--minutes", default="", metavar="N",
+                        help="time for the study; default: 5 for up to 1,000 images, 12 for more")  # fmt: skip
     options = parser.parse_args(arguments)
+    minutes = _parse_minutes(options.minutes)
+    if options.group_by and options.group_by not in GROUP_RULES:
+        raise UserError(f"unknown rule: GROUP_BY must be one of {', '.join(GROUP_RULES)}. Got {options.group_by!r}.")
     if not options.folder:
         raise UserError("no folder of images given. For example: make pictures FOLDER=~/flowers")
     folder = Path(options.folder).expanduser()
@@ -57,22 +73,76 @@ def main(*arguments: str) -> None:
     target = PICTURES / name
     is_new = folder.resolve() != target.resolve()
     scanned = scanning.scan(folder, follow_links=is_new)
-    dataset = pictures.read(scanned, image_size=params.SMALLEST_IMAGE, skip_unusable=options.skip_unusable)
-    previous = None
-    if is_new and target.exists():
-        previous = suggest_settings(pictures.load(target, image_size=params.SMALLEST_IMAGE, skip_unusable=True))
+    request = Request(name, options.skip_unusable, options.group_by or None, 60 * minutes or None)
+    started = time.perf_counter()
+    dataset = pictures.read(scanned, image_size=params.SMALLEST_IMAGE, skip_unusable=request.skip_unusable)
+    speed = time_estimate.measure((time.perf_counter() - started) / len(scanned.image_files))
+    settings = _choose_settings(request, scanned, dataset, speed)
     if is_new:
         _copy(scanned, target)
-    _update_params(name, skip_unusable=options.skip_unusable, suggested=suggest_settings(dataset), previous=previous)
+    _update_params(name, settings)
+    _print_summary(name, scanned, dataset, speed)
+
+
+class Request(NamedTuple):
+    """What the user asks for."""
+
+    name: str
+    skip_unusable: bool
+    group_by: GroupBy | None
+    limit: float | None  # seconds of the study; None if the user gave no limit
+
+
+def _choose_settings(request: Request, scanned: Scan, dataset: Dataset, speed: Speed) -> dict[str, Any]:
+    """Return the settings of the study that change in params.yaml.
+
+    An existing study keeps its image size and seeds, unless the user gave a limit. It gets the settings that depend on
+    the images only if it still has those that were suggested for its earlier images.
+    """
+    settings = params.read()
+    rules = {"skip_unusable_images": request.skip_unusable, "group_by": request.group_by}
+    previous = params.read_yaml()["studies"].get(request.name)
+    if previous is None or request.limit:
+        size, seeds = fit_to_time(dataset, settings.configurations, speed, request.limit)
+    else:
+        size, seeds = previous["image_size"], previous["seeds"]
+    if request.group_by:
+        dataset = pictures.read(
+            scanned, image_size=size, skip_unusable=request.skip_unusable, group_by=request.group_by
+        )
+    suggested = suggest_settings(dataset, size, seeds)
+    if previous is None or request.limit or _has(previous, suggested):
+        return rules | suggested
+    if (PICTURES / request.name).exists():
+        earlier = pictures.load(
+            PICTURES / request.name, image_size=size, skip_unusable=True, group_by=previous.get("group_by")
+        )
+        if _has(previous, suggest_settings(earlier, size, seeds)):
+            return rules | suggested
+    print(f"kept your settings of the study {request.name} in params.yaml")
+    return rules
+
+
+def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed) -> None:
+    """Print what the study has and how long it will take, and keep the estimate for the progress of the study."""
+    settings = params.read()
+    study = settings.studies[name]
     counts = f"{_count(dataset):,} images in {len(dataset.classes):,} classes"
     skipped_files = f", {len(dataset.skipped_files):,} skipped files" if dataset.skipped_files else ""
-    print(f"{target} has {counts}{skipped_files}; params.yaml has the study {name}")
+    print(f"{PICTURES / name} has {counts}{skipped_files}; params.yaml has the study {name}")
     for note in scanned.notes:
         print(note)
     if scanned.ignored:
         most_common = scanned.ignored.most_common(3)
         suffixes = ", ".join(scanning.display_name(suffix or "no suffix") for suffix, _ in most_common)
         print(f"{scanned.ignored.total():,} files that are not images are ignored ({suffixes})")
+    seconds = _estimate(dataset, vars(study), settings.configurations, speed)
+    files.write_json(time_estimate.path(name), seconds)
+    first = sum(seconds[stage] for stage in time_estimate.FIRST_STAGES)
+    seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
+    times = [time_estimate.in_words(value) for value in (first, sum(seconds.values()))]
+    print(f"{study.image_size} pixels, {study.n_epochs} epochs, {seeds}: on this machine, the first result takes about "
+          f"{times[0]}, and the study {times[1]}. To change that, use MINUTES=…")  # fmt: skip
 
 
 def _require_valid_name(name: str) -> None:
@@ -97,25 +167,67 @@ def _count(dataset: Dataset) -> int:
     return len(dataset.training.labels) + (len(dataset.test.labels) if dataset.test else 0)
 
 
-def suggest_settings(dataset: Dataset) -> dict[str, Any]:
-    """Return settings for a study of ``dataset``.
+def _estimate(
+    dataset: Dataset, study: Mapping[str, Any], configurations: Mapping[str, Configuration], speed: Speed
+) -> dict[str, float]:
+    """Return the seconds of each stage of ``study``."""
+    _, test = splits.pool_and_test(dataset, seed=SPLIT_SEED)
+    counts = Counts(study["training_images"], study["validation_images"], len(test), len(dataset.classes))
+    return time_estimate.stage_seconds(study, configurations, counts, speed)
 
-    For up to some thousand images, the study takes some minutes on two cores.
+
+def _parse_minutes(text: str) -> float:
+    """Return a number of minutes; 0 for an empty text.
+
+    Raises:
+        UserError: it is not a positive number.
     """
-    labels = dataset.training.labels
-    if dataset.test is None:
-        labels = labels[splits.hold_out(labels, seed=SPLIT_SEED)[0]]
-    n_images, n_validation = len(labels), len(labels) // 10
-    n_training = n_images - n_validation
-    _, training = splits.stratified_split(labels, sizes=[n_validation, n_training], seed=SPLIT_SEED)
+    try:
+        minutes = float(text or "0")
+    except ValueError:
+        minutes = math.nan
+    if text and not 0 < minutes < math.inf:
+        raise UserError(f"MINUTES must be a positive number. Got {text!r}.")
+    return minutes
+
+
+def fit_to_time(
+    dataset: Dataset, configurations: Mapping[str, Configuration], speed: Speed, limit: float | None
+) -> tuple[int, list[int]]:
+    """Return the largest image size, and then the most seeds, with which a study stays below ``limit`` seconds.
+
+    If none does, return the smallest. If ``limit`` is None, it depends on the number of images.
+    """
+    if limit is None:
+        limit = 60 * DEFAULT_MINUTES[_count(dataset) > SMALL_DATASET]
+    for size in IMAGE_SIZES:
+        for seeds in SEEDS:
+            seconds = _estimate(dataset, suggest_settings(dataset, size, seeds), configurations, speed)
+            if sum(seconds.values()) <= limit:
+                return size, seeds
+    return IMAGE_SIZES[-1], SEEDS[-1]
+
+
+def _has(study: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Return whether ``study`` has all values of ``settings``."""
+    return all(study.get(key) == value for key, value in settings.items())
+
+
+def suggest_settings(dataset: Dataset, image_size: int, seeds: list[int]) -> dict[str, Any]:
+    """Return settings for a study of ``dataset``."""
+    pool, _ = splits.pool_and_test(dataset, seed=SPLIT_SEED)
+    labels, n_validation = dataset.training.labels, len(pool) // 10
+    training, _ = splits.split_pool(
+        dataset, pool, training_images=None, validation_images=n_validation, seed=SPLIT_SEED
+    )
     if len(np.unique(labels[training])) < len(dataset.classes):  # validation would take the only image of a class
-        n_training, n_validation = n_images, 0
+        training, n_validation = pool, 0
+    n_training = len(training)
     batch_size = 128 if n_training >= 4_096 else 32
     if n_training % batch_size == 1:  # batch norm cannot train on a batch of one image
         n_training -= 1
-    affordable = [size for size in IMAGE_SIZES if _count(dataset) * size**2 <= PIXEL_BUDGET]
     return {
-        "image_size": max(affordable, default=min(IMAGE_SIZES)),
+        "image_size": image_size,
         "training_images": n_training,
         "validation_images": n_validation,
         "pool_images": None,
@@ -124,7 +236,7 @@ def suggest_settings(dataset: Dataset) -> dict[str, Any]:
         "n_epochs": min(MAX_EPOCHS, max(2, -(-MIN_STEPS * batch_size // n_training))),
         "patience": None,
         "split_seed": SPLIT_SEED,
-        "seeds": [0, 1, 2] if _count(dataset) <= SMALL_DATASET else [0],
+        "seeds": seeds,
         "label_budgets": [],
         "probe_budgets": _probe_budgets(n_training, n_validation, labels[training]) if n_validation else [],
     }
@@ -192,32 +304,17 @@ def _is_same_file(path: Path, copy: Path) -> bool:
     return path.is_file() and filecmp.cmp(path, copy, shallow=False)
 
 
-def _update_params(
-    name: str, *, skip_unusable: bool, suggested: dict[str, Any], previous: dict[str, Any] | None
-) -> None:
-    """Select the study ``name`` in params.yaml, and add it if it is new; everything else in the file stays the same.
-
-    An existing study gets the ``suggested`` settings if it still has the ``previous`` suggestion.
-    """
+def _update_params(name: str, settings: dict[str, Any]) -> None:
+    """Select the study ``name`` in params.yaml and give it ``settings``; everything else in the file stays the same."""
     studies = params.read_yaml()["studies"]
     changes: list[tuple[tuple[str, ...], Any]] = [(("study",), name)]
     if name in studies:
-        settings = studies[name]
-        new_settings = {"skip_unusable_images": skip_unusable}
-        if previous is not None and all(settings[key] == value for key, value in previous.items()):
-            new_settings |= suggested
-        elif any(settings[key] != value for key, value in suggested.items()):
-            print(f"kept your settings of the study {name} in params.yaml")
-        changes += [(("studies", name, key), value) for key, value in new_settings.items() if settings[key] != value]
+        changes += [
+            (("studies", name, key), value) for key, value in settings.items() if studies[name].get(key) != value
+        ]
     else:
-        study = {
-            "dataset": name,
-            "skip_unusable_images": skip_unusable,
-            **NETWORK,
-            **suggested,
-            "cache_activations": True,
-        }
-        changes.append((("studies", name), study))
+        first = {"dataset": name, "skip_unusable_images": False, "group_by": None}
+        changes.append((("studies", name), first | NETWORK | settings | {"cache_activations": True}))
     path = Path("params.yaml")
     content = yaml_text.edit(path.read_bytes().decode("utf-8"), changes).encode("utf-8")
     with files.atomic_write(path) as tmp_path:

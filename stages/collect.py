@@ -9,18 +9,39 @@ from statistics import mean
 import numpy as np
 from torch import nn
 
-from headstart import files, params
+from headstart import audit, files, params
 from headstart.console import UserError
 from headstart.data import registry, splits
 from headstart.network import models, splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration
-from headstart.results import comparison, content, epochs, evaluation, examples, feature_maps, label_efficiency, recipes
-from headstart.results.content import Details, ReportData, Row
+from headstart.results import (
+    comparison,
+    content,
+    epochs,
+    evaluation,
+    examples,
+    feature_maps,
+    issues,
+    label_efficiency,
+    recipes,
+)
+from headstart.results.comparison import Correct
+from headstart.results.content import Details, PartialData, ReportData, Row, Score
 from headstart.results.epochs import Epoch
+from headstart.results.issues import IssueReport
 from headstart.results.label_efficiency import LabelEfficiency
 from headstart.results.label_savings import LearningCurve
-from stages.paths import PROBE_INPUTS, model_file, predictions_file, prepared_file, probes_file, training_file
+from stages.paths import (
+    PROBE_INPUTS,
+    audit_file,
+    model_file,
+    predictions_file,
+    prepared_file,
+    probes_file,
+    probes_stage,
+    training_file,
+)
 
 PUBLISHED = "docs/published.csv"
 
@@ -75,7 +96,57 @@ def collect(settings: params.Params) -> ReportData:
         from_scratch=from_scratch,
         label_efficiency=_label_efficiency(settings, configurations, predictions, labels, from_scratch),
         augmented_images=_augmented_images(settings),
+        issues=_issues(settings, correct),
         majority=(classes[majority], majority_accuracy),
+    )
+
+
+def collect_partial(settings: params.Params, finished: Sequence[str]) -> PartialData:
+    """Read the results of those of the stages `probe`, `audit` and `evaluate` that are ``finished``."""
+    study, prepared = settings.selected_study, prepared_file(settings)
+    labels, classes = splits.read_labels(prepared, "test")
+    correct = {
+        name: files.read_arrays(predictions_file(settings, name), "logits").arrays["logits"].argmax(2) == labels
+        for name in settings.configurations
+        if f"evaluate@{name}" in finished
+    }
+    probes = {
+        label_efficiency.PROBES[inputs]: files.read_arrays(probes_file(settings, inputs)).arrays["predictions"][-1]
+        == labels
+        for inputs in (PROBE_INPUTS if study.probe_budgets else ())
+        if probes_stage(inputs) in finished
+    }
+    scores = [Score(name, comparison.accuracy(values)) for name, values in {**correct, **probes}.items()]
+    majority, majority_accuracy = evaluation.majority_baseline(
+        training_labels=splits.read_labels(prepared, "training")[0], labels=labels
+    )
+    return PartialData(
+        study_name=settings.study,
+        study=study,
+        dataset=registry.title(study.dataset),
+        classes=classes,
+        test_images=len(labels),
+        ranked=sorted(scores, key=lambda score: -score.accuracy.value),
+        missing=[name for name in settings.configurations if name not in correct],
+        majority=(classes[majority], majority_accuracy),
+        issues=_issues(settings, correct) if "audit" in finished else None,
+    )
+
+
+def _issues(settings: params.Params, correct: Correct) -> IssueReport | None:
+    """Return the possible issues in the dataset; None if its images have no files."""
+    prepared = prepared_file(settings)
+    metadata = splits.read_metadata(prepared)
+    if not metadata.file_names:
+        return None
+    data = [splits.read_split(prepared, split) for split in metadata.file_names]
+    return issues.build(
+        audit.read(audit_file(settings)),
+        images=[split.images for split in data],
+        labels=[split.labels for split in data],
+        file_names=metadata.file_names,
+        classes=metadata.classes,
+        correct=correct,
     )
 
 

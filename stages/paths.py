@@ -46,6 +46,16 @@ def probes_file(settings: Params, inputs: str) -> Path:
     return Path(f"probes/{settings.study}/{inputs}/predictions.safetensors")
 
 
+def probes_stage(inputs: str) -> str:
+    """Return the name of the stage that fits the probes of ``inputs``."""
+    return "probe_pixels" if inputs == "pixels" else f"probe@{inputs}"
+
+
+def audit_file(settings: Params) -> Path:
+    """Return the file with the possible issues of the dataset."""
+    return Path(f"audit/{settings.study}/issues.json")
+
+
 def checkpoints_folder(settings: Params, name: str) -> Path:
     """Return the folder with the checkpoints of the configuration ``name``."""
     return Path(f"checkpoints/{settings.study}/{name}")

@@ -13,8 +13,9 @@ def main(study_name: str = "") -> None:
     settings = run.settings
     study = settings.selected_study
     dataset = registry.load(
-        study.dataset, RAW, PICTURES, image_size=study.image_size, skip_unusable=study.skip_unusable_images
-    )
+        study.dataset, RAW, PICTURES, image_size=study.image_size, skip_unusable=study.skip_unusable_images,
+        group_by=study.group_by,
+    )  # fmt: skip
     training_images, validation_images = study.stored_sizes
     splits.write_splits(
         prepared_file(settings), dataset, training_images=training_images, validation_images=validation_images,

@@ -12,13 +12,13 @@ from headstart.data.label_subsets import label_subsets
 from headstart.params import Params
 from headstart.probes import Examples
 from pipeline.provenance import Run
-from stages.paths import features_file, prepared_file, probes_file
+from stages.paths import features_file, prepared_file, probes_file, probes_stage
 
 COLUMNS = ["label_budget", "seed", "C"]
 
 
 def main(inputs: str, study: str = "") -> None:
-    run = Run("probe_pixels" if inputs == "pixels" else f"probe@{inputs}", study)
+    run = Run(probes_stage(inputs), study)
     settings, path = run.settings, probes_file(run.settings, inputs)
     seeds, budgets = settings.selected_study.seeds, settings.selected_study.all_probe_budgets
     fitted = _fit(settings, inputs) if budgets else {}

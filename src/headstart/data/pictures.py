@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from headstart.console import UserError, progress
-from headstart.data import decoding
+from headstart.data import decoding, grouping
+from headstart.data.grouping import GroupBy
 from headstart.data.scanning import ImageFile, Scan, display_name, scan
 from headstart.data.splits import Dataset, Partition
 
@@ -28,8 +29,10 @@ class DecodeResult(NamedTuple):
     problem: str  # the reason why the file cannot be used, or an empty string
 
 
-def load(folder: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
+def load(folder: Path, *, image_size: int, skip_unusable: bool, group_by: GroupBy | None = None) -> Dataset:
     """Load the dataset in ``folder``, with images uint8 [N, 3, side, side].
+
+    With ``group_by``, its partitions have groups: see ``grouping.group_images``.
 
     The side is ``image_size``, or less if all images are squares of the same smaller size, which are not resized.
 
@@ -37,10 +40,11 @@ def load(folder: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
         UserError: there are fewer than two classes, or a class has too few images; or some files cannot be used and
             ``skip_unusable`` is false: then the error lists all of them.
     """
-    return read(scan(folder, follow_links=False), image_size=image_size, skip_unusable=skip_unusable)
+    scanned = scan(folder, follow_links=False)
+    return read(scanned, image_size=image_size, skip_unusable=skip_unusable, group_by=group_by)
 
 
-def read(scanned: Scan, *, image_size: int, skip_unusable: bool) -> Dataset:
+def read(scanned: Scan, *, image_size: int, skip_unusable: bool, group_by: GroupBy | None = None) -> Dataset:
     """Read the dataset whose files are in ``scanned``; see ``load``."""
     folder, image_files = scanned.folder, scanned.image_files
     headers = [_read_header(file.path) for file in image_files]
@@ -58,8 +62,9 @@ def read(scanned: Scan, *, image_size: int, skip_unusable: bool) -> Dataset:
     indices = _image_order(image_files, [i for i, file in enumerate(image_files) if file.path not in problems])
     usable_files = [image_files[index] for index in indices]
     class_names = _check_classes(usable_files, scanned)
+    groups = None if group_by is None else _group(usable_files, images[indices], group_by, folder)
     partitions = {
-        partition: _partition(usable_files, images, indices, partition, class_names)
+        partition: _partition(usable_files, images, indices, partition, class_names, folder, groups)
         for partition in {file.partition for file in usable_files}
     }
     classes = tuple(map(display_name, class_names))
@@ -85,13 +90,39 @@ def _image_order(image_files: Sequence[ImageFile], indices: Sequence[int]) -> np
 
 
 def _partition(
-    image_files: Sequence[ImageFile], images: np.ndarray, indices: np.ndarray, partition: str, class_names: list[str]
+    image_files: Sequence[ImageFile],
+    images: np.ndarray,
+    indices: np.ndarray,
+    partition: str,
+    class_names: list[str],
+    folder: Path,
+    groups: np.ndarray | None,
 ) -> Partition:
     mask = np.array([file.partition == partition for file in image_files])
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of[file.class_name] for file in image_files], dtype=np.int64)
     partition_indices = indices[mask]
-    return Partition(labels[mask], lambda chosen: images[partition_indices[chosen]])
+    names = tuple(display_name(file.path.relative_to(folder)) for file in image_files if file.partition == partition)
+    partition_groups = None if groups is None else groups[mask]
+    return Partition(labels[mask], lambda chosen: images[partition_indices[chosen]], names, partition_groups)
+
+
+def _group(image_files: Sequence[ImageFile], images: np.ndarray, group_by: GroupBy, folder: Path) -> np.ndarray:
+    """Return the group of each image; see ``grouping.group_images``.
+
+    Raises:
+        UserError: all images are in one group, or each is in a group of its own.
+    """
+    below_class = [Path(*file.path.relative_to(folder).parts[2 if file.partition else 1 :]) for file in image_files]
+    groups = grouping.group_images(images, below_class, group_by)
+    n_groups = len(np.unique(groups))
+    if n_groups == 1 or (n_groups == len(groups) and group_by != "near-duplicates"):
+        rule = {"folder": "folder in their class folder", "prefix": "name without the number at its end",
+                "near-duplicates": "look"}[group_by]  # fmt: skip
+        problem = "all images have the same" if n_groups == 1 else "no two images have the same"
+        raise UserError(f"group_by: {group_by} finds no groups: {problem} {rule}. Choose another value, or set it to "
+                        "null.")  # fmt: skip
+    return groups
 
 
 def _check_classes(image_files: Sequence[ImageFile], scanned: Scan) -> list[str]:

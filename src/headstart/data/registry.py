@@ -4,6 +4,7 @@ from pathlib import Path
 
 from headstart.console import UserError
 from headstart.data import fashion_mnist, pictures, torchvision_sets
+from headstart.data.grouping import GroupBy
 from headstart.data.splits import Dataset
 
 FASHION_MNIST = "fashion-mnist"
@@ -22,7 +23,7 @@ def title(name: str) -> str:
 
 
 def fetch(name: str, dataset_dir: str | Path, pictures_dir: Path, *, downloads: Path, dest: Path) -> None:
-    """Put the verified files of the dataset ``name`` into the new folder ``dest``; none for a folder of images.
+    """Put the verified files of the dataset ``name`` into the new folder ``dest``; a note for a folder of images.
 
     Args:
         dataset_dir: look first in its folder ``name``, and download the files that are not there.
@@ -41,25 +42,41 @@ def fetch(name: str, dataset_dir: str | Path, pictures_dir: Path, *, downloads: 
             (dest / file).write_bytes(fashion_mnist.fetch(file, local_dir, downloads / name))
     elif name in torchvision_sets.SETS:
         torchvision_sets.fetch(name, local_dir, downloads=downloads / name, dest=dest)
-    elif not (pictures_dir / name).exists():
+    elif (pictures_dir / name).exists():
+        (dest / "README").write_text(
+            f"The images are in {pictures_dir.as_posix()}.\n"
+        )  # DVC warns about an empty folder
+    else:
         folders = ", ".join(sorted(path.name for path in pictures_dir.glob("*/"))) or "none yet"
         raise UserError(f"unknown dataset: {name!r}. Choose a folder in {pictures_dir} ({folders}), or one of "
                         f"{', '.join(names())}.")  # fmt: skip
 
 
-def load(name: str, raw: str | Path, pictures_dir: Path, *, image_size: int, skip_unusable: bool) -> Dataset:
+def load(
+    name: str,
+    raw: str | Path,
+    pictures_dir: Path,
+    *,
+    image_size: int,
+    skip_unusable: bool,
+    group_by: GroupBy | None = None,
+) -> Dataset:
     """Load the dataset ``name`` from the files that ``fetch`` put into ``raw``.
 
     Args:
         pictures_dir: each folder in it is a dataset.
         image_size: reduce larger images to this size (pixels of the shorter side) as they are read.
         skip_unusable: skip images that cannot be used.
+        group_by: which images of a folder must not be in different splits.
 
     Raises:
-        UserError: files are missing, damaged, or cannot be used.
+        UserError: files are missing, damaged, or cannot be used, or a built-in dataset has no groups.
     """
+    if group_by is not None and name in names():
+        raise UserError(f"group_by is for your own images: {name} has no file names or folders. Set it to null. Got "
+                        f"{group_by}.")  # fmt: skip
     if name == FASHION_MNIST:
         return fashion_mnist.load(raw)
     if name in torchvision_sets.SETS:
         return torchvision_sets.load(name, raw, image_size=image_size)
-    return pictures.load(pictures_dir / name, image_size=image_size, skip_unusable=skip_unusable)
+    return pictures.load(pictures_dir / name, image_size=image_size, skip_unusable=skip_unusable, group_by=group_by)

@@ -20,6 +20,8 @@ class Partition:
 
     labels: np.ndarray  # int64 [N]
     read: Callable[[np.ndarray], np.ndarray]  # indices [n] to uint8 [n, height, width] or [n, 3, height, width]
+    file_names: tuple[str, ...] = ()  # of the images, [N]; empty if they are not in files of their own
+    groups: np.ndarray | None = None  # int64 [N]; images of a group must not be in different splits
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class DatasetMetadata(NamedTuple):
 
     classes: tuple[str, ...]
     skipped_files: dict[str, str]  # name to problem, of files that cannot be used
+    file_names: Mapping[str, Sequence[str]]  # of the images of each split; empty if they are not in files of their own
 
 
 def write_splits(
@@ -66,25 +69,22 @@ def write_splits(
     Raises:
         UserError: there are too few images.
     """
-    labels = dataset.training.labels
-    if dataset.test is None:
-        (pool, test), test_partition = hold_out(labels, seed=seed), dataset.training
-    else:
-        pool, test, test_partition = np.arange(len(labels)), np.arange(len(dataset.test.labels)), dataset.test
+    pool, test = pool_and_test(dataset, seed=seed)
+    labels, test_partition = dataset.training.labels, dataset.test or dataset.training
     if test_images is not None:
         if test_images > len(test):
             raise UserError(f"test_images is too large for {dataset.title}: it must be at most {len(test):,}. Lower it "
                             f"in params.yaml, or set it to null. Got {test_images}.")  # fmt: skip
         [chosen] = stratified_split(test_partition.labels[test], sizes=[test_images], seed=seed)
         test = test[np.sort(chosen)]
-    split_sizes = [validation_images, training_images]
-    if sum(split_sizes) > len(pool):
+    if training_images + validation_images > len(pool):
         raise UserError(
             f"too many images for {dataset.title}: training_images + validation_images, and pool_images, must be at "
-            f"most {len(pool):,}. Lower them in params.yaml. Got {sum(split_sizes)}."
+            f"most {len(pool):,}. Lower them in params.yaml. Got {training_images + validation_images}."
         )
-    # Validation comes first: its images stay the same when the number of training images changes.
-    validation, training = (pool[chosen] for chosen in stratified_split(labels[pool], sizes=split_sizes, seed=seed))
+    training, validation = split_pool(
+        dataset, pool, training_images=training_images, validation_images=validation_images, seed=seed
+    )
     if missing := missing_classes(labels[training], dataset.classes):
         raise UserError(f"training_images is too small: {len(missing):,} of {len(dataset.classes):,} classes "
                         f"({abbreviate(missing)}) have no training image. Increase training_images, or decrease "
@@ -97,8 +97,63 @@ def write_splits(
     arrays: dict[str, np.ndarray] = {}
     for split, (partition, indices) in chosen_images.items():
         arrays |= {f"{split}_images": partition.read(indices), f"{split}_labels": partition.labels[indices]}
-    metadata = {"classes": dataset.classes, "skipped_files": dict(dataset.skipped_files)}
+    metadata: dict[str, Any] = {"classes": dataset.classes, "skipped_files": dict(dataset.skipped_files)}
+    if dataset.training.file_names:
+        metadata["file_names"] = {
+            split: [partition.file_names[index] for index in indices]
+            for split, (partition, indices) in chosen_images.items()
+        }
     files.write_arrays(path, _drop_equal_channels(arrays), metadata)
+
+
+def pool_and_test(dataset: Dataset, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the images to train and validate with, and those of the test images: ascending int64.
+
+    Training images that are in the group of a test image are in neither.
+    """
+    labels, groups = dataset.training.labels, dataset.training.groups
+    if dataset.test is None:
+        if groups is None:
+            return hold_out(labels, seed=seed)
+        return hold_out_groups(labels, groups, round(TEST_SHARE * len(labels)), seed=seed)
+    pool = np.arange(len(labels))
+    if groups is not None and dataset.test.groups is not None:
+        pool = pool[~np.isin(groups, dataset.test.groups)]
+    return pool, np.arange(len(dataset.test.labels))
+
+
+def split_pool(
+    dataset: Dataset, pool: np.ndarray, *, training_images: int | None, validation_images: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose training and validation images from ``pool``; no group is in both.
+
+    Args:
+        pool: indices of training images of ``dataset``.
+        training_images: None for all that the validation images leave.
+
+    Returns:
+        The indices of the training and of the validation images.
+
+    Raises:
+        UserError: groups leave too few images.
+    """
+    labels, groups = dataset.training.labels[pool], dataset.training.groups
+    if groups is None:
+        # Validation comes first: its images stay the same when the number of training images changes.
+        sizes = [validation_images, len(pool) - validation_images if training_images is None else training_images]
+        validation, training = (pool[chosen] for chosen in stratified_split(labels, sizes=sizes, seed=seed))
+        return training, validation
+    remaining, held_out = hold_out_groups(labels, groups[pool], validation_images, seed=seed)
+    training_images = len(remaining) if training_images is None else training_images
+    if training_images > len(remaining) or validation_images > len(held_out):
+        raise UserError(
+            f"too many images for {dataset.title}: groups leave {len(remaining):,} training images and "
+            f"{len(held_out):,} validation images. Lower training_images or validation_images in params.yaml. Got "
+            f"{training_images} and {validation_images}."
+        )
+    [validation] = stratified_split(labels[held_out], sizes=[validation_images], seed=seed)
+    [training] = stratified_split(labels[remaining], sizes=[training_images], seed=seed)
+    return pool[remaining[training]], pool[held_out[validation]]
 
 
 def missing_classes(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
@@ -126,10 +181,10 @@ def read_metadata(path: str | Path) -> DatasetMetadata:
 
 
 def _parse_metadata(path: str | Path, metadata: Mapping[str, Any]) -> DatasetMetadata:
-    if metadata.keys() != set(DatasetMetadata._fields):
+    if metadata.keys() | {"file_names"} != set(DatasetMetadata._fields):
         raise UserError(f"unexpected metadata: {path} does not have the metadata that `prepare` writes. Delete it and "
                         "run `dvc repro`.")  # fmt: skip
-    return DatasetMetadata(tuple(metadata["classes"]), metadata["skipped_files"])
+    return DatasetMetadata(tuple(metadata["classes"]), metadata["skipped_files"], metadata.get("file_names", {}))
 
 
 def read_split(path: str | Path, split: str) -> Split:
@@ -179,6 +234,31 @@ def hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
         members = order[labels[order] == label]
         test += members[: max(1, round(TEST_SHARE * len(members)))].tolist()
     return np.setdiff1d(np.arange(len(labels)), test), np.sort(np.array(test, dtype=np.int64))
+
+
+def hold_out_groups(labels: np.ndarray, groups: np.ndarray, n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out whole groups with at least ``n`` images in total, in about the same proportion of classes.
+
+    Groups of more than ``n`` images are not held out, unless a class has no other: every class with several groups is
+    held out in part.
+
+    Returns:
+        The indices of the remaining and of the held-out images: ascending int64.
+    """
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(index)
+    is_held_out = np.zeros(len(labels), dtype=bool)
+    order = _stratified_order(labels, np.random.RandomState(seed % 2**32)).tolist()
+    for index in order:
+        group = members[int(groups[index])]
+        if is_held_out.sum() < n and len(group) <= n:
+            is_held_out[group] = True
+    for label in np.setdiff1d(labels, labels[is_held_out]).tolist() if n else ():
+        own_groups = dict.fromkeys(groups[index] for index in order if labels[index] == label)
+        if len(own_groups) > 1:
+            is_held_out[members[int(min(own_groups, key=lambda group: len(members[int(group)])))]] = True
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def stratified_split(labels: np.ndarray, *, sizes: list[int], seed: int) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from headstart.results import epochs
 from headstart.results.comparison import Correct, Difference, Estimate, StudyAnalysis
 from headstart.results.epochs import Epoch
 from headstart.results.examples import ExampleSet
+from headstart.results.issues import IssueReport
 from headstart.results.label_efficiency import LabelEfficiency
 
 # The study that was published once: README and script of a public repository. ResNet-50 at 224 pixels.
@@ -67,6 +68,7 @@ class ReportData:
     from_scratch: Sequence[str]  # the configurations that are trained from scratch
     label_efficiency: LabelEfficiency | None  # None if there is one label budget
     augmented_images: Mapping[str, np.ndarray]  # of training images, by name of the augmentation
+    issues: IssueReport | None  # possible issues in the dataset; None if it has no files that you could correct
     majority: tuple[str, float]  # the most frequent class of the training images, and its accuracy as a constant guess
 
     @property
@@ -145,6 +147,28 @@ class ReportData:
     @property
     def configurations(self) -> dict[str, Configuration]:
         return {row.name: row.configuration for row in self.ranked}
+
+
+class Score(NamedTuple):
+    """The accuracy of a configuration or a probe."""
+
+    name: str
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class PartialData:
+    """The results of a study whose trainings have not all finished."""
+
+    study_name: str
+    study: Study
+    dataset: str  # its title
+    classes: Sequence[str]
+    test_images: int
+    ranked: Sequence[Score]  # of the finished configurations and of the probes, the best first
+    missing: Sequence[str]  # the configurations that have not finished
+    majority: tuple[str, float]  # as in ``ReportData``
+    issues: IssueReport | None
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:

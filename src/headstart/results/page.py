@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup, escape
 
 from headstart.results import examples, figures, label_efficiency, recipes
@@ -15,6 +15,7 @@ from headstart.results.comparison import ALPHA, Difference, Hyperparameters
 from headstart.results.content import (
     FEW_CLASSES,
     PUBLISHED_TITLE,
+    PartialData,
     ReportData,
     classes_by_f1,
     confounders,
@@ -62,9 +63,7 @@ def render_figures(content: ReportData) -> dict[str, str]:
 
 def render_html(content: ReportData, rendered: Mapping[str, str]) -> str:
     """Return the report as one HTML page without external files, with the figures of ``render_figures``."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "points": points, "hyperparameters": format_hyperparameters}
-    template = environment.from_string(_resource("report.html"))
+    template = _environment().get_template("report.html")
     differences = content.analysis.differences
     return template.render(
         content=content,
@@ -88,6 +87,19 @@ def render_html(content: ReportData, rendered: Mapping[str, str]) -> str:
         recipes=recipes.table(content.configurations),
         max_example_classes=examples.MAX_CLASSES,
     )
+
+
+def render_partial_html(content: PartialData) -> str:
+    """Return the page of a study whose trainings have not all finished, without figures."""
+    return _environment().get_template("partial.html").render(content=content, style=_resource("report.css"))
+
+
+def _environment() -> Environment:
+    """Return the environment of the templates in this package."""
+    loader = FunctionLoader(_resource)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "points": points, "hyperparameters": format_hyperparameters}
+    return environment
 
 
 def format_hyperparameters(hyperparameters: Hyperparameters) -> str:

@@ -1,0 +1,122 @@
+"""Run the selected study with `dvc repro`: first the linear probes, whose result is printed, then the trainings.
+
+Each stage is one line, with the time left if it was estimated. From the first result on, report/STUDY/index.html shows
+what has finished. After Ctrl-C, run the same command again: finished stages do not run again.
+"""
+
+import itertools
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from headstart import files, params
+from headstart.console import UserError, run_cli
+from headstart.results import page
+from headstart.results.content import PartialData
+from headstart.results.tables import percent
+from pipeline.dvc_yaml import stages
+from scripts import argument_parser, time_estimate
+from stages import collect
+
+# What DVC prints for each stage, and hints that do not help here.
+HIDDEN = re.compile(
+    r"(> |Updating lock file|Generating lock file|To track the changes|\tgit add|To enable auto|\tdvc config"
+    r"|Use `dvc push`|Data and pipelines are up to date|WARNING: 'data/raw' is empty|$)"
+)
+
+
+class Progress:
+    """The stages of a study that have started, and the time that the others will take."""
+
+    def __init__(self, estimate: Mapping[str, float]) -> None:
+        self._remaining = dict(estimate)
+        self._total = sum(estimate.values())
+        self._done = 0.0  # estimated seconds of the stages that ran
+        self._started = time.perf_counter()
+        self._running = ""
+
+    def start(self, name: str, finished: Collection[str]) -> str:
+        """Return the time left, as the end of a line about the stage ``name``, which starts now.
+
+        Once a tenth of the work is done, the estimate is corrected by the time that it took.
+        """
+        self._done += self._remaining.pop(self._running, 0.0)
+        self._running = name
+        for stage in finished:
+            self._remaining.pop(stage, None)
+        if not self._remaining:
+            return ""
+        elapsed = time.perf_counter() - self._started
+        factor = elapsed / self._done if self._done > 0.1 * self._total else 1.0
+        return f", about {time_estimate.in_words(factor * sum(self._remaining.values()))} left"
+
+
+def main(*arguments: str) -> None:
+    argument_parser(__doc__).parse_args(arguments)
+    settings = params.read()
+    n_stages = len(list(stages(params.read_yaml())))
+    progress = Progress(time_estimate.read(settings.study))
+    finished: list[str] = []
+    is_first_result = True
+    evaluations = [f"evaluate@{name}" for name in settings.configurations]
+    # DVC runs the targets in order, so each configuration is evaluated right after its training.
+    for name in itertools.chain(
+        _repro(time_estimate.FIRST_STAGES, finished), _repro(("probe@random", *evaluations, "compare"), finished)
+    ):
+        if not set(time_estimate.FIRST_STAGES) - set(finished) and name != "compare":  # which replaces the page
+            content = collect.collect_partial(settings, finished)
+            files.write_text(f"report/{settings.study}/index.html", page.render_partial_html(content))
+            if is_first_result:
+                print(_first_result(content), flush=True)
+                is_first_result = False
+        left = progress.start(name, finished)
+        print(f"[{len(finished) + 1}/{n_stages}] {name}{left}", flush=True)
+
+
+def _repro(targets: Sequence[str], finished: list[str]) -> Iterator[str]:
+    """Run `dvc repro`, and yield the name of each stage that starts.
+
+    Args:
+        finished: gets the names of the stages that have finished or have not changed.
+
+    Raises:
+        UserError: DVC failed. Its message has been printed.
+    """
+    process = subprocess.Popen(["dvc", "repro", *targets], stdout=subprocess.PIPE, text=True, errors="replace")
+    assert process.stdout is not None
+    running: list[str] = []
+    try:
+        for line in process.stdout:
+            if match := re.match(r"Running stage '(.*)':", line):
+                finished += running
+                running = [match[1]]
+                yield match[1]
+            elif match := re.match(r"Stage '(.*)' (?:didn't change|is cached)", line):
+                finished += [*running, match[1]]
+                running = []
+            elif not HIDDEN.match(line):
+                print(line, end="", flush=True)
+    finally:
+        process.wait()  # after Ctrl-C, DVC stops by itself
+    if process.returncode:
+        raise UserError("`dvc repro` failed: see the message above. Then run the same command again to resume.")
+    finished += running
+
+
+def _first_result(content: PartialData) -> str:
+    """Return the first result as text: the probes and the number of issues in the data."""
+    lines = ["", f"First result, {content.test_images:,} test images:"]
+    for name, (value, low, high) in content.ranked:
+        lines.append(f"  {percent(value)} % (95% CI {percent(low)}–{percent(high)})  {name}")
+    lines.append(f"  {percent(content.majority[1])} %  majority baseline (always {content.majority[0]})")
+    if content.issues is not None:
+        counts = {**content.issues.counts, "test images that are like others": len(content.issues.leaked)}
+        numbers = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items() if name != "leaks")
+        lines.append(f"Possible issues in the data: {numbers}. See report/{content.study_name}/index.html.")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    run_cli(main, *sys.argv[1:])

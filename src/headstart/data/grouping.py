@@ -1,0 +1,81 @@
+"""Groups of images that must not be in different splits, such as the frames of one video."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+GroupBy = Literal["folder", "prefix", "near-duplicates"]
+PIXEL_SIDE = 16  # pixels: the side of the gray images by which near-duplicates are found
+MIN_CORRELATION = 0.95  # of the gray images of near-duplicates
+BLOCK = 1_000  # images that are compared with all others at once
+
+
+def group_images(images: np.ndarray, paths: Sequence[Path], group_by: GroupBy) -> np.ndarray:
+    """Return a group number for each image, int64 [N].
+
+    Args:
+        images: uint8 [N, 3, height, width].
+        paths: of the files, relative to the folder of their class.
+        group_by: "folder" for images in the same folder in a class folder; "prefix" for files with the same name
+            without the number at its end; "near-duplicates" for images that look alike.
+    """
+    if group_by == "near-duplicates":
+        return group_pairs(len(images), _similar_pairs(images))
+    keys = [str(path.parent) if group_by == "folder" else prefix(path) for path in paths]
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def prefix(path: Path) -> str:
+    """Return the name of a file without the number at its end: ``cat`` for ``cat-012.jpg``.
+
+    A name that is only a number is returned as it is.
+    """
+    stem = os.fsencode(path.stem).decode(errors="replace")
+    return re.sub(r"[-_. ()]*\d+\)?$", "", stem) or stem
+
+
+def _similar_pairs(images: np.ndarray) -> list[tuple[int, int]]:
+    """Return the pairs of images whose small gray images are correlated by at least ``MIN_CORRELATION``."""
+    rows = gray_pixels(images)
+    pairs = []
+    for start in range(0, len(rows), BLOCK):
+        first, second = np.nonzero(rows[start : start + BLOCK] @ rows.T >= MIN_CORRELATION)
+        pairs += [(i + start, j) for i, j in zip(first.tolist(), second.tolist(), strict=True) if i + start < j]
+    return pairs
+
+
+def gray_pixels(images: np.ndarray) -> np.ndarray:
+    """Return small gray images as rows of length 1, float64 [N, pixels], so that a product is a correlation.
+
+    The mean of each image and the mean image are subtracted.
+
+    Args:
+        images: uint8 [N, height, width] or [N, 3, height, width].
+    """
+    import torch  # imports slowly, and Fashion-MNIST has no groups
+    import torch.nn.functional as F
+
+    batches = torch.from_numpy(images if images.ndim == 4 else images[:, None]).split(BLOCK)
+    small = [F.adaptive_avg_pool2d(batch.double().mean(1, keepdim=True), PIXEL_SIDE).flatten(1) for batch in batches]
+    rows = torch.cat(small).numpy()
+    rows = rows - rows.mean(1, keepdims=True)
+    return normalize(rows - rows.mean(0))
+
+
+def normalize(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1; rows of zeros stay."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+
+
+def group_pairs(n: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return a group number for each of ``n`` images, int64 [n], so that images of a pair have the same number."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(n, n))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
