@@ -26,6 +26,7 @@ $(READY): requirements.txt scripts/uv.txt scripts/environment.sh scripts/plots_p
 
 # Quote a variable as one word of the shell, even if it has spaces, quotes, $ or *.
 quoted = '$(subst ','\'',$(value $1))'
+option = $(if $(value $2),--$1=$(call quoted,$2) )
 REQUIRE_GIT = git rev-parse --git-dir >/dev/null 2>&1 || { echo "headstart: this folder is not a git repository,\
  which DVC needs: run git init, or run python -m stages instead of DVC" >&2; exit 1; }
 
@@ -47,9 +48,8 @@ select: setup  ## Select a study, with the configurations of its record: make se
 
 pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowers [NAME=…] [MINUTES=…] [GROUP_BY=…] [SKIP=1]
 	@$(REQUIRE_GIT)
-	@python -m scripts.pictures $(if $(NAME),--name=$(call quoted,NAME)) $(if $(SKIP),--skip-unusable) \
-	  $(if $(MINUTES),--minutes=$(call quoted,MINUTES)) $(if $(GROUP_BY),--group-by=$(call quoted,GROUP_BY)) -- $(if \
-	  $(value FOLDER),$(call quoted,FOLDER))
+	@python -m scripts.pictures $(call option,name,NAME)$(call option,minutes,MINUTES)$(call option,group-by,GROUP_BY)$(if \
+	  $(SKIP),--skip-unusable )-- $(if $(value FOLDER),$(call quoted,FOLDER))
 	@python -m scripts.run_study
 	@python -m scripts.table
 

@@ -70,6 +70,7 @@ def study(classes: Sequence[str] = CLASSES, *, color: bool = False) -> ReportDat
         from_scratch=[],
         label_efficiency=None,
         augmented_images={},
+        issues=None,
         majority=(classes[0], 1 / n),
         feature_maps={"first": generator.random((10, 8, 8)), "last": generator.random((10, 2, 2))},
     )

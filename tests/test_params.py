@@ -74,7 +74,7 @@ CASES = [
         "(8,065 training images). Change batch_size or training_images.",
     ),
     (("study: quick", "study: huge"),
-     "study: Choose one of quick, resnet50, full, quick-seeds, labels, labels-doubled (got 'huge')"),
+     "study: Choose one of quick, resnet50, full, quick-seeds, labels, labels-doubled, trashnet (got 'huge')"),
     (("lr: 0.001", "lr: '1e-4'"),
      "configurations.pretrained-finetuned-adam.lr: Input should be a valid number (got '1e-4')"),
     (("lr: 0.001", "lr: 1e"),
@@ -339,7 +339,8 @@ def test_for_study_selects_another_study(tmp_path):
     for study, message in (
         ("resnet50", "studies.resnet50.batch_size: Batches of 64 leave a last batch of one image, on which batch norm "
                      "cannot train (59,969 training images). Change batch_size or training_images."),
-        ("huge", "study: Choose one of quick, resnet50, full, quick-seeds, labels, labels-doubled (got 'huge')"),
+        ("huge", "study: Choose one of quick, resnet50, full, quick-seeds, labels, labels-doubled, trashnet "
+                 "(got 'huge')"),
     ):  # fmt: skip
         with pytest.raises(ParamsError) as error:
             params.for_study(params.read(path), study)

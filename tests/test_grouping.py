@@ -1,0 +1,120 @@
+"""Groups of images: how they are found, and that no group is in two splits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from headstart.console import UserError
+from headstart.data import grouping, pictures, registry, splits
+from headstart.data.splits import Dataset, Partition
+
+from .test_pictures import save, smooth_image
+
+
+@pytest.mark.parametrize(("name", "prefix"), [
+    ("video3_frame0012.jpg", "video3_frame"), ("cat-7.png", "cat"), ("cat (2).jpg", "cat"), ("cat.jpg", "cat"),
+    ("0012.jpg", "0012"), ("a.b.12.jpg", "a.b"), ("12 monkeys.jpg", "12 monkeys"),
+])  # fmt: skip
+def test_prefixes(name, prefix):
+    assert grouping.prefix(Path(name)) == prefix
+
+
+def test_groups_by_folder_and_prefix():
+    paths = [Path(name) for name in ("one/a-1.png", "one/b-1.png", "two/a-2.png", "a-3.png")]
+    images = np.zeros((4, 3, 32, 32), dtype=np.uint8)
+    assert same_group(grouping.group_images(images, paths, "folder")) == [(0, 1)]
+    assert same_group(grouping.group_images(images, paths, "prefix")) == [(0, 2), (0, 3), (2, 3)]
+
+
+def same_group(groups: np.ndarray) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(len(groups)) for j in range(i + 1, len(groups)) if groups[i] == groups[j]]
+
+
+def test_near_duplicates_of_near_duplicates_are_in_one_group():
+    generator = np.random.default_rng(0)
+    start, end, *others = generator.integers(0, 256, (30, 16, 16))
+    frames = [start + (end - start) * step / 16 for step in range(17)]  # a slow video
+    images = np.stack([np.kron(frame, np.ones((4, 4))) for frame in (*frames, *others)]).astype(np.uint8)
+    groups = grouping.group_images(images, [Path(f"{number}.png") for number in range(45)], "near-duplicates")
+    assert len(set(groups[:17].tolist())) == 1
+    assert len(set(groups[17:].tolist()) - {groups[0]}) == 28
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=12, max_size=80),
+    n_groups=st.integers(3, 30),
+    share=st.floats(0.05, 0.4),
+    seed=st.integers(0, 5),
+)
+def test_held_out_groups_are_whole_and_have_every_class_that_can_be_split(labels, n_groups, share, seed):
+    labels = np.array(labels)
+    groups = np.random.default_rng(seed).integers(0, n_groups, len(labels))
+    n = max(1, round(share * len(labels)))
+    remaining, held_out = splits.hold_out_groups(labels, groups, n, seed=seed)
+    assert sorted([*remaining, *held_out]) == list(range(len(labels)))
+    assert not set(groups[remaining]) & set(groups[held_out])
+    for label in set(labels.tolist()):
+        assert label in labels[held_out] or len(set(groups[labels == label])) == 1
+
+
+def write_frames(folder: Path, *, split: bool) -> None:
+    """Write six videos of each of two classes, with four frames each, to class folders."""
+    for label in ("cat", "dog"):
+        for video in range(6):
+            image = smooth_image(100 * video + (label == "dog") * 7)
+            for frame in range(4):
+                is_test = video < 2 and frame == 0
+                part = ("test/" if is_test else "train/") if split else ""
+                pixels = np.clip(np.asarray(image).astype(int) + frame, 0, 255).astype(np.uint8)
+                save(Image.fromarray(pixels), folder / f"{part}{label}/clip{video}_{frame}.png")
+
+
+@pytest.mark.parametrize("group_by", ["prefix", "near-duplicates"])
+@pytest.mark.parametrize("split", [False, True])
+def test_no_video_is_in_two_splits(tmp_path, group_by, split):
+    write_frames(tmp_path / "videos", split=split)
+    dataset = pictures.load(tmp_path / "videos", image_size=32, skip_unusable=False, group_by=group_by)
+    pool, _ = splits.pool_and_test(dataset, seed=0)
+    training, _ = splits.split_pool(dataset, pool, training_images=None, validation_images=4, seed=0)
+    splits.write_splits(
+        tmp_path / "prepared.safetensors", dataset, training_images=len(training), validation_images=4, seed=0
+    )
+    names = splits.read_metadata(tmp_path / "prepared.safetensors").file_names
+    videos = [
+        {Path(name).stem.partition("_")[0] + Path(name).parts[-2] for name in names[part]} for part in splits.SPLITS
+    ]
+    assert sum(map(len, videos)) == len(set.union(*videos))
+    assert len(names["validation"]) == 4
+
+
+def test_too_many_images_of_groups_are_rejected():
+    labels = np.arange(20) % 2
+    dataset = Dataset(
+        "pets", ("cat", "dog"), Partition(labels, lambda chosen: labels[chosen], (), np.arange(20) // 4), None
+    )
+    with pytest.raises(UserError, match=r"groups leave \d+ training images and \d+ validation images. Lower"):
+        splits.split_pool(dataset, np.arange(20), training_images=18, validation_images=2, seed=0)
+
+
+@pytest.mark.parametrize(("group_by", "problem"), [
+    ("folder", "all images have the same folder in their class folder"),
+    ("prefix", "no two images have the same name without the number at its end"),
+])  # fmt: skip
+def test_rules_that_find_no_groups_are_rejected(tmp_path, group_by, problem):
+    for label in ("cat", "dog"):
+        for number in range(4):
+            save(
+                smooth_image(number + 10 * (label == "dog")),
+                tmp_path / f"pets/{label}/{label * (number + 1)}.png",
+            )
+    with pytest.raises(UserError, match=f"group_by: {group_by} finds no groups: {problem}"):
+        pictures.load(tmp_path / "pets", image_size=32, skip_unusable=False, group_by=group_by)
+
+
+def test_built_in_datasets_have_no_groups(tmp_path):
+    with pytest.raises(UserError, match=r"group_by is for your own images: fashion-mnist has no file names"):
+        registry.load("fashion-mnist", tmp_path, tmp_path, image_size=32, skip_unusable=False, group_by="prefix")
