@@ -65,7 +65,7 @@ def lock(clone: Path) -> dict[str, Any]:
 
 def results(clone: Path) -> dict[str, str]:
     """Return the hashes of all files that must not differ from run to run. runs/ has times and is left out."""
-    folders = ("data", "models", "predictions", "probes", "scores", "metrics", "plots", "report")
+    folders = ("data", "models", "predictions", "probes", "audit", "scores", "metrics", "plots", "report")
     paths = [path for folder in folders for path in (clone / folder).rglob("*")]
     return {
         str(path.relative_to(clone)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -34,6 +34,7 @@ OUTPUTS = (
     "models",
     "predictions",
     "probes",
+    "audit",
     "scores",
     "metrics",
     "plots",

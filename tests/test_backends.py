@@ -54,6 +54,7 @@ def test_jobs_are_the_stages_that_dvc_caches_and_those_that_compute_need_a_gpu()
         "probe@pretrained",
         "probe@random",
         "probe_pixels",
+        "audit",
     ]
     assert [stage.name for stage in plan if driver.needs_gpu(stage)] == [
         *(f"{stage}@{weights}" for stage in ("initialize", "features") for weights in ("pretrained", "random")),

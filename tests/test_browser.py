@@ -15,6 +15,7 @@ from headstart.results.page import render_figures, render_html
 
 from .conftest import ROOT
 from .studies import study
+from .test_issues import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = files("axe_playwright_python").joinpath("axe.min.js")
@@ -51,7 +52,7 @@ def many_classes(tmp_path_factory) -> Path:
     skipped_files = {f"class 1/{number}.jpg": "is empty" for number in range(9)}
     rows = [dataclasses.replace(row, metrics={**row.metrics, "balanced_accuracy": 0.5, "macro_f1": 0.5})
             for row in content.rows]  # fmt: skip
-    content = dataclasses.replace(content, skipped_files=skipped_files, rows=rows)
+    content = dataclasses.replace(content, skipped_files=skipped_files, rows=rows, issues=report())
     path = tmp_path_factory.mktemp("many") / "index.html"
     path.write_text(render_html(content, render_figures(content)), encoding="utf-8")
     return path

@@ -56,7 +56,7 @@ def test_jobs_give_the_same_results_as_one_machine(origin, tmp_path):
     assert run(*random, cwd=ROOT).stdout.endswith(" s (cached)\n")
     assert list(scratch.iterdir()) == []
 
-    remaining = {f"train@{NAMES[1]}", "probe@pretrained", "probe@random", "probe_pixels", "compare"}
+    remaining = {f"train@{NAMES[1]}", "probe@pretrained", "probe@random", "probe_pixels", "audit", "compare"}
     assert repro(origin.folder, "--pull") == remaining | {f"evaluate@{name}" for name in NAMES}
     expected = tiny_clone(tmp_path / "expected")
     run(sys.executable, "-m", "stages", cwd=expected)

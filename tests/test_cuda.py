@@ -413,7 +413,7 @@ def pipeline(folder: Path, **changes) -> Path:
 
 
 def made(folder: Path) -> dict[str, str]:
-    kinds = ("data", "models", "predictions", "probes", "scores", "metrics")
+    kinds = ("data", "models", "predictions", "probes", "audit", "scores", "metrics")
     paths = [path for kind in kinds for path in sorted((folder / kind).rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import scripts.pictures
 from headstart import files
 from headstart.data import fashion_mnist, pictures, splits
 from headstart.data.splits import Dataset, Partition
+from scripts import time_estimate
 
 from .clones import NAMES, edit, repro, tiny_clone
 from .conftest import run
@@ -103,6 +105,10 @@ def test_a_folder_of_images_becomes_a_study(clone, stamps):
     page = (clone / "report/stamps-more/index.html").read_text(encoding="utf-8")
     assert f">{skipped_files} skipped files</a>" in page
     assert "Balanced<br>accuracy" in page
+    assert "Possible issues in the data" in page
+    rows = files.read_csv(clone / "audit/stamps-more/issues.csv")
+    assert {row["issue"] for row in rows} >= {"near-duplicate", "label error", "outlier"}
+    assert all((stamps / row["file"]).is_file() for row in rows if row["file"])
     images, _, names = splits.read_split(clone / "data/prepared/stamps-more.safetensors", "test")
     assert images.shape[1:] == (3, 48, 48)
     network = headstart.load(clone / f"models/stamps-more/{NAMES[0]}")
@@ -223,6 +229,41 @@ def test_a_second_run_adds_new_images_and_deletes_none(clone, tmp_path):
         path.relative_to(folder) for path in folder.rglob("*.png") if not path.is_symlink()
     } | {Path("a/more/blue.png")}
     assert sizes(clone, "fewer")[0] > 40
+
+
+def test_the_first_result_comes_before_the_trainings(tmp_path):
+    """`make pictures` prints the probes and writes a page; the trainings add to it, and `compare` replaces it."""
+    clone = tiny_clone(tmp_path / "clone")
+    noise(tmp_path / "two", range(40))
+    shutil.copyfile(tmp_path / "two/a/0.png", tmp_path / "two/b/copy.png")
+    make_pictures(clone, tmp_path / "two", "--skip-unusable")
+    edit(clone, lambda settings: settings["studies"]["two"].update(image_size=32, n_epochs=1, seeds=[0]))
+    page, stages = clone / "report/two/index.html", []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.run_study"], cwd=clone, stdout=subprocess.PIPE, text=True
+    )
+    pages = {}
+    for line in process.stdout:
+        if match := re.match(r"\[\d+/(\d+)\] (\S+), about ", line):
+            stages.append(match[2])
+            pages[match[2]] = page.read_text(encoding="utf-8") if page.exists() else ""
+        elif line.startswith("First result, "):
+            stages.append("first result")
+    assert process.wait() == 0
+    first = stages.index("first result")
+    assert set(stages[:first]) == set(time_estimate.FIRST_STAGES)
+    assert not any(name.startswith("train@") for name in stages[:first])
+    assert pages[stages[0]] == ""
+    assert "This page is incomplete" in pages[f"train@{NAMES[0]}"]
+    assert f"<strong>Missing:</strong> {', '.join(NAMES)}." in pages[f"train@{NAMES[0]}"]
+    assert f"<strong>Missing:</strong> {', '.join(NAMES[1:])}." in pages[f"train@{NAMES[1]}"]
+    assert f'<th scope="row">{NAMES[0]}</th>' in pages[f"train@{NAMES[1]}"]
+    complete = page.read_text(encoding="utf-8")
+    assert "This page is incomplete" not in complete
+    assert 'id="data-issues"' in complete
+    assert repro(clone) == set()
+    assert run(sys.executable, "-m", "scripts.run_study", cwd=clone).stdout == ""
+    assert page.read_text(encoding="utf-8") == complete
 
 
 @pytest.mark.parametrize("seed", range(20))

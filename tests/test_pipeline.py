@@ -34,7 +34,7 @@ def commit(clone: Path, message: str) -> None:
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", message, cwd=clone)
 
 
-EVERYTHING = {"download", "prepare", "probe_pixels", "compare"}
+EVERYTHING = {"download", "prepare", "probe_pixels", "audit", "compare"}
 EVERYTHING |= {
     f"{stage}@{start}" for stage in ("initialize", "features", "probe") for start in ("pretrained", "random")
 }

@@ -314,7 +314,7 @@ def test_make_clean_removes_every_output_that_is_not_in_git():
     folders = {"/".join(path[:2]) if path[0] == "data" else path[0] for path in paths}  # data/ has users' images
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2].split()
     data_folders = {f"data/{name}" for name in ("raw", "prepared", "initial", "features")}
-    assert folders == data_folders | {"models", "predictions", "probes", "report", "scores"}
+    assert folders == data_folders | {"audit", "models", "predictions", "probes", "report", "scores"}
     assert "runs" in recipe  # the provenance of the outputs
     assert folders | {"checkpoints", ".dvc/cache"} <= set(recipe)
     assert not {"data", "data/pictures", "."} & set(recipe)

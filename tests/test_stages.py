@@ -68,7 +68,7 @@ def test_what_cannot_change_a_number_retrains_nothing():
     [
         ("data/decoding.py", set()),
         ("training/compute.py", {"download", "prepare", "probe_pixels"}),
-        ("training/loop.py", {"download", "prepare", "initialize", "features", "probe", "probe_pixels"}),
+        ("training/loop.py", {"download", "prepare", "initialize", "features", "probe", "probe_pixels", "audit"}),
         ("results/report.css", set(STAGES) - {"compare"}),
         ("console.py", set(STAGES)),
     ],

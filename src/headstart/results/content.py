@@ -78,6 +78,11 @@ class ReportData:
         return bool(names) and set(names) == set(self.from_scratch)
 
     @property
+    def has_frozen(self) -> bool:
+        """Whether a configuration trains the classifier alone."""
+        return not all(row.configuration.finetuning for row in self.rows)
+
+    @property
     def has_finetune_overrides(self) -> bool:
         """Whether a configuration is fine-tuned from another layer than the study's."""
         return any(row.configuration.finetune_from for row in self.rows)
