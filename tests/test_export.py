@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import PIL.ImageOps
 import pytest
 import timm
 import torch
 import torchvision
 import yaml
+from PIL import Image
 from torch import nn
 
 import headstart
@@ -112,6 +114,23 @@ def test_timm_builds_the_network_with_its_transform(timm_model, tmp_path):
     assert loaded.pretrained_cfg["label_names"] == ["a", "b", "c d"]
     network = headstart.load(timm_model)
     torch.testing.assert_close(loaded(network.preprocess(images(28))), network(images(28)))
+
+
+def test_the_code_in_the_card_of_timm_resizes_twice_as_the_training_did(timm_model, tmp_path, monkeypatch):
+    export.main(str(timm_model), "--format", "timm", "--output", str(tmp_path / "out"))
+    code = (
+        (tmp_path / "out" / model_card.FILE).read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    )
+    monkeypatch.chdir(tmp_path)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8))
+    results: dict = {"PIL": PIL, "timm": timm, "image": image}
+    exec(code, results)
+    network = headstart.load(timm_model)
+    expected = network.preprocess(network.read(image))[0]
+    once, twice = (results["transform"](picture) for picture in (image, results["image"]))
+    rounding = 0.5 / 255 / 0.2  # of the second resize, in units of the smallest standard deviation
+    assert (twice - expected).abs().mean() < rounding < 10 * rounding < (once - expected).abs().mean()
+    torch.testing.assert_close(results["logits"], results["network"](twice[None]))
 
 
 def test_torchvision_loads_the_state_dict(model, tmp_path):

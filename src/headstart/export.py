@@ -169,10 +169,17 @@ def export_timm(saved: SavedModel, folder: Path) -> Exported:
         },
     )  # fmt: skip
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    first = ""
+    if saved.prepared_size != side:
+        prepared = (saved.prepared_size,) * 2
+        first = (
+            f"image = PIL.ImageOps.fit(image, {prepared}, PIL.Image.Resampling.BILINEAR)  # as for training images\n"
+        )
     return Exported(
         lambda batch: loaded(saved.preprocess(batch)),
         f"```python\nnetwork = timm.create_model('local-dir:{folder.name}', pretrained=True).eval()\n"
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))\n```",
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))\n"
+        f"{first}logits = network(transform(image)[None])  # of an RGB image of Pillow\n```",
     )
 
 
