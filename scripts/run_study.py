@@ -58,14 +58,12 @@ def main(*arguments: str) -> None:
     settings = params.read()
     n_stages = len(list(stages(params.read_yaml())))
     progress = Progress(time_estimate.read(settings.study))
-    finished: list[str] = []
+    finished: set[str] = set()
     is_first_result = True
-    evaluations = [f"evaluate@{name}" for name in settings.configurations]
-    # DVC runs the targets in order, so each configuration is evaluated right after its training.
-    for name in itertools.chain(
-        _repro(time_estimate.FIRST_STAGES, finished), _repro(("probe@random", *evaluations, "compare"), finished)
-    ):
-        if not set(time_estimate.FIRST_STAGES) - set(finished) and name != "compare":  # which replaces the page
+    # DVC orders the stages of one call. With a call per configuration, each is evaluated as soon as it is trained.
+    targets = [time_estimate.FIRST_STAGES, *([f"evaluate@{name}"] for name in settings.configurations), []]
+    for name in itertools.chain.from_iterable(_repro(group, finished) for group in targets):
+        if finished.issuperset(time_estimate.FIRST_STAGES) and name != "compare":  # which replaces the page
             content = collect.collect_partial(settings, finished)
             files.write_text(f"report/{settings.study}/index.html", page.render_partial_html(content))
             if is_first_result:
@@ -75,7 +73,7 @@ def main(*arguments: str) -> None:
         print(f"[{len(finished) + 1}/{n_stages}] {name}{left}", flush=True)
 
 
-def _repro(targets: Sequence[str], finished: list[str]) -> Iterator[str]:
+def _repro(targets: Sequence[str], finished: set[str]) -> Iterator[str]:
     """Run `dvc repro`, and yield the name of each stage that starts.
 
     Args:
@@ -90,11 +88,11 @@ def _repro(targets: Sequence[str], finished: list[str]) -> Iterator[str]:
     try:
         for line in process.stdout:
             if match := re.match(r"Running stage '(.*)':", line):
-                finished += running
+                finished.update(running)
                 running = [match[1]]
                 yield match[1]
             elif match := re.match(r"Stage '(.*)' (?:didn't change|is cached)", line):
-                finished += [*running, match[1]]
+                finished.update([*running, match[1]])
                 running = []
             elif not HIDDEN.match(line):
                 print(line, end="", flush=True)
@@ -102,7 +100,7 @@ def _repro(targets: Sequence[str], finished: list[str]) -> Iterator[str]:
         process.wait()  # after Ctrl-C, DVC stops by itself
     if process.returncode:
         raise UserError("`dvc repro` failed: see the message above. Then run the same command again to resume.")
-    finished += running
+    finished.update(running)
 
 
 def _first_result(content: PartialData) -> str:

@@ -1,7 +1,7 @@
 """Collect the results of all earlier stages for the configurations in params.yaml."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from statistics import mean
@@ -101,7 +101,7 @@ def collect(settings: params.Params) -> ReportData:
     )
 
 
-def collect_partial(settings: params.Params, finished: Sequence[str]) -> PartialData:
+def collect_partial(settings: params.Params, finished: Collection[str]) -> PartialData:
     """Read the results of those of the stages `probe`, `audit` and `evaluate` that are ``finished``."""
     study, prepared = settings.selected_study, prepared_file(settings)
     labels, classes = splits.read_labels(prepared, "test")
