@@ -25,7 +25,7 @@ FILES = ("README.md", "docs/results.md")
 END = "<!-- end -->"
 MARKER = re.compile(r"^(<!-- *(?:table:.*|end) *-->) *$", re.MULTILINE)
 START = re.compile(r"<!-- *table: *(.*?) *-->")
-STUDIES = ("resnet50", "quick", "quick-seeds", "labels", "labels-doubled")  # in docs/results.md
+STUDIES = ("resnet50", "quick", "quick-seeds", "labels", "labels-doubled", "trashnet")  # in docs/results.md
 LEVELS = {  # of each factor: the level whose gain is the effect, and the other
     "pretrained": ("pretrained", "random"),
     "finetuning": ("fine-tuned", "frozen"),
@@ -241,6 +241,7 @@ TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the stud
     "labels-gains": ("labels", label_gain_table),
     "labels-needed": ("labels", labels_needed_table),
     "labels-doubling": ("labels-doubled", doubling_table),
+    "trashnet-errors": ("trashnet", error_table),
 }
 
 

@@ -41,6 +41,7 @@ DEFAULT_MINUTES = (5, 12)  # of a study of at most and of more than ``SMALL_DATA
 SPLIT_SEED = 0
 MAX_NAME_LENGTH = 100  # file names, which are limited to 255 bytes, contain it
 GROUP_RULES = get_args(GroupBy)
+NO_GROUPS = "none"  # the default of a new study; an existing one keeps its rule
 YAML_BOOLEANS = ("yes", "no", "on", "off")  # in YAML 1.1; tools that rewrite params.yaml, such as DVC, drop quotes
 WINDOWS_DEVICES = r"con|prn|aux|nul|(com|lpt)[0-9]"
 N_PROBE_BUDGETS = 5
@@ -56,13 +57,14 @@ def main(*arguments: str) -> None:
     parser.add_argument("--skip-unusable", action="store_true",
                         help="skip unusable files, such as damaged ones; default: report them and stop")  # fmt: skip
     parser.add_argument("--group-by", default="", metavar="RULE",
-                        help=f"keep images together in one split: {', '.join(GROUP_RULES)}")  # fmt: skip
+                        help=f"keep images together in one split: {', '.join((*GROUP_RULES, NO_GROUPS))}")  # fmt: skip
     parser.add_argument("--minutes", default="", metavar="N",
                         help="time for the study; default: 5 for up to 1,000 images, 12 for more")  # fmt: skip
     options = parser.parse_args(arguments)
     minutes = _parse_minutes(options.minutes)
-    if options.group_by and options.group_by not in GROUP_RULES:
-        raise UserError(f"unknown rule: GROUP_BY must be one of {', '.join(GROUP_RULES)}. Got {options.group_by!r}.")
+    if options.group_by not in ("", NO_GROUPS, *GROUP_RULES):
+        choices = ", ".join((*GROUP_RULES, NO_GROUPS))
+        raise UserError(f"unknown rule: GROUP_BY must be one of {choices}. Got {options.group_by!r}.")
     if not options.folder:
         raise UserError("no folder of images given. For example: make pictures FOLDER=~/flowers")
     folder = Path(options.folder).expanduser()
@@ -73,7 +75,9 @@ def main(*arguments: str) -> None:
     target = PICTURES / name
     is_new = folder.resolve() != target.resolve()
     scanned = scanning.scan(folder, follow_links=is_new)
-    request = Request(name, options.skip_unusable, options.group_by or None, 60 * minutes or None)
+    previous = params.read_yaml()["studies"].get(name, {})
+    group_by = (options.group_by or previous.get("group_by")) if options.group_by != NO_GROUPS else None
+    request = Request(name, options.skip_unusable, group_by, 60 * minutes or None)
     started = time.perf_counter()
     dataset = pictures.read(scanned, image_size=params.SMALLEST_IMAGE, skip_unusable=request.skip_unusable)
     speed = time_estimate.measure((time.perf_counter() - started) / len(scanned.image_files))

@@ -95,6 +95,23 @@ def test_a_second_run_changes_only_different_values(folder):
     assert lines()[-20:] == before[-20:]
 
 
+def test_a_study_keeps_its_groups_until_they_are_removed(folder):
+    for path in list(folder.rglob("*.png")):
+        path.rename(path.with_name(f"clip{int(path.stem) // 4}-{path.name}"))
+    for arguments, group_by in (
+        (["--group-by=prefix"], "prefix"), ([], "prefix"), (["--minutes=2"], "prefix"), (["--group-by=none"], None),
+    ):  # fmt: skip
+        scripts.pictures.main(str(folder), *arguments)
+        assert params.read().selected_study.group_by == group_by
+
+
+def test_minutes_choose_the_settings_again(folder):
+    scripts.pictures.main(str(folder))
+    before = params.read().selected_study
+    scripts.pictures.main(str(folder), "--minutes=0.1")
+    assert params.read().selected_study.image_size == 64 < before.image_size
+
+
 def test_a_file_in_flow_style_is_rewritten(folder):
     document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     Path("params.yaml").write_text(yaml.safe_dump(document, default_flow_style=True, sort_keys=False))

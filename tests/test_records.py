@@ -64,7 +64,7 @@ def test_record_matches_the_settings_of_its_runs(settings):
     assert content["training_seconds"] == 8 * 2.5
     assert len(content["stage_seconds"]) == 1 + 1 + 2 + 2 + 2 + 1 + 8 + 8 + 1
     assert content["weights"]["name"] == "w"
-    n_label_files = 3 if settings.study in ("quick", "labels", "labels-doubled") else 0
+    n_label_files = 3 if settings.study in ("quick", "labels", "labels-doubled", "trashnet") else 0
     assert len(content["sha256"]) == 4 + 8 + 3 + 3 + n_label_files
     assert content["peak_memory_mb"] == 100
     assert "peak_gpu_memory_mb" not in content

@@ -80,7 +80,7 @@ def test_minutes_must_be_a_positive_number(minutes):
 
 
 def test_group_by_must_be_a_rule():
-    with pytest.raises(UserError, match=r"GROUP_BY must be one of folder, prefix, near-duplicates\. Got 'video'"):
+    with pytest.raises(UserError, match=r"GROUP_BY must be one of folder, prefix, near-duplicates, none\. Got 'video'"):
         scripts.pictures.main("--group-by=video", "folder")
 
 
