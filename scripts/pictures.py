@@ -24,11 +24,10 @@ import numpy as np
 from headstart import files, params
 from headstart.console import UserError, run_cli
 from headstart.data import pictures, registry, scanning, splits
-from headstart.data.grouping import GroupBy
 from headstart.data.scanning import Scan
 from headstart.data.splits import Dataset
 from headstart.network import initial_weights, models, splitting
-from headstart.params import Configuration
+from headstart.params import Configuration, GroupBy
 from scripts import time_estimate, yaml_text
 from scripts.time_estimate import Counts, Speed
 from stages.paths import PICTURES
@@ -37,11 +36,11 @@ NETWORK = {"model_name": models.LITE0_MODEL, "weights": initial_weights.DEFAULT,
 IMAGE_SIZES = (224, 160, 128, 96, 64)
 SEEDS = ([0, 1, 2], [0])
 SMALL_DATASET = 1_000  # images
-DEFAULT_MINUTES = (5, 12)  # of a study of at most and of more than ``SMALL_DATASET`` images
+DEFAULT_MINUTES = (5, 12)  # time limit of a study: up to ``SMALL_DATASET`` images, and above
 SPLIT_SEED = 0
 MAX_NAME_LENGTH = 100  # file names, which are limited to 255 bytes, contain it
 GROUP_RULES = get_args(GroupBy)
-NO_GROUPS = "none"  # the default of a new study; an existing one keeps its rule
+NO_GROUPS = "none"  # turns grouping off; without a value, an existing study keeps its own
 YAML_BOOLEANS = ("yes", "no", "on", "off")  # in YAML 1.1; tools that rewrite params.yaml, such as DVC, drop quotes
 WINDOWS_DEVICES = r"con|prn|aux|nul|(com|lpt)[0-9]"
 N_PROBE_BUDGETS = 5
@@ -57,14 +56,14 @@ def main(*arguments: str) -> None:
     parser.add_argument("--skip-unusable", action="store_true",
                         help="skip unusable files, such as damaged ones; default: report them and stop")  # fmt: skip
     parser.add_argument("--group-by", default="", metavar="RULE",
-                        help=f"keep images together in one split: {', '.join((*GROUP_RULES, NO_GROUPS))}")  # fmt: skip
+                        help=f"images that must stay in one split: {', '.join((*GROUP_RULES, NO_GROUPS))}")  # fmt: skip
     parser.add_argument("--minutes", default="", metavar="N",
                         help="time for the study; default: 5 for up to 1,000 images, 12 for more")  # fmt: skip
     options = parser.parse_args(arguments)
     minutes = _parse_minutes(options.minutes)
     if options.group_by not in ("", NO_GROUPS, *GROUP_RULES):
         choices = ", ".join((*GROUP_RULES, NO_GROUPS))
-        raise UserError(f"unknown rule: GROUP_BY must be one of {choices}. Got {options.group_by!r}.")
+        raise UserError(f"unknown value: GROUP_BY must be one of {choices}. Got {options.group_by!r}.")
     if not options.folder:
         raise UserError("no folder of images given. For example: make pictures FOLDER=~/flowers")
     folder = Path(options.folder).expanduser()
@@ -100,8 +99,8 @@ class Request(NamedTuple):
 def _choose_settings(request: Request, scanned: Scan, dataset: Dataset, speed: Speed) -> dict[str, Any]:
     """Return the settings of the study that change in params.yaml.
 
-    An existing study keeps its image size and seeds, unless the user gave a limit. It gets the settings that depend on
-    the images only if it still has those that were suggested for its earlier images.
+    An existing study keeps its image size and seeds, unless the user gave a limit. Its other settings are updated only
+    if nobody has edited them, that is, if they equal the suggestion for its previous images.
     """
     settings = params.read()
     rules = {"skip_unusable_images": request.skip_unusable, "group_by": request.group_by}
@@ -146,7 +145,7 @@ def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed) -> 
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     times = [time_estimate.in_words(value) for value in (first, sum(seconds.values()))]
     print(f"{study.image_size} pixels, {study.n_epochs} epochs, {seeds}: on this machine, the first result takes about "
-          f"{times[0]}, and the study {times[1]}. To change that, use MINUTES=…")  # fmt: skip
+          f"{times[0]}, and the whole study about {times[1]}. Set MINUTES=… to change the time limit.")  # fmt: skip
 
 
 def _require_valid_name(name: str) -> None:
@@ -198,9 +197,9 @@ def _parse_minutes(text: str) -> float:
 def fit_to_time(
     dataset: Dataset, configurations: Mapping[str, Configuration], speed: Speed, limit: float | None
 ) -> tuple[int, list[int]]:
-    """Return the largest image size, and then the most seeds, with which a study stays below ``limit`` seconds.
+    """Return the largest image size with which the study takes at most ``limit`` seconds, and the most seeds.
 
-    If none does, return the smallest. If ``limit`` is None, it depends on the number of images.
+    If no size fits, return the smallest size and one seed. The default limit depends on the number of images.
     """
     if limit is None:
         limit = 60 * DEFAULT_MINUTES[_count(dataset) > SMALL_DATASET]

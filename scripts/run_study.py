@@ -107,11 +107,16 @@ def _first_result(content: PartialData) -> str:
     """Return the first result as text: the probes and the number of issues in the data."""
     lines = ["", f"First result, {content.test_images:,} test images:"]
     for name, (value, low, high) in content.ranked:
-        lines.append(f"  {percent(value)} % (95% CI {percent(low)}–{percent(high)})  {name}")
-    lines.append(f"  {percent(content.majority[1])} %  majority baseline (always {content.majority[0]})")
+        lines.append(f"  {percent(value)}% (95% CI {percent(low)}–{percent(high)})  {name}")
+    lines.append(f"  {percent(content.majority[1])}%  majority baseline (always {content.majority[0]})")
     if content.issues is not None:
-        counts = {**content.issues.counts, "test images that are like others": len(content.issues.leaked)}
-        numbers = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items() if name != "leaks")
+        counts = {
+            "near-duplicates": content.issues.counts["near_duplicates"],
+            "test images with near-duplicates": len(content.issues.leaked),
+            "label errors": content.issues.counts["label_errors"],
+            "outliers": content.issues.counts["outliers"],
+        }
+        numbers = ", ".join(f"{name}: {n:,}" for name, n in counts.items())
         lines.append(f"Possible issues in the data: {numbers}. See report/{content.study_name}/index.html.")
     return "\n".join([*lines, ""])
 

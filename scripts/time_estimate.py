@@ -1,7 +1,7 @@
 """Estimate how long the stages of a study of your own images take on this machine.
 
 The network of `make pictures` is timed here at two image sizes; its time per image is linear in the number of pixels.
-The other constants were measured on two cores: see `benchmarks/first_answer.py`.
+The other constants were measured on two CPU cores.
 """
 
 from __future__ import annotations

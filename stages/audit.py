@@ -1,16 +1,17 @@
-"""Find possible issues in a dataset of image files, such as near-duplicates and label errors: see `headstart.audit`."""
+"""Find possible issues in a dataset of image files, such as near-duplicates: see `headstart.results.audit`."""
 
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 
-from headstart import audit, files
-from headstart.audit import Issues
+from headstart import files
 from headstart.console import run_cli
 from headstart.data import splits
 from headstart.data.splits import SPLITS
 from headstart.params import Params
+from headstart.results import audit
+from headstart.results.audit import Issues
 from pipeline.provenance import Run
 from stages.paths import audit_file, features_file, prepared_file
 

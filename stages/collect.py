@@ -9,13 +9,14 @@ from statistics import mean
 import numpy as np
 from torch import nn
 
-from headstart import audit, files, params
+from headstart import files, params
 from headstart.console import UserError
 from headstart.data import registry, splits
 from headstart.network import models, splitting
 from headstart.network.saved_model import SavedModel
 from headstart.params import Configuration
 from headstart.results import (
+    audit,
     comparison,
     content,
     epochs,

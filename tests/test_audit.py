@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from headstart import audit
-from headstart.audit import Pair
 from headstart.data import grouping
+from headstart.results import audit
+from headstart.results.audit import Pair
 
 N, N_FEATURES = 60, 32  # images of each class
 

@@ -96,13 +96,15 @@ def test_too_many_images_of_groups_are_rejected():
     dataset = Dataset(
         "pets", ("cat", "dog"), Partition(labels, lambda chosen: labels[chosen], (), np.arange(20) // 4), None
     )
-    with pytest.raises(UserError, match=r"groups leave \d+ training images and \d+ validation images. Lower"):
+    with pytest.raises(
+        UserError, match=r"with group_by, at most \d+ training images and \d+ validation images are available"
+    ):
         splits.split_pool(dataset, np.arange(20), training_images=18, validation_images=2, seed=0)
 
 
 @pytest.mark.parametrize(("group_by", "problem"), [
-    ("folder", "all images have the same folder in their class folder"),
-    ("prefix", "no two images have the same name without the number at its end"),
+    ("folder", "all images in one group"),
+    ("prefix", "each image in a group of its own"),
 ])  # fmt: skip
 def test_rules_that_find_no_groups_are_rejected(tmp_path, group_by, problem):
     for label in ("cat", "dog"):
@@ -111,10 +113,10 @@ def test_rules_that_find_no_groups_are_rejected(tmp_path, group_by, problem):
                 smooth_image(number + 10 * (label == "dog")),
                 tmp_path / f"pets/{label}/{label * (number + 1)}.png",
             )
-    with pytest.raises(UserError, match=f"group_by: {group_by} finds no groups: {problem}"):
+    with pytest.raises(UserError, match=f"group_by: {group_by} puts {problem}"):
         pictures.load(tmp_path / "pets", image_size=32, skip_unusable=False, group_by=group_by)
 
 
 def test_built_in_datasets_have_no_groups(tmp_path):
-    with pytest.raises(UserError, match=r"group_by is for your own images: fashion-mnist has no file names"):
+    with pytest.raises(UserError, match=r"group_by works only with your own images"):
         registry.load("fashion-mnist", tmp_path, tmp_path, image_size=32, skip_unusable=False, group_by="prefix")

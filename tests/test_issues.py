@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from headstart.audit import ConfusablePair, Issues, LabelError, Outlier, Pair
 from headstart.results import comparison, issues
+from headstart.results.audit import ConfusablePair, Issues, LabelError, Outlier, Pair
 from headstart.results.content import PartialData, Score
 from headstart.results.issues import IssueReport
 from headstart.results.page import render_figures, render_html, render_partial_html
@@ -108,7 +108,7 @@ def test_the_page_of_a_running_study_says_what_is_missing():
         issues=report(),
     )
     html = render_partial_html(partial)
-    assert "<strong>Missing:</strong> first, second." in html
+    assert "<strong>Not finished yet:</strong> first, second." in html
     assert "66.67" in html
     assert 'http-equiv="refresh"' in html
     assert 'id="data-issues"' in html

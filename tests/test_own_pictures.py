@@ -255,8 +255,8 @@ def test_the_first_result_comes_before_the_trainings(tmp_path):
     assert not any(name.startswith("train@") for name in stages[:first])
     assert pages[stages[0]] == ""
     assert "This page is incomplete" in pages[f"train@{NAMES[0]}"]
-    assert f"<strong>Missing:</strong> {', '.join(NAMES)}." in pages[f"train@{NAMES[0]}"]
-    assert f"<strong>Missing:</strong> {', '.join(NAMES[1:])}." in pages[f"train@{NAMES[1]}"]
+    assert f"<strong>Not finished yet:</strong> {', '.join(NAMES)}." in pages[f"train@{NAMES[0]}"]
+    assert f"<strong>Not finished yet:</strong> {', '.join(NAMES[1:])}." in pages[f"train@{NAMES[1]}"]
     assert f'<th scope="row">{NAMES[0]}</th>' in pages[f"train@{NAMES[1]}"]
     complete = page.read_text(encoding="utf-8")
     assert "This page is incomplete" not in complete

@@ -173,13 +173,14 @@ def export_timm(saved: SavedModel, folder: Path) -> Exported:
     if saved.prepared_size != side:
         prepared = (saved.prepared_size,) * 2
         first = (
-            f"image = PIL.ImageOps.fit(image, {prepared}, PIL.Image.Resampling.BILINEAR)  # as for training images\n"
+            "import PIL.Image, PIL.ImageOps\n"
+            f"image = PIL.ImageOps.fit(image, {prepared}, PIL.Image.Resampling.BILINEAR)  # as the training images\n"
         )
     return Exported(
         lambda batch: loaded(saved.preprocess(batch)),
         f"```python\nnetwork = timm.create_model('local-dir:{folder.name}', pretrained=True).eval()\n"
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))\n"
-        f"{first}logits = network(transform(image)[None])  # of an RGB image of Pillow\n```",
+        f"{first}logits = network(transform(image)[None])  # image: an RGB PIL image\n```",
     )
 
 

@@ -26,7 +26,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from headstart.console import UserError, run_cli
-from headstart.data.grouping import GroupBy
 
 SMALLEST_IMAGE = 32  # pixels: the networks halve an image five times
 MAX_FILE_SIZE = 1_000_000  # bytes: a handwritten file is a thousand times smaller
@@ -59,6 +58,7 @@ NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 ClassWeights = Literal["none", "balanced"]
+GroupBy = Literal["folder", "prefix", "near-duplicates"]
 Augmentation = Literal["none", "crop-flip", "trivial"]
 # Names occur in paths, in commands and in the names of DVC's parameters, in which a dot separates sections.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -106,8 +106,8 @@ class Study:
             raise ValueError(f"pool_images: Input should be at least {self.full_budget:,} (training_images + "
                              f"validation_images), or null (got {self.pool_images})")  # fmt: skip
         if self.pool_images is not None and self.group_by is not None:
-            raise ValueError("group_by: Seeds that draw their own images from a pool do not keep groups together. Set "
-                             f"pool_images or group_by to null (got {self.group_by!r})")  # fmt: skip
+            raise ValueError("group_by: Cannot be combined with pool_images, because the images that each seed draws "
+                             f"are not grouped. Set one of them to null (got {self.group_by!r})")  # fmt: skip
         for key in ("label_budgets", "probe_budgets"):
             self._check_budgets(key, getattr(self, key))
 

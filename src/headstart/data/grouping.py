@@ -4,11 +4,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-GroupBy = Literal["folder", "prefix", "near-duplicates"]
+from headstart.params import GroupBy
+
 PIXEL_SIDE = 16  # pixels: the side of the gray images by which near-duplicates are found
 MIN_CORRELATION = 0.95  # of the gray images of near-duplicates
 BLOCK = 1_000  # images that are compared with all others at once
@@ -20,8 +20,9 @@ def group_images(images: np.ndarray, paths: Sequence[Path], group_by: GroupBy) -
     Args:
         images: uint8 [N, 3, height, width].
         paths: of the files, relative to the folder of their class.
-        group_by: "folder" for images in the same folder in a class folder; "prefix" for files with the same name
-            without the number at its end; "near-duplicates" for images that look alike.
+        group_by: "folder" for files in the same subfolder of a class folder; "prefix" for files whose names differ only
+            in the final number; "near-duplicates" for images that look alike. Equal names in different classes are one
+            group.
     """
     if group_by == "near-duplicates":
         return group_pairs(len(images), _similar_pairs(images))
@@ -49,9 +50,10 @@ def _similar_pairs(images: np.ndarray) -> list[tuple[int, int]]:
 
 
 def gray_pixels(images: np.ndarray) -> np.ndarray:
-    """Return small gray images as rows of length 1, float64 [N, pixels], so that a product is a correlation.
+    """Return small gray images as rows with unit norm, float64 [N, pixels].
 
-    The mean of each image and the mean image are subtracted.
+    The dot product of two rows is the correlation of the images. The mean of each image and the mean image are
+    subtracted.
 
     Args:
         images: uint8 [N, height, width] or [N, 3, height, width].
@@ -67,7 +69,7 @@ def gray_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def normalize(rows: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; rows of zeros stay."""
+    """Scale rows to unit norm; zero rows are unchanged."""
     return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
 

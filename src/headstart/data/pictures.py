@@ -17,9 +17,9 @@ import numpy as np
 
 from headstart.console import UserError, progress
 from headstart.data import decoding, grouping
-from headstart.data.grouping import GroupBy
 from headstart.data.scanning import ImageFile, Scan, display_name, scan
 from headstart.data.splits import Dataset, Partition
+from headstart.params import GroupBy
 
 
 class DecodeResult(NamedTuple):
@@ -117,11 +117,9 @@ def _group(image_files: Sequence[ImageFile], images: np.ndarray, group_by: Group
     groups = grouping.group_images(images, below_class, group_by)
     n_groups = len(np.unique(groups))
     if n_groups == 1 or (n_groups == len(groups) and group_by != "near-duplicates"):
-        rule = {"folder": "folder in their class folder", "prefix": "name without the number at its end",
-                "near-duplicates": "look"}[group_by]  # fmt: skip
-        problem = "all images have the same" if n_groups == 1 else "no two images have the same"
-        raise UserError(f"group_by: {group_by} finds no groups: {problem} {rule}. Choose another value, or set it to "
-                        "null.")  # fmt: skip
+        problem = "all images in one group" if n_groups == 1 else "each image in a group of its own"
+        raise UserError(f"group_by: {group_by} puts {problem}. Choose another value, or turn grouping off: group_by: "
+                        "null in params.yaml, or make pictures GROUP_BY=none.")  # fmt: skip
     return groups
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from headstart.console import UserError
 from headstart.data import fashion_mnist, pictures, torchvision_sets
-from headstart.data.grouping import GroupBy
 from headstart.data.splits import Dataset
+from headstart.params import GroupBy
 
 FASHION_MNIST = "fashion-mnist"
 
@@ -23,7 +23,9 @@ def title(name: str) -> str:
 
 
 def fetch(name: str, dataset_dir: str | Path, pictures_dir: Path, *, downloads: Path, dest: Path) -> None:
-    """Put the verified files of the dataset ``name`` into the new folder ``dest``; a note for a folder of images.
+    """Put the verified files of the dataset ``name`` into the new folder ``dest``.
+
+    For a folder of images, write only a note that says where the images are.
 
     Args:
         dataset_dir: look first in its folder ``name``, and download the files that are not there.
@@ -73,7 +75,7 @@ def load(
         UserError: files are missing, damaged, or cannot be used, or a built-in dataset has no groups.
     """
     if group_by is not None and name in names():
-        raise UserError(f"group_by is for your own images: {name} has no file names or folders. Set it to null. Got "
+        raise UserError(f"group_by works only with your own images, and {name} is built in. Set group_by to null. Got "
                         f"{group_by}.")  # fmt: skip
     if name == FASHION_MNIST:
         return fashion_mnist.load(raw)

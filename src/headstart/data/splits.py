@@ -135,7 +135,7 @@ def split_pool(
         The indices of the training and of the validation images.
 
     Raises:
-        UserError: groups leave too few images.
+        UserError: with groups, too few images are available.
     """
     labels, groups = dataset.training.labels[pool], dataset.training.groups
     if groups is None:
@@ -147,9 +147,9 @@ def split_pool(
     training_images = len(remaining) if training_images is None else training_images
     if training_images > len(remaining) or validation_images > len(held_out):
         raise UserError(
-            f"too many images for {dataset.title}: groups leave {len(remaining):,} training images and "
-            f"{len(held_out):,} validation images. Lower training_images or validation_images in params.yaml. Got "
-            f"{training_images} and {validation_images}."
+            f"too many images for {dataset.title}: with group_by, at most {len(remaining):,} training images and "
+            f"{len(held_out):,} validation images are available. Lower training_images or validation_images in "
+            f"params.yaml. Got {training_images} and {validation_images}."
         )
     [validation] = stratified_split(labels[held_out], sizes=[validation_images], seed=seed)
     [training] = stratified_split(labels[remaining], sizes=[training_images], seed=seed)
@@ -237,10 +237,10 @@ def hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hold_out_groups(labels: np.ndarray, groups: np.ndarray, n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out whole groups with at least ``n`` images in total, in about the same proportion of classes.
+    """Hold out whole groups until they have ``n`` images, with about the class proportions of ``labels``.
 
-    Groups of more than ``n`` images are not held out, unless a class has no other: every class with several groups is
-    held out in part.
+    Groups of more than ``n`` images are held out only if a class with several groups would otherwise have no held-out
+    image. If most groups are that large, there are fewer than ``n`` images.
 
     Returns:
         The indices of the remaining and of the held-out images: ascending int64.

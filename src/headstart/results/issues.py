@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from headstart.audit import Issues
 from headstart.results import comparison
+from headstart.results.audit import Issues
 from headstart.results.comparison import Correct, Estimate
 
 MAX_SHOWN = 12  # of each kind of issue; issues.csv has all
@@ -41,14 +41,14 @@ class IssueReport:
     """What the page shows of the issues."""
 
     counts: Mapping[str, int]  # by kind
-    leaks: Sequence[Suspect]  # near-duplicates of test images among the other images
-    near_duplicates: Sequence[Suspect]  # the others
+    leaks: Sequence[Suspect]  # test images with near-duplicates in training or validation
+    near_duplicates: Sequence[Suspect]  # the other pairs
     label_errors: Sequence[Suspect]
     outliers: Sequence[Suspect]
     confusable: Sequence[tuple[str, str, float]]
     shift_auc: float | None
-    leaked: Sequence[int]  # indices of test images that have a near-duplicate among the other images
-    accuracy_without_leaks: Mapping[str, Estimate]  # by configuration; empty if all or none of the test images leak
+    leaked: Sequence[int]  # indices of test images with near-duplicates in training or validation
+    accuracy_without_leaks: Mapping[str, Estimate]  # by configuration; empty if all or no test images are ``leaked``
 
 
 def build(

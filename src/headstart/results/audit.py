@@ -1,7 +1,8 @@
 """Possible issues in a dataset: near-duplicates, label errors, outliers, confusable classes, and a shifted test set.
 
-All are found with the features of the frozen pretrained network, so an issue is a hint to look at an image, not a fact.
-Thresholds were chosen on photographs (TrashNet): see ``benchmarks/audit.py`` for precision and recall.
+They are found with features of the frozen pretrained network, near-duplicates with pixels too. An issue is a hint to
+check an image, not proof of an error. Thresholds were chosen on photographs (TrashNet): ``benchmarks/audit.py``
+measures precision and recall.
 """
 
 import warnings
@@ -21,17 +22,17 @@ from headstart import files
 from headstart.console import progress
 from headstart.data import grouping
 
-FEATURE_SIMILARITY = 0.88  # cosine of centered features, at least, of near-duplicates
-PIXEL_CORRELATION = 0.9  # correlation of centered gray images, at least, of near-duplicates
+FEATURE_SIMILARITY = 0.88  # minimum cosine similarity of the centered features of near-duplicates
+PIXEL_CORRELATION = 0.9  # minimum correlation of the centered gray images of near-duplicates
 N_FOLDS = 5
-C = 0.01  # inverse of the regularization strength, of standardized features; the best of four on TrashNet
+C = 0.01  # inverse regularization strength (features are standardized); best of four values on TrashNet
 OUTLIER_NEIGHBORS = 10
 OUTLIER_SHARE = 0.01  # of the images, those with the largest distances to others are reported as outliers
 MIN_CLASS_IMAGES = 10  # smaller classes are not compared
 CONFUSABLE_AUC = 0.8  # pairs of classes with a smaller area under the ROC curve are confusable
-SHIFT_AUC = 0.6  # the test images differ if they can be told from the others with at least this area ...
+SHIFT_AUC = 0.6  # the test set is shifted if a probe separates it from the rest with at least this AUC ...
 SHIFT_P = 0.01  # ... and a smaller p-value
-DIGITS = 4  # of scores: the features of two kinds of CPUs differ in the sixth
+DIGITS = 4  # decimal places of scores; features on different kinds of CPUs differ from the sixth on
 
 
 class Pair(NamedTuple):
@@ -51,7 +52,7 @@ class LabelError(NamedTuple):
 
 
 class Outlier(NamedTuple):
-    """An image that is unlike all others."""
+    """An image that is far from its nearest neighbors."""
 
     image: int  # its index
     distance: float  # mean cosine distance to its nearest neighbors
@@ -72,7 +73,7 @@ class Issues(NamedTuple):
     label_errors: list[LabelError]
     outliers: list[Outlier]
     confusable: list[ConfusablePair]
-    shift_auc: float | None  # of telling test images from the others; None if that is not possible
+    shift_auc: float | None  # AUC of a probe that separates test images from the rest; None without a shift
 
 
 NO_ISSUES = Issues([], [], [], [], None)
@@ -117,9 +118,9 @@ def find_issues(images: np.ndarray, features: np.ndarray, labels: np.ndarray, is
 
 
 def near_duplicates(images: np.ndarray, features: np.ndarray) -> list[Pair]:
-    """Return the pairs of images that are alike in features and in pixels, the most similar first.
+    """Return the pairs of images that are similar in features and in pixels, the most similar first.
 
-    Both are centered on the dataset, so that images are not alike because all images of the dataset are.
+    Features and pixels are centered on the mean of the dataset, so what all images share does not count as similarity.
     """
     if len(images) < 2:
         return []
@@ -211,7 +212,10 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def _shift_auc(features: np.ndarray, is_test: np.ndarray, groups: np.ndarray) -> float | None:
-    """Return how well a probe tells test images from the others (classifier two-sample test, Lopez-Paz 2017)."""
+    """Return the AUC of a probe that separates test images from the rest; None without a shift.
+
+    This is a classifier two-sample test (Lopez-Paz and Oquab 2017).
+    """
     if min(is_test.sum(), (~is_test).sum()) < MIN_CLASS_IMAGES:
         return None
     probabilities = out_of_sample_probabilities(features, is_test.astype(np.int64), groups, label="test images")[:, 1]
