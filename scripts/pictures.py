@@ -103,27 +103,37 @@ def _choose_settings(request: Request, scanned: Scan, dataset: Dataset, speed: S
     if nobody has edited them, that is, if they equal the suggestion for its previous images.
     """
     settings = params.read()
-    rules = {"skip_unusable_images": request.skip_unusable, "group_by": request.group_by}
+    rules: dict[str, Any] = {"skip_unusable_images": request.skip_unusable, "group_by": request.group_by}
     previous = params.read_yaml()["studies"].get(request.name)
     if previous is None or request.limit:
         size, seeds = fit_to_time(dataset, settings.configurations, speed, request.limit)
     else:
         size, seeds = previous["image_size"], previous["seeds"]
-    if request.group_by:
+    if request.group_by:  # near-duplicates may differ by image size
         dataset = pictures.read(
             scanned, image_size=size, skip_unusable=request.skip_unusable, group_by=request.group_by
         )
+        pool, test = splits.pool_and_test(dataset, seed=SPLIT_SEED)
+        if n_left_out := len(dataset.training.labels) - len(pool) - (0 if dataset.test else len(test)):
+            print(f"{n_left_out:,} training images are left out, because a test image is in their group")
     suggested = suggest_settings(dataset, size, seeds)
-    if previous is None or request.limit or _has(previous, suggested):
+    if previous is None or _has(previous, suggested) or _is_suggestion(request.name, previous):
         return rules | suggested
-    if (PICTURES / request.name).exists():
-        earlier = pictures.load(
-            PICTURES / request.name, image_size=size, skip_unusable=True, group_by=previous.get("group_by")
-        )
-        if _has(previous, suggest_settings(earlier, size, seeds)):
-            return rules | suggested
-    print(f"kept your settings of the study {request.name} in params.yaml")
+    if request.limit:
+        rules |= {"image_size": size, "seeds": seeds}
+    print(f"kept your {'other ' if request.limit else ''}settings of the study {request.name} in params.yaml")
     return rules
+
+
+def _is_suggestion(name: str, study: Mapping[str, Any]) -> bool:
+    """Return whether a study has the settings that were suggested for the images in data/pictures."""
+    group_by = study.get("group_by")
+    image_size = study["image_size"] if group_by == "near-duplicates" else params.SMALLEST_IMAGE
+    try:
+        dataset = pictures.load(PICTURES / name, image_size=image_size, skip_unusable=True, group_by=group_by)
+        return _has(study, suggest_settings(dataset, study["image_size"], study["seeds"]))
+    except UserError:  # no such folder, or too few images
+        return False
 
 
 def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed) -> None:
@@ -139,6 +149,9 @@ def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed) -> 
         most_common = scanned.ignored.most_common(3)
         suffixes = ", ".join(scanning.display_name(suffix or "no suffix") for suffix, _ in most_common)
         print(f"{scanned.ignored.total():,} files that are not images are ignored ({suffixes})")
+    if any(getattr(study, key) != NETWORK[key] for key in ("model_name", "finetune_from")) or study.label_budgets:
+        time_estimate.path(name).unlink(missing_ok=True)  # the estimate is for the network of `make pictures`
+        return
     seconds = _estimate(dataset, vars(study), settings.configurations, speed)
     files.write_json(time_estimate.path(name), seconds)
     first = sum(seconds[stage] for stage in time_estimate.FIRST_STAGES)
@@ -219,10 +232,11 @@ def _has(study: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 def suggest_settings(dataset: Dataset, image_size: int, seeds: list[int]) -> dict[str, Any]:
     """Return settings for a study of ``dataset``."""
     pool, _ = splits.pool_and_test(dataset, seed=SPLIT_SEED)
-    labels, n_validation = dataset.training.labels, len(pool) // 10
-    training, _ = splits.split_pool(
-        dataset, pool, training_images=None, validation_images=n_validation, seed=SPLIT_SEED
+    labels = dataset.training.labels
+    training, validation = splits.split_pool(
+        dataset, pool, training_images=None, validation_images=len(pool) // 10, seed=SPLIT_SEED
     )
+    n_validation = len(validation)
     if len(np.unique(labels[training])) < len(dataset.classes):  # validation would take the only image of a class
         training, n_validation = pool, 0
     n_training = len(training)

@@ -4,12 +4,13 @@ Each stage is one line, with the time left if it was estimated. From the first r
 what has finished. After Ctrl-C, run the same command again: finished stages do not run again.
 """
 
-import itertools
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 
 from headstart import files, params
 from headstart.console import UserError, run_cli
@@ -23,8 +24,10 @@ from stages import collect
 # What DVC prints for each stage, and hints that do not help here.
 HIDDEN = re.compile(
     r"(> |Updating lock file|Generating lock file|To track the changes|\tgit add|To enable auto|\tdvc config"
-    r"|Use `dvc push`|Data and pipelines are up to date|WARNING: 'data/raw' is empty|$)"
+    r"|Use `dvc push`|Data and pipelines are up to date|'.*' didn't change|$)"
 )
+RESULT_STAGES = ("probe", "audit", "evaluate@")  # stages whose results the page of a running study shows
+PATIENCE_SECONDS = 30
 
 
 class Progress:
@@ -59,21 +62,31 @@ def main(*arguments: str) -> None:
     n_stages = len(list(stages(params.read_yaml())))
     progress = Progress(time_estimate.read(settings.study))
     finished: set[str] = set()
-    is_first_result = True
+    shown: set[str] = set()  # what the page has
     # DVC orders the stages of one call. With a call per configuration, each is evaluated as soon as it is trained.
-    targets = [time_estimate.FIRST_STAGES, *([f"evaluate@{name}"] for name in settings.configurations), []]
-    for name in itertools.chain.from_iterable(_repro(group, finished) for group in targets):
-        if finished.issuperset(time_estimate.FIRST_STAGES) and name != "compare":  # which replaces the page
-            content = collect.collect_partial(settings, finished)
-            files.write_text(f"report/{settings.study}/index.html", page.render_partial_html(content))
-            if is_first_result:
-                print(_first_result(content), flush=True)
-                is_first_result = False
-        left = progress.start(name, finished)
-        print(f"[{len(finished) + 1}/{n_stages}] {name}{left}", flush=True)
+    groups = [
+        time_estimate.FIRST_STAGES,
+        *([f"evaluate@{name}"] for name in settings.configurations),
+        ["probe@random"],
+        [],
+    ]
+    for group in groups:
+        if params.read() != settings:
+            raise UserError("params.yaml changed while the study ran. Run the same command again.")
+        with closing(_repro(group, finished)) as names:
+            for name in names:
+                results = {stage for stage in finished if stage.startswith(RESULT_STAGES)}
+                if group and results > shown and finished.issuperset(time_estimate.FIRST_STAGES):
+                    content = collect.collect_partial(settings, finished)
+                    files.write_text(f"report/{settings.study}/index.html", page.render_partial_html(content))
+                    if not shown:
+                        print(_first_result(content), flush=True)
+                    shown = results
+                left = progress.start(name, finished)
+                print(f"[{len(finished) + 1}/{n_stages}] {name}{left}", flush=True)
 
 
-def _repro(targets: Sequence[str], finished: set[str]) -> Iterator[str]:
+def _repro(targets: Sequence[str], finished: set[str]) -> Generator[str]:
     """Run `dvc repro`, and yield the name of each stage that starts.
 
     Args:
@@ -97,10 +110,19 @@ def _repro(targets: Sequence[str], finished: set[str]) -> Iterator[str]:
             elif not HIDDEN.match(line):
                 print(line, end="", flush=True)
     finally:
-        process.wait()  # after Ctrl-C, DVC stops by itself
+        _wait(process)
     if process.returncode:
         raise UserError("`dvc repro` failed: see the message above. Then run the same command again to resume.")
     finished.update(running)
+
+
+def _wait(process: subprocess.Popen[str]) -> None:
+    """Wait until DVC ends. After Ctrl-C it stops by itself, because it got the signal too; otherwise interrupt it."""
+    try:
+        process.communicate(timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
 
 
 def _first_result(content: PartialData) -> str:

@@ -107,13 +107,16 @@ def _forward(module: Any, inputs: Any) -> Any:
 
 def _seconds(function: Callable[[], None]) -> float:
     """Return the shortest of three times of ``function``, after one that is not counted."""
-    function()
+    import torch
+
     times = []
-    for _ in range(3):
+    for _ in range(4):
         started = time.perf_counter()
         function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return min(times)
+    return min(times[1:])
 
 
 def _line(seconds: Sequence[float]) -> LinearTime:
@@ -173,7 +176,7 @@ def stage_seconds(
 
 def path(study: str) -> Path:
     """Return the file with the estimate of a study."""
-    return Path(f"runs/{study}/estimate.json")
+    return Path(f"runs/{study}/estimate/seconds.json")
 
 
 def read(study: str) -> dict[str, float]:

@@ -74,6 +74,22 @@ def test_classes_that_are_missing_or_have_few_images_are_no_problem():
     assert 0 in [error.image for error in issues.label_errors]
 
 
+@pytest.mark.parametrize(("n_classes", "n_images"), [(2, 2), (2, 4), (40, 2), (2, 1)])
+def test_tiny_datasets_are_no_problem(n_classes, n_images):
+    images, features, _ = dataset()
+    labels = np.repeat(np.arange(n_classes), n_images)
+    n = len(labels)
+    issues = audit.find_issues(images[:n], features[:n], labels, np.arange(n) >= n - 1)
+    assert (issues.confusable, issues.shift_auc) == ([], None)
+
+
+def test_images_that_are_all_near_duplicates_are_no_problem():
+    images, features, labels = dataset()
+    issues = audit.find_issues(images[:1].repeat(40, 0), features[:1].repeat(40, 0) + features[:40] * 1e-9, labels[:40],
+                               np.arange(40) >= 20)  # fmt: skip
+    assert issues.label_errors == []
+
+
 def test_outliers_come_first():
     _, features, _ = dataset()
     features[7] = -3 * features[7]

@@ -1,5 +1,6 @@
 """Groups of images: how they are found, and that no group is in two splits."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import scripts.pictures
 from headstart.console import UserError
 from headstart.data import grouping, pictures, registry, splits
 from headstart.data.splits import Dataset, Partition
@@ -57,8 +59,7 @@ def test_held_out_groups_are_whole_and_have_every_class_that_can_be_split(labels
     remaining, held_out = splits.hold_out_groups(labels, groups, n, seed=seed)
     assert sorted([*remaining, *held_out]) == list(range(len(labels)))
     assert not set(groups[remaining]) & set(groups[held_out])
-    for label in set(labels.tolist()):
-        assert label in labels[held_out] or len(set(groups[labels == label])) == 1
+    assert set(labels[remaining].tolist()) == set(labels.tolist())  # every class can be trained
 
 
 def write_frames(folder: Path, *, split: bool) -> None:
@@ -89,6 +90,56 @@ def test_no_video_is_in_two_splits(tmp_path, group_by, split):
     ]
     assert sum(map(len, videos)) == len(set.union(*videos))
     assert len(names["validation"]) == 4
+
+
+def grouped(labels: list[int], groups: list[int]) -> Dataset:
+    array = np.array(labels)
+    return Dataset("pets", ("cat", "dog"), Partition(array, lambda chosen: array[chosen], (), np.array(groups)), None)
+
+
+def test_a_class_with_a_single_group_is_for_training():
+    labels = [0] * 80 + [1] * 5
+    pool, test = splits.pool_and_test(grouped(labels, [*range(80), *[80] * 5]), seed=0)
+    assert set(test.tolist()) <= set(range(80))
+    assert set(range(80, 85)) <= set(pool.tolist())
+
+
+def test_groups_without_test_or_training_images_are_rejected():
+    with pytest.raises(UserError, match="group_by leaves no test images: each class of pets is one group"):
+        splits.pool_and_test(grouped([0, 0, 1, 1], [0, 0, 1, 1]), seed=0)
+    dataset = grouped([0, 0, 1, 1], [0, 1, 2, 3])
+    test = Partition(np.array([0, 1]), dataset.training.read, (), np.array([0, 3]))
+    pool, _ = splits.pool_and_test(dataclasses.replace(dataset, test=test), seed=0)
+    assert pool.tolist() == [1, 2]
+    test = dataclasses.replace(test, groups=np.array([2, 3]))
+    with pytest.raises(UserError, match="group_by leaves no training images of dog: they are in the groups of test"):
+        splits.pool_and_test(dataclasses.replace(dataset, test=test), seed=0)
+
+
+def test_a_study_of_few_groups_has_fewer_validation_images():
+    labels, groups = [0, 0, 0, 1, 1, 1] * 6, [0, 0, 0, 1, 1, 1] * 3 + [2, 2, 2, 3, 3, 3] * 3
+    settings = scripts.pictures.suggest_settings(grouped(labels, groups), 64, [0])
+    assert settings["validation_images"] == 0
+    assert settings["training_images"] == 18
+
+
+def test_blank_images_are_in_no_group():
+    generator = np.random.default_rng(0)
+    images = np.kron(generator.integers(0, 256, (20, 3, 8, 8)), np.ones((4, 4))).astype(np.uint8)
+    images[:6] = generator.integers(100, 102, (6, 3, 32, 32))
+    groups = grouping.group_images(images, [Path(f"{number}.png") for number in range(20)], "near-duplicates")
+    assert len(set(groups.tolist())) == 20
+
+
+def test_class_folders_below_other_folders_have_the_same_groups(tmp_path):
+    for path in ("train/images/cat/v1/1.png", "train/images/dog/v2/2.png", "train/images/dog/v3/3.png",
+                 "test/cat/v1/4.png", "test/dog/v4/5.png", "train/images/cat/v5/6.png"):  # fmt: skip
+        save(smooth_image(int(Path(path).stem)), tmp_path / "pets" / path)
+    dataset = pictures.load(tmp_path / "pets", image_size=32, skip_unusable=False, group_by="folder")
+    pool, _ = splits.pool_and_test(dataset, seed=0)
+    assert sorted(dataset.training.file_names[index] for index in pool) == [
+        "train/images/cat/v5/6.png", "train/images/dog/v2/2.png", "train/images/dog/v3/3.png",
+    ]  # fmt: skip
 
 
 def test_too_many_images_of_groups_are_rejected():

@@ -112,4 +112,5 @@ def test_the_page_of_a_running_study_says_what_is_missing():
     assert "66.67" in html
     assert 'http-equiv="refresh"' in html
     assert 'id="data-issues"' in html
-    assert "Accuracy without" not in render_partial_html(dataclasses.replace(partial, issues=None))
+    assert 'id="data-issues"' not in render_partial_html(dataclasses.replace(partial, issues=None, missing=[]))
+    assert "Not finished yet" not in render_partial_html(dataclasses.replace(partial, missing=[]))

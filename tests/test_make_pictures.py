@@ -15,7 +15,7 @@ import scripts.pictures
 from headstart import params
 from headstart.console import UserError
 from headstart.data import decoding, pictures, registry, scanning
-from scripts import time_estimate, yaml_text
+from scripts import table, time_estimate, yaml_text
 from scripts.time_estimate import LinearTime, Speed
 
 from .conftest import ROOT
@@ -105,11 +105,25 @@ def test_a_study_keeps_its_groups_until_they_are_removed(folder):
         assert params.read().selected_study.group_by == group_by
 
 
-def test_minutes_choose_the_settings_again(folder):
+def test_minutes_choose_size_and_seeds_again_and_keep_edited_settings(folder, capsys):
     scripts.pictures.main(str(folder))
     before = params.read().selected_study
     scripts.pictures.main(str(folder), "--minutes=0.1")
     assert params.read().selected_study.image_size == 64 < before.image_size
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    start = text.index("  pets:")
+    Path("params.yaml").write_text(text[:start] + text[start:].replace("batch_size: 32", "batch_size: 5", 1))
+    capsys.readouterr()
+    scripts.pictures.main(str(folder), "--minutes=100")
+    study = params.read().selected_study
+    assert (study.image_size, study.batch_size) == (before.image_size, 5)
+    assert "kept your other settings of the study pets" in capsys.readouterr().out
+
+
+def test_the_table_and_the_estimate_do_not_disturb_each_other(folder):
+    scripts.pictures.main(str(folder))
+    assert time_estimate.read("pets")["compare"] > 0
+    assert table._times("pets") == ""
 
 
 def test_a_file_in_flow_style_is_rewritten(folder):

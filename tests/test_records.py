@@ -62,7 +62,7 @@ def test_record_matches_the_settings_of_its_runs(settings):
     assert (content["device"], content["precision"]) == (["a GPU"], ["bfloat16"])
     assert (content["started_at"], content["finished_at"]) == (RUN["started_at"], RUN["finished_at"])
     assert content["training_seconds"] == 8 * 2.5
-    assert len(content["stage_seconds"]) == 1 + 1 + 2 + 2 + 2 + 1 + 8 + 8 + 1
+    assert len(content["stage_seconds"]) == 1 + 1 + 2 + 2 + 2 + 1 + 1 + 8 + 8 + 1
     assert content["weights"]["name"] == "w"
     n_label_files = 3 if settings.study in ("quick", "labels", "labels-doubled", "trashnet") else 0
     assert len(content["sha256"]) == 4 + 8 + 3 + 3 + n_label_files
@@ -204,7 +204,7 @@ def test_raw_data_of_another_study_are_accepted(tmp_path, monkeypatch, name):
 
 def test_stages_of_dvc_yaml_are_in_topological_order():
     pipeline = list(stages(params.read_yaml(ROOT / "params.yaml"), str(ROOT / "dvc.yaml")))
-    assert len(pipeline) == 1 + 1 + 2 + 2 + 2 + 1 + 8 + 8 + 1
+    assert len(pipeline) == 1 + 1 + 2 + 2 + 2 + 1 + 1 + 8 + 8 + 1
     names = [stage.name for stage in pipeline]
     assert (names[0], names[-1]) == ("download", "compare")
     assert names.index("initialize@random") < names.index("features@random") < names.index("train@random-frozen-sgd")

@@ -137,7 +137,7 @@ def test_a_stage_s_params_cover_the_settings_it_reads(name):
         for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("study", "settings.selected_study")
     }
-    listed = {param.rpartition(".")[2] for param in STAGES[name].get("params", ())}
+    listed = {param.rpartition(".")[2] for param in STAGES[name]["params"]}
     assert "${study}" in listed or read & fields <= listed
 
 

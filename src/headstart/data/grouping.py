@@ -11,6 +11,7 @@ from headstart.params import GroupBy
 
 PIXEL_SIDE = 16  # pixels: the side of the gray images by which near-duplicates are found
 MIN_CORRELATION = 0.95  # of the gray images of near-duplicates
+MIN_CONTRAST = 1.0  # standard deviation of gray values, of 255; a small gray image with less is blank
 BLOCK = 1_000  # images that are compared with all others at once
 
 
@@ -18,14 +19,14 @@ def group_images(images: np.ndarray, paths: Sequence[Path], group_by: GroupBy) -
     """Return a group number for each image, int64 [N].
 
     Args:
-        images: uint8 [N, 3, height, width].
+        images: uint8 [N, 3, height, width]; only near-duplicates use them.
         paths: of the files, relative to the folder of their class.
         group_by: "folder" for files in the same subfolder of a class folder; "prefix" for files whose names differ only
             in the final number; "near-duplicates" for images that look alike. Equal names in different classes are one
             group.
     """
     if group_by == "near-duplicates":
-        return group_pairs(len(images), _similar_pairs(images))
+        return _group_similar(images)
     keys = [str(path.parent) if group_by == "folder" else prefix(path) for path in paths]
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
@@ -39,21 +40,22 @@ def prefix(path: Path) -> str:
     return re.sub(r"[-_. ()]*\d+\)?$", "", stem) or stem
 
 
-def _similar_pairs(images: np.ndarray) -> list[tuple[int, int]]:
-    """Return the pairs of images whose small gray images are correlated by at least ``MIN_CORRELATION``."""
+def _group_similar(images: np.ndarray) -> np.ndarray:
+    """Group images whose small gray images are correlated, directly or through others."""
     rows = gray_pixels(images)
-    pairs = []
+    groups = np.arange(len(rows))
     for start in range(0, len(rows), BLOCK):
         first, second = np.nonzero(rows[start : start + BLOCK] @ rows.T >= MIN_CORRELATION)
-        pairs += [(i + start, j) for i, j in zip(first.tolist(), second.tolist(), strict=True) if i + start < j]
-    return pairs
+        representatives = np.unique(groups, return_index=True)[1][groups]
+        groups = group_pairs(len(rows), [*(first + start), *range(len(rows))], [*second, *representatives])
+    return groups
 
 
 def gray_pixels(images: np.ndarray) -> np.ndarray:
     """Return small gray images as rows with unit norm, float64 [N, pixels].
 
-    The dot product of two rows is the correlation of the images. The mean of each image and the mean image are
-    subtracted.
+    The dot product of two rows is the correlation of the images, after each image is standardized and the mean image is
+    subtracted. Blank images have zero rows.
 
     Args:
         images: uint8 [N, height, width] or [N, 3, height, width].
@@ -65,7 +67,10 @@ def gray_pixels(images: np.ndarray) -> np.ndarray:
     small = [F.adaptive_avg_pool2d(batch.double().mean(1, keepdim=True), PIXEL_SIDE).flatten(1) for batch in batches]
     rows = torch.cat(small).numpy()
     rows = rows - rows.mean(1, keepdims=True)
-    return normalize(rows - rows.mean(0))
+    is_blank = rows.std(1) < MIN_CONTRAST  # what remains of a blank image would be the mean image
+    rows = normalize(rows)
+    rows = normalize(rows - rows[~is_blank].mean(0)) if not is_blank.all() else rows
+    return np.where(is_blank[:, None], 0, rows)
 
 
 def normalize(rows: np.ndarray) -> np.ndarray:
@@ -73,11 +78,15 @@ def normalize(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
 
-def group_pairs(n: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return a group number for each of ``n`` images, int64 [n], so that images of a pair have the same number."""
+def group_pairs(n: int, first: Sequence[int], second: Sequence[int]) -> np.ndarray:
+    """Return a group number for each of ``n`` images, int64 [n], so that images of a pair have the same number.
+
+    Args:
+        first: of each pair.
+        second: of each pair.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(n, n))
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
     return connected_components(graph, directed=False)[1].astype(np.int64)

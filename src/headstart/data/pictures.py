@@ -62,7 +62,10 @@ def read(scanned: Scan, *, image_size: int, skip_unusable: bool, group_by: Group
     indices = _image_order(image_files, [i for i, file in enumerate(image_files) if file.path not in problems])
     usable_files = [image_files[index] for index in indices]
     class_names = _check_classes(usable_files, scanned)
-    groups = None if group_by is None else _group(usable_files, images[indices], group_by, folder)
+    groups = None
+    if group_by is not None:
+        pixels = images[indices] if group_by == "near-duplicates" else images[:0]
+        groups = _group(usable_files, pixels, group_by, folder)
     partitions = {
         partition: _partition(usable_files, images, indices, partition, class_names, folder, groups)
         for partition in {file.partition for file in usable_files}
@@ -113,7 +116,11 @@ def _group(image_files: Sequence[ImageFile], images: np.ndarray, group_by: Group
     Raises:
         UserError: all images are in one group, or each is in a group of its own.
     """
-    below_class = [Path(*file.path.relative_to(folder).parts[2 if file.partition else 1 :]) for file in image_files]
+    below_class = []
+    for file in image_files:
+        parts = file.path.relative_to(folder).parts
+        start = parts.index(file.class_name, 1 if file.partition else 0)  # there may be folders above the classes
+        below_class.append(Path(*parts[start + 1 :]))
     groups = grouping.group_images(images, below_class, group_by)
     n_groups = len(np.unique(groups))
     if n_groups == 1 or (n_groups == len(groups) and group_by != "near-duplicates"):

@@ -110,16 +110,27 @@ def pool_and_test(dataset: Dataset, *, seed: int) -> tuple[np.ndarray, np.ndarra
     """Return the indices of the images to train and validate with, and those of the test images: ascending int64.
 
     Training images that are in the group of a test image are in neither.
+
+    Raises:
+        UserError: the groups leave no test image, or a class without training images.
     """
     labels, groups = dataset.training.labels, dataset.training.groups
-    if dataset.test is None:
-        if groups is None:
+    if groups is None:
+        if dataset.test is None:
             return hold_out(labels, seed=seed)
-        return hold_out_groups(labels, groups, round(TEST_SHARE * len(labels)), seed=seed)
-    pool = np.arange(len(labels))
-    if groups is not None and dataset.test.groups is not None:
-        pool = pool[~np.isin(groups, dataset.test.groups)]
-    return pool, np.arange(len(dataset.test.labels))
+        return np.arange(len(labels)), np.arange(len(dataset.test.labels))
+    if dataset.test is None:
+        pool, test = hold_out_groups(labels, groups, round(TEST_SHARE * len(labels)), seed=seed)
+    else:
+        assert dataset.test.groups is not None
+        pool, test = np.flatnonzero(~np.isin(groups, dataset.test.groups)), np.arange(len(dataset.test.labels))
+    if not len(test):
+        raise UserError(f"group_by leaves no test images: each class of {dataset.title} is one group. Choose another "
+                        "value of group_by, or null.")  # fmt: skip
+    if missing := missing_classes(labels[pool], dataset.classes):
+        raise UserError(f"group_by leaves no training images of {abbreviate(missing)}: they are in the groups of test "
+                        "images. Choose another value of group_by, or null.")  # fmt: skip
+    return pool, test
 
 
 def split_pool(
@@ -129,7 +140,8 @@ def split_pool(
 
     Args:
         pool: indices of training images of ``dataset``.
-        training_images: None for all that the validation images leave.
+        training_images: None for all that the validation images leave. With groups, there may then be fewer validation
+            images than ``validation_images``.
 
     Returns:
         The indices of the training and of the validation images.
@@ -144,7 +156,8 @@ def split_pool(
         validation, training = (pool[chosen] for chosen in stratified_split(labels, sizes=sizes, seed=seed))
         return training, validation
     remaining, held_out = hold_out_groups(labels, groups[pool], validation_images, seed=seed)
-    training_images = len(remaining) if training_images is None else training_images
+    if training_images is None:
+        training_images, validation_images = len(remaining), min(validation_images, len(held_out))
     if training_images > len(remaining) or validation_images > len(held_out):
         raise UserError(
             f"too many images for {dataset.title}: with group_by, at most {len(remaining):,} training images and "
@@ -239,8 +252,8 @@ def hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def hold_out_groups(labels: np.ndarray, groups: np.ndarray, n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out whole groups until they have ``n`` images, with about the class proportions of ``labels``.
 
-    Groups of more than ``n`` images are held out only if a class with several groups would otherwise have no held-out
-    image. If most groups are that large, there are fewer than ``n`` images.
+    Every class keeps an image. Groups of more than ``n`` images are held out only if a class would otherwise have no
+    held-out image. If most groups are that large, there are fewer than ``n`` images.
 
     Returns:
         The indices of the remaining and of the held-out images: ascending int64.
@@ -248,16 +261,23 @@ def hold_out_groups(labels: np.ndarray, groups: np.ndarray, n: int, *, seed: int
     members: dict[int, list[int]] = {}
     for index, group in enumerate(groups.tolist()):
         members.setdefault(group, []).append(index)
+    n_remaining = np.bincount(labels)
     is_held_out = np.zeros(len(labels), dtype=bool)
+
+    def hold_out_group(group: int) -> None:
+        """Hold out a group, unless a class would lose its last remaining image."""
+        own = np.bincount(labels[members[group]], minlength=len(n_remaining))
+        if not is_held_out[members[group][0]] and (own < n_remaining)[own > 0].all():
+            n_remaining[:] -= own
+            is_held_out[members[group]] = True
+
     order = _stratified_order(labels, np.random.RandomState(seed % 2**32)).tolist()
     for index in order:
-        group = members[int(groups[index])]
-        if is_held_out.sum() < n and len(group) <= n:
-            is_held_out[group] = True
+        if is_held_out.sum() < n and len(members[int(groups[index])]) <= n:
+            hold_out_group(int(groups[index]))
     for label in np.setdiff1d(labels, labels[is_held_out]).tolist() if n else ():
-        own_groups = dict.fromkeys(groups[index] for index in order if labels[index] == label)
-        if len(own_groups) > 1:
-            is_held_out[members[int(min(own_groups, key=lambda group: len(members[int(group)])))]] = True
+        own_groups = {int(groups[index]) for index in order if labels[index] == label}
+        hold_out_group(min(own_groups, key=lambda group: (len(members[group]), group)))
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 

@@ -24,6 +24,7 @@ from headstart.data import grouping
 
 FEATURE_SIMILARITY = 0.88  # minimum cosine similarity of the centered features of near-duplicates
 PIXEL_CORRELATION = 0.9  # minimum correlation of the centered gray images of near-duplicates
+MAX_PAIRS = 10_000  # near-duplicates that are stored
 N_FOLDS = 5
 C = 0.01  # inverse regularization strength (features are standardized); best of four values on TrashNet
 OUTLIER_NEIGHBORS = 10
@@ -106,7 +107,7 @@ def find_issues(images: np.ndarray, features: np.ndarray, labels: np.ndarray, is
     """
     features = features.astype(np.float64)
     pairs = near_duplicates(images, features)
-    groups = grouping.group_pairs(len(labels), [(pair.first, pair.second) for pair in pairs])
+    groups = grouping.group_pairs(len(labels), [pair.first for pair in pairs], [pair.second for pair in pairs])
     probabilities = out_of_sample_probabilities(features, labels, groups, label="label errors")
     return Issues(
         near_duplicates=pairs,
@@ -127,13 +128,14 @@ def near_duplicates(images: np.ndarray, features: np.ndarray) -> list[Pair]:
     centered, pixels = grouping.normalize(features - features.mean(0)), grouping.gray_pixels(images)
     search = NearestNeighbors(radius=1 - FEATURE_SIMILARITY, metric="cosine").fit(centered)
     distances, neighbors = search.radius_neighbors(centered)
-    pairs = [
-        Pair(first, int(second), round(1 - float(distance), DIGITS))
-        for first in range(len(images))
-        for second, distance in zip(neighbors[first], distances[first], strict=True)
-        if second > first and pixels[first] @ pixels[second] >= PIXEL_CORRELATION
-    ]
-    return sorted(pairs, key=lambda pair: -pair.similarity)
+    pairs = []
+    for first, (indices, values) in enumerate(zip(neighbors, distances, strict=True)):
+        is_similar = (indices > first) & (pixels[indices] @ pixels[first] >= PIXEL_CORRELATION)
+        pairs += [
+            Pair(first, second, round(1 - distance, DIGITS))
+            for second, distance in zip(indices[is_similar].tolist(), values[is_similar].tolist(), strict=True)
+        ]
+    return sorted(pairs, key=lambda pair: -pair.similarity)[:MAX_PAIRS]
 
 
 def out_of_sample_probabilities(
@@ -141,17 +143,22 @@ def out_of_sample_probabilities(
 ) -> np.ndarray:
     """Return the probabilities of linear probes that were not fitted on the image or its group, [N, classes].
 
+    They are 0 for images without such a probe, because there are too few images.
+
     Args:
         label: of the progress bar.
     """
     probabilities = np.zeros((len(labels), labels.max() + 1))
-    folds = StratifiedGroupKFold(min(N_FOLDS, len(np.unique(groups))), shuffle=True, random_state=0)
+    n_folds = min(N_FOLDS, len(np.unique(groups)), np.bincount(labels).max())
+    if n_folds < 2:
+        return probabilities
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
     model = LogisticRegression(C=C, solver="newton-cg", tol=1e-6, max_iter=1_000)
     # One thread: several would mostly wait for each other.
     with threadpool_limits(1), warnings.catch_warnings(), progress(folds.n_splits, label, unit=" probes") as bar:
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than folds
         for training, held_out in folds.split(features, labels, groups):
-            if len(held_out) and len(np.unique(labels[training])) > 1:
+            if len(np.unique(labels[training])) > 1:
                 scaler = StandardScaler().fit(features[training])
                 model.fit(scaler.transform(features[training]), labels[training])
                 predicted = model.predict_proba(scaler.transform(features[held_out]))
@@ -164,14 +171,19 @@ def label_errors(labels: np.ndarray, probabilities: np.ndarray) -> list[LabelErr
     """Return the images whose label is probably wrong, by confident learning (Northcutt et al. 2021)."""
     from cleanlab.filter import find_label_issues  # imports slowly, and only datasets of files need it
 
-    present, dense = np.unique(labels, return_inverse=True)  # cleanlab requires an image of every class
+    is_known = probabilities.any(1)
+    if not is_known.any():
+        return []
+    known = np.flatnonzero(is_known)
+    probabilities = probabilities[known]
+    present, dense = np.unique(labels[known], return_inverse=True)  # cleanlab requires an image of every class
     columns = probabilities[:, present] + 1e-12
     columns /= columns.sum(1, keepdims=True)
     indices = find_label_issues(
         dense, columns, filter_by="low_normalized_margin", return_indices_ranked_by="normalized_margin", n_jobs=1
     )
     return [
-        LabelError(index, int(present[columns[index].argmax()]),
+        LabelError(int(known[index]), int(present[columns[index].argmax()]),
                    round(float(columns[index, dense[index]] - columns[index].max()), DIGITS))
         for index in indices.tolist()
         if columns[index].argmax() != dense[index]

@@ -81,7 +81,7 @@ def build(
 
     n_others = len(origin) - len(names[-1])  # test images come last
     leaks = [pair for pair in issues.near_duplicates if pair.first < n_others <= pair.second]
-    duplicates = [pair for pair in issues.near_duplicates if pair not in leaks]
+    duplicates = [pair for pair in issues.near_duplicates if not pair.first < n_others <= pair.second]
     leaked = sorted({pair.second - n_others for pair in leaks})
     kept = np.delete(np.arange(len(names[-1])), leaked)
     has_both = bool(leaked) and len(kept) > 0
