@@ -224,7 +224,7 @@ def test_report_names_a_single_pair(content):
     pair = dataclasses.replace(content, rows=[row for row in content.rows if row.name in names], analysis=analysis)
     shown = text(render_html(pair, render_figures(pair)))
     assert "+40.5 percentage points of test accuracy (95% CI +39.6 to +41.5): the gain of pretrained over" in shown
-    assert "random initial weights in pretrained-frozen-adam." in shown
+    assert "random initial weights (pretrained-frozen-adam vs. random-frozen-adam)." in shown
 
 
 def test_published_results_are_matched_by_learning_rate():
