@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 TIMED_SIZES = (64, 160)  # pixels
 N_TIMED = 32  # images
 N_CLASSES = 10  # of the timed network; more classes hardly take more time
-START_SECONDS = 2.6  # of a stage: the process and DVC's work for it
+START_SECONDS = 4.0  # of a stage: the process and DVC's work for it
+COLD_FACTOR = 2.5  # of the stage `features`, whose batches are read once, over a batch that is timed repeatedly
 COMPARE_SECONDS = 8.0  # figures and page
 FIT_SECONDS = 6e-8  # of a linear probe, per image, feature and class
 N_FEATURES = 1_280  # of the network
@@ -54,6 +55,7 @@ class Speed(NamedTuple):
     step: LinearTime  # of an optimizer step of the fine-tuned layers
     predict: LinearTime  # of the fine-tuned layers, forward
     decode: float  # of reading a file
+    batch_size: int = 1  # of inference; the last batch of each split is padded
 
 
 def measure(decode: float) -> Speed:
@@ -67,7 +69,7 @@ def measure(decode: float) -> Speed:
     device = compute.configure()
     rows = [_time_network(size, device) for size in TIMED_SIZES]
     features, step, predict = (_line([row[index] for row in rows]) for index in range(3))
-    return Speed(features, step, predict, decode)
+    return Speed(features, step, predict, decode, device.inference_batch_size)
 
 
 def _time_network(size: int, device: Compute) -> list[float]:
@@ -152,9 +154,10 @@ def stage_seconds(
     fit = FIT_SECONDS * n_labels * N_FEATURES * counts.classes
     # Each label budget is half of the next one, so all of them together have less than twice the images of the largest.
     probe = 2 * FITS_PER_PROBE * fit * n_seeds if study["probe_budgets"] else 0.0
-    features = counts.total * speed.features.seconds(size)
+    padded = [-(-n // speed.batch_size) * speed.batch_size for n in (counts.training, counts.validation, counts.test)]
+    features = COLD_FACTOR * sum(padded) * speed.features.seconds(size)
     frozen = n_seeds * n_epochs * counts.training * FROZEN_SECONDS
-    passes = n_epochs * counts.validation + counts.test
+    passes = n_epochs * padded[1] + padded[2]
     finetuned = n_seeds * (n_epochs * counts.training * speed.step.seconds(size) + passes * speed.predict.seconds(size))
     work = {
         "download": 0.0,
