@@ -85,8 +85,8 @@ def plant(folder: Path, seed: int) -> Planted:
     classes = sorted({path.parent.name for path in training})
     wrong = set()
     for path in generator.sample(training, N_WRONG):
-        other = generator.choice([name for name in classes if name != path.parent.name])
-        wrong.add(path.rename(folder / "train" / other / f"wrong-{path.name}"))
+        wrong_class = generator.choice([name for name in classes if name != path.parent.name])
+        wrong.add(path.rename(folder / "train" / wrong_class / f"wrong-{path.name}"))
     copies = set()
     for number, original in enumerate(generator.sample(test, N_COPIES)):
         copy = folder / "train" / original.parent.name / f"copy-{original.name}"

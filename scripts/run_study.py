@@ -82,8 +82,8 @@ def main(*arguments: str) -> None:
                     if not shown:
                         print(_first_result(content), flush=True)
                     shown = results
-                left = progress.start(name, finished)
-                print(f"[{len(finished) + 1}/{n_stages}] {name}{left}", flush=True)
+                time_left = progress.start(name, finished)
+                print(f"[{len(finished) + 1}/{n_stages}] {name}{time_left}", flush=True)
 
 
 def _repro(targets: Sequence[str], finished: set[str]) -> Generator[str]:

@@ -22,7 +22,7 @@ TIMED_SIZES = (64, 160)  # pixels
 N_TIMED = 32  # images
 N_CLASSES = 10  # of the timed network; more classes hardly take more time
 START_SECONDS = 4.0  # of a stage: the process and DVC's work for it
-COLD_FACTOR = 2.5  # of the stage `features`, whose batches are read once, over a batch that is timed repeatedly
+FEATURES_FACTOR = 2.5  # measured time of the stage `features` over that of the timed batches; the cause is not known
 COMPARE_SECONDS = 8.0  # figures and page
 FIT_SECONDS = 6e-8  # of a linear probe, per image, feature and class
 N_FEATURES = 1_280  # of the network
@@ -155,7 +155,7 @@ def stage_seconds(
     # Each label budget is half of the next one, so all of them together have less than twice the images of the largest.
     probe = 2 * FITS_PER_PROBE * fit * n_seeds if study["probe_budgets"] else 0.0
     padded = [-(-n // speed.batch_size) * speed.batch_size for n in (counts.training, counts.validation, counts.test)]
-    features = COLD_FACTOR * sum(padded) * speed.features.seconds(size)
+    features = FEATURES_FACTOR * sum(padded) * speed.features.seconds(size)
     frozen = n_seeds * n_epochs * counts.training * FROZEN_SECONDS
     passes = n_epochs * padded[1] + padded[2]
     finetuned = n_seeds * (n_epochs * counts.training * speed.step.seconds(size) + passes * speed.predict.seconds(size))

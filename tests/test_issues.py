@@ -88,8 +88,8 @@ def render_issues(found: Issues) -> str:
 
 
 def test_long_lists_are_abbreviated():
-    found = Issues([], [LabelError(index % 8, 0, -0.5) for index in range(20)], [], [], None)
-    section = render_issues(found)
+    listed = Issues([], [LabelError(index % 8, 0, -0.5) for index in range(20)], [], [], None)
+    section = render_issues(listed)
     assert section.count("<img ") == issues.MAX_SHOWN
     assert "The first 12 of 20 are shown." in section
 

@@ -53,13 +53,14 @@ def choose_examples(
             (wrong, most_confident, chosen.wrong),
         ):
             example = Example(
-                _downsize(images[index]), classes[label], classes[predicted[index]], float(confidence[index])
+                downsize(images[index]), classes[label], classes[predicted[index]], float(confidence[index])
             )
             row.append(example if candidates.any() else None)
     return chosen
 
 
-def _downsize(image: np.ndarray) -> np.ndarray:
+def downsize(image: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 [height, width] or [3, height, width], with channels last and sides of ``MAX_SIDE`` or less."""
     resized = Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0).copy())
     if max(resized.size) > MAX_SIDE:
         resized = resized.resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)

@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from headstart.results import comparison
+from headstart.results import comparison, examples
 from headstart.results.audit import Issues
 from headstart.results.comparison import Correct, Estimate
 
 MAX_SHOWN = 12  # of each kind of issue; issues.csv has all
-THUMBNAIL_SIDE = 112  # pixels
 JPEG_QUALITY = 80
 
 
@@ -75,14 +74,16 @@ def build(
 
     def thumbnail(image: int) -> Thumbnail:
         split, index = origin[image]
-        return Thumbnail(
-            names[split][index], split_names[split], classes[labels[split][index]], _encode(images[split][index])
-        )
+        label = classes[labels[split][index]]
+        return Thumbnail(names[split][index], split_names[split], label, _encode(images[split][index]))
 
-    n_others = len(origin) - len(names[-1])  # test images come last
-    leaks = [pair for pair in issues.near_duplicates if pair.first < n_others <= pair.second]
-    duplicates = [pair for pair in issues.near_duplicates if not pair.first < n_others <= pair.second]
-    leaked = sorted({pair.second - n_others for pair in leaks})
+    def suspect(image: int, score: float, similar: int | None = None, suggestion: str = "") -> Suspect:
+        return Suspect(thumbnail(image), None if similar is None else thumbnail(similar), suggestion, score)
+
+    n_before_test = len(origin) - len(names[-1])  # test images come last
+    leaks = [pair for pair in issues.near_duplicates if pair.first < n_before_test <= pair.second]
+    duplicates = [pair for pair in issues.near_duplicates if not pair.first < n_before_test <= pair.second]
+    leaked = sorted({pair.second - n_before_test for pair in leaks})
     kept = np.delete(np.arange(len(names[-1])), leaked)
     has_both = bool(leaked) and len(kept) > 0
     return IssueReport(
@@ -92,20 +93,13 @@ def build(
             "label_errors": len(issues.label_errors),
             "outliers": len(issues.outliers),
         },
-        leaks=[
-            Suspect(thumbnail(pair.second), thumbnail(pair.first), "", pair.similarity) for pair in leaks[:MAX_SHOWN]
-        ],
-        near_duplicates=[
-            Suspect(thumbnail(pair.first), thumbnail(pair.second), "", pair.similarity)
-            for pair in duplicates[:MAX_SHOWN]
-        ],
+        leaks=[suspect(pair.second, pair.similarity, pair.first) for pair in leaks[:MAX_SHOWN]],
+        near_duplicates=[suspect(pair.first, pair.similarity, pair.second) for pair in duplicates[:MAX_SHOWN]],
         label_errors=[
-            Suspect(thumbnail(error.image), None, classes[error.suggestion], error.score)
+            suspect(error.image, error.score, suggestion=classes[error.suggestion])
             for error in issues.label_errors[:MAX_SHOWN]
         ],
-        outliers=[
-            Suspect(thumbnail(outlier.image), None, "", outlier.distance) for outlier in issues.outliers[:MAX_SHOWN]
-        ],
+        outliers=[suspect(outlier.image, outlier.distance) for outlier in issues.outliers[:MAX_SHOWN]],
         confusable=[(classes[pair.first], classes[pair.second], pair.auc) for pair in issues.confusable[:MAX_SHOWN]],
         shift_auc=issues.shift_auc,
         leaked=leaked,
@@ -117,9 +111,6 @@ def build(
 
 def _encode(image: np.ndarray) -> str:
     """Return an image as a small JPEG in base64."""
-    picture = Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0).copy())
-    if max(picture.size) > THUMBNAIL_SIDE:
-        picture = picture.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(examples.downsize(image)).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()
