@@ -60,7 +60,7 @@ def choose_examples(
 
 
 def downsize(image: np.ndarray) -> np.ndarray:
-    """Return an image, uint8 [height, width] or [3, height, width], with channels last and sides of ``MAX_SIDE`` or less."""
+    """Return an image, uint8 [height, width] or [3, height, width], with channels last, reduced to ``MAX_SIDE``."""
     resized = Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0).copy())
     if max(resized.size) > MAX_SIDE:
         resized = resized.resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
