@@ -51,6 +51,12 @@ def test_leaks_are_pairs_of_a_test_image_and_another_image():
     assert built.counts == {"near_duplicates": 3, "leaks": 2, "label_errors": 1, "outliers": 1}
 
 
+def test_a_pair_of_test_images_is_no_leak():
+    built = report(FOUND._replace(near_duplicates=[Pair(5, 6, 0.9)]))
+    assert (built.leaked, built.leaks) == ([], [])
+    assert [pair.similar.file_name for pair in built.near_duplicates] == ["dog/<b>.jpg"]
+
+
 def test_the_accuracy_without_leaks_is_that_of_the_other_test_images():
     accuracy = report().accuracy_without_leaks
     assert accuracy["first"] == comparison.accuracy(np.array([[False, True]]))
