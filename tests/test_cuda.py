@@ -368,7 +368,7 @@ from tests.test_cuda import ADAM, Waiting
 device = compute.configure("cuda")
 examples = Examples(CachedInputs.from_tensor(torch.randn(64, 8), device), torch.zeros(64, dtype=torch.int64))
 head = nn.Sequential(Waiting(), nn.Linear(8, 2))
-run(lambda: trained(head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=32, seed=0, compute=device))
+run_cli(lambda: trained(head, examples, examples, configuration=ADAM, n_epochs=1, batch_size=32, seed=0, compute=device))
 print("done")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), *sys.path])}
@@ -392,13 +392,11 @@ def test_pytorchs_own_adaptive_pooling_is_refused_and_ours_is_not(gpu, network):
 
 def pipeline(folder: Path, **changes) -> Path:
     """Copy the pipeline, without git, with a study of seconds of the published network; return the copy."""
-    for name in ("src", "stages", "dvc.yaml"):
+    for name in ("src", "stages", "pipeline", "dvc.yaml"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, folder / name)
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["study"] = "full"
-    for key in ("dataset_dir", "dataset_dir"):
-        if key in settings:
-            settings[key] = str((ROOT / settings[key]).resolve())
+    settings["dataset_dir"] = str((ROOT / settings["dataset_dir"]).resolve())
     weights = folder.parent / "weights.pth"
     if not weights.exists():
         torch.manual_seed(1)
