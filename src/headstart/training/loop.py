@@ -17,7 +17,7 @@ from headstart.training.convolutions import use_matmul
 from headstart.training.criterion import Criterion
 from headstart.training.cuda_graphs import GraphedStep, Results, Step
 from headstart.training.inputs import Examples, predict
-from headstart.training.optimizers import GRAPHED, set_learning_rate
+from headstart.training.optimizers import GRAPHED, put_learning_rate_on_gpu, set_learning_rate
 from headstart.training.pooling import use_deterministic
 
 CROSS_ENTROPY = Criterion()
@@ -126,6 +126,7 @@ def _step(
 
 def _with_learning_rates(step: Step, optimizer: torch.optim.Optimizer, learning_rates: Iterator[float]) -> Step:
     """Return ``step`` with the next learning rate set before each call."""
+    put_learning_rate_on_gpu(optimizer)
 
     def scheduled(inputs: torch.Tensor, labels: torch.Tensor) -> Results:
         set_learning_rate(optimizer, next(learning_rates))

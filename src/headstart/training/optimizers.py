@@ -1,7 +1,6 @@
 """Optimizers of torch.optim, as a configuration names them."""
 
 import inspect
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,16 +22,21 @@ def make_optimizer(configuration: Configuration, head: nn.Module, compute: Compu
         head.to(memory_format=torch.channels_last)
     optimizer = getattr(torch.optim, configuration.optimizer)
     names = inspect.signature(optimizer).parameters
-    lr: Any = configuration.lr
     implementation: dict[str, bool] = {}
     if "fused" in names:
-        implementation["fused"] = True
+        implementation["fused"] = not on_gpu or configuration.optimizer in GRAPHED  # Adagrad is fused on CPUs only
     if "capturable" in names:
         # The step count is on the GPU too, so a CUDA graph can increase it.
         implementation["capturable"] = on_gpu and configuration.optimizer in GRAPHED
-    if on_gpu and configuration.has_schedule and configuration.optimizer in GRAPHED:
-        lr = torch.tensor(lr, device=compute.device)  # a CUDA graph reads it in each step
-    return optimizer(head.parameters(), lr=lr, **configuration.optimizer_options, **implementation)
+    return optimizer(head.parameters(), lr=configuration.lr, **configuration.optimizer_options, **implementation)
+
+
+def put_learning_rate_on_gpu(optimizer: torch.optim.Optimizer) -> None:
+    """Store the learning rate as a tensor if the parameters are on a GPU: a CUDA graph would never see a new number."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        if device.type == "cuda" and type(optimizer).__name__ in GRAPHED:
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
