@@ -25,7 +25,7 @@ FILES = ("README.md", "docs/results.md")
 END = "<!-- end -->"
 MARKER = re.compile(r"^(<!-- *(?:table:.*|end) *-->) *$", re.MULTILINE)
 START = re.compile(r"<!-- *table: *(.*?) *-->")
-STUDIES = ("resnet50", "quick", "quick-seeds", "labels", "labels-doubled", "trashnet")  # in docs/results.md
+STUDIES = ("full", "resnet50", "quick", "quick-seeds", "labels", "labels-doubled", "trashnet")  # in docs/results.md
 LEVELS = {  # of each factor: the level whose gain is the effect, and the other
     "pretrained": ("pretrained", "random"),
     "finetuning": ("fine-tuned", "frozen"),
@@ -146,7 +146,7 @@ def accuracy_table(content: Content) -> str:
 def gain_table(content: Content) -> str:
     """Return one row per pair of configurations that differ in the initial weights: both accuracies and the gain.
 
-    The names of the trained layers are those of `resnet50`, which fine-tunes `layer4`.
+    The names of the trained layers are those of `full`, which fine-tunes `layer4`.
     """
     rows = [
         [
@@ -234,8 +234,10 @@ def doubling_table(content: Content) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the study, and the function
     **{f"{study}-configurations": (study, configuration_table) for study in STUDIES},
-    **{f"resnet50-{factor}": ("resnet50", partial(effect_table, factor)) for factor in LEVELS},
-    "resnet50-gain": ("resnet50", gain_table),
+    **{
+        f"{study}-{factor}": (study, partial(effect_table, factor)) for study in ("full", "resnet50") for factor in LEVELS
+    },
+    "full-gain": ("full", gain_table),
     "quick": ("quick", accuracy_table),
     "labels-errors": ("labels", error_table),
     "labels-gains": ("labels", label_gain_table),

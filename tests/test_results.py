@@ -97,7 +97,7 @@ def test_committed_correctness_gives_the_committed_errors_and_labels_needed(stud
         list(row.values()) for row in files.read_csv(f"plots/{study}/labels.csv")
     ]
     rows = files.read_csv(f"plots/{study}/labels_saved.csv")
-    assert rows
+    assert bool(rows) == bool(settings.label_budgets or settings.probe_budgets)
     for row in rows:
         curve = curves[row["configuration"]]
         needed = label_savings.labels_needed(curves[row["reference"]], {"": curve})[""]
@@ -151,7 +151,7 @@ def test_published_accuracies_are_those_of_the_published_table():
         (row["pretrained"], row["finetuning"], row["optimizer"]): 100 * float(row["test_accuracy"])
         for row in files.read_csv("docs/published.csv")
     }
-    rows = cells(doc_tables.build("resnet50-configurations", "HEAD"))
+    rows = cells(doc_tables.build("full-configurations", "HEAD"))
     assert {tuple(row[:3]): numbers(row[6])[0] for row in rows} == pytest.approx(published)
 
 
@@ -160,14 +160,14 @@ def accuracy(study: str, name: str) -> float:
 
 
 def test_gain_table_has_both_accuracies_and_their_difference():
-    rows = cells(doc_tables.build("resnet50-gain", "HEAD"))
+    rows = cells(doc_tables.build("full-gain", "HEAD"))
     pairs = [(layers, optimizer) for layers in ("finetuned", "frozen") for optimizer in ("adam", "sgd")]
     assert [row[:2] for row in rows] == [
         ["last stage + classifier", "Adam"], ["last stage + classifier", "SGD"],
         ["classifier only", "Adam"], ["classifier only", "SGD"],
     ]  # fmt: skip
     for (layers, optimizer), row in zip(pairs, rows, strict=True):
-        values = [accuracy("resnet50", f"{weights}-{layers}-{optimizer}") for weights in ("pretrained", "random")]
+        values = [accuracy("full", f"{weights}-{layers}-{optimizer}") for weights in ("pretrained", "random")]
         assert [numbers(cell)[0] for cell in row[2:4]] == pytest.approx(values)
         gain, low, high = numbers(row[4])
         assert gain == pytest.approx(values[0] - values[1], abs=0.0501)
@@ -196,7 +196,7 @@ def test_quick_table_has_the_accuracies_in_order():
     ],
 )  # fmt: skip
 def test_effect_table_has_the_differences_of_accuracies(factor, label, columns, names):
-    table = doc_tables.build(f"resnet50-{factor}", "HEAD")
+    table = doc_tables.build(f"full-{factor}", "HEAD")
     assert table.splitlines()[0].strip("| ").split(" | ")[1:] == columns
     [[first, *gains]] = cells(table)
     assert first == label
@@ -206,7 +206,7 @@ def test_effect_table_has_the_differences_of_accuracies(factor, label, columns, 
         "optimizer": ("adam", "sgd"),
     }
     for name, gain in zip(names, gains, strict=True):
-        higher, lower = (accuracy("resnet50", name.format(level)) for level in levels[factor])
+        higher, lower = (accuracy("full", name.format(level)) for level in levels[factor])
         value, low, high = numbers(gain)
         assert value == pytest.approx(higher - lower, abs=0.0501)
         assert low < value < high
