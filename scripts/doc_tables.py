@@ -234,9 +234,8 @@ def doubling_table(content: Content) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Content], str]]] = {  # by name: the study, and the function
     **{f"{study}-configurations": (study, configuration_table) for study in STUDIES},
-    **{
-        f"{study}-{factor}": (study, partial(effect_table, factor)) for study in ("full", "resnet50") for factor in LEVELS
-    },
+    **{f"full-{factor}": ("full", partial(effect_table, factor)) for factor in LEVELS},
+    **{f"resnet50-{factor}": ("resnet50", partial(effect_table, factor)) for factor in LEVELS},
     "full-gain": ("full", gain_table),
     "quick": ("quick", accuracy_table),
     "labels-errors": ("labels", error_table),
