@@ -42,7 +42,9 @@ def test_images_that_are_alike_in_one_way_only_are_no_near_duplicates(alike):
     assert audit.near_duplicates(images, features) == [Pair(0, 1, 1.0)]
 
 
-def test_wrong_labels_are_found_with_the_right_class():
+@pytest.mark.parametrize("max_logistic", [audit.MAX_LOGISTIC, 0], ids=["logistic regression", "discriminant analysis"])
+def test_wrong_labels_are_found_with_the_right_class(monkeypatch, max_logistic):
+    monkeypatch.setattr(audit, "MAX_LOGISTIC", max_logistic)
     _, features, labels = dataset()
     wrong = labels.copy()
     wrong[:6] = (labels[:6] + 1) % 3

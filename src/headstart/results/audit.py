@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import mannwhitneyu
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
@@ -27,6 +28,8 @@ PIXEL_CORRELATION = 0.9  # minimum correlation of the centered gray images of ne
 MAX_PAIRS = 10_000  # near-duplicates that are stored
 N_FOLDS = 5
 C = 0.01  # inverse regularization strength (features are standardized); best of four values on TrashNet
+MAX_LOGISTIC = 10**9  # images × features × classes: above, one logistic regression would take a minute or more
+SHRINKAGE = 0.5  # of the covariance in linear discriminant analysis
 OUTLIER_NEIGHBORS = 10
 OUTLIER_SHARE = 0.01  # of the images, those with the largest distances to others are reported as outliers
 MIN_CLASS_IMAGES = 10  # smaller classes are not compared
@@ -153,7 +156,7 @@ def out_of_sample_probabilities(
     if n_folds < 2:
         return probabilities
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
-    model = LogisticRegression(C=C, solver="newton-cg", tol=1e-6, max_iter=1_000)
+    model = _linear_model(features.size * probabilities.shape[1])
     # One thread: several would mostly wait for each other.
     with threadpool_limits(1), warnings.catch_warnings(), progress(folds.n_splits, label, unit=" probes") as bar:
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than folds
@@ -165,6 +168,19 @@ def out_of_sample_probabilities(
                 probabilities[held_out[:, None], model.classes_] = predicted
             bar.update()
     return probabilities
+
+
+def _linear_model(size: int) -> LogisticRegression | LinearDiscriminantAnalysis:
+    """Return a logistic regression, or for a large problem a linear discriminant analysis, whose solution is direct.
+
+    The analysis reports about twice as many label errors.
+
+    Args:
+        size: images × features × classes.
+    """
+    if size > MAX_LOGISTIC:
+        return LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE)
+    return LogisticRegression(C=C, solver="newton-cg", tol=1e-6, max_iter=1_000)
 
 
 def label_errors(labels: np.ndarray, probabilities: np.ndarray) -> list[LabelError]:

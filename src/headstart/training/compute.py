@@ -273,10 +273,10 @@ def restore_generators(device: torch.device, states: Mapping[str, torch.Tensor])
 def _keep_freed_memory() -> None:
     """Let glibc reuse up to 1 GiB of freed memory instead of returning it to the system.
 
-    Intermediate results of a network take a few megabytes each. New pages for each of them take a third of the time of
-    a forward pass on a CPU.
+    By default, each intermediate result of 32 MiB or more gets new pages from the system. On a CPU, they can take three
+    quarters of the time of a forward pass at 224 pixels.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its largest value: smaller blocks come from the heap
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: the heap shrinks when more than this is free at its end
+        mallopt(-4, 0)  # M_MMAP_MAX: all blocks come from the heap
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: the heap shrinks if more than this is free at its end

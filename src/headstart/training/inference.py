@@ -75,9 +75,12 @@ def extract_features(
         computed in.
     """
     inference = BatchedInference(modules, compute, prepare)
-    first = inputs[:1] if len(inputs) else inputs.new_zeros(1, *inputs.shape[1:])
-    results = [torch.empty(len(inputs), *template.shape[1:], dtype=template.dtype) for template in inference(first)]
+    if len(inputs) == 0:
+        return [output[:0].cpu() for output in inference(inputs.new_zeros(1, *inputs.shape[1:]))]
+    results: list[torch.Tensor] = []
     for batch_slice, outputs in inference.iter_batches(inputs, label):
-        for result, output in zip(results, outputs, strict=True):
-            result[batch_slice] = output
+        for index, output in enumerate(outputs):
+            if batch_slice.start == 0:
+                results.append(torch.empty(len(inputs), *output.shape[1:], dtype=output.dtype))
+            results[index][batch_slice] = output
     return results
