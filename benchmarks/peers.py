@@ -36,7 +36,7 @@ from scripts import argument_parser
 ROOT = Path(__file__).parent.parent
 BATCH_SIZE = 32
 LEARNING_RATE = 0.01  # of SGD with momentum 0.9, for timm and torchvision; fastai has its own default
-CONFIGURATION = "pretrained-finetuned-adam"
+FINETUNED, FROZEN = "pretrained-finetuned-adam", "pretrained-frozen-adam"
 FASTAI = """
     import sys
     from pathlib import Path
@@ -92,8 +92,9 @@ def main(*arguments: str) -> None:
         weights = work / "weights.pth"
         torch.save(_pretrained_state(), weights)
         tools: dict[str, Callable[[], float]] = {
-            "Headstart, one configuration": lambda: _headstart(options, work, (CONFIGURATION,)),
-            "Headstart, all configurations": lambda: _headstart(options, work, ()),
+            "Headstart, classifier only": lambda: _headstart(options, work / "frozen", FROZEN),
+            "Headstart, fine-tuned": lambda: _headstart(options, work / "fine-tuned", FINETUNED),
+            "Headstart, all eight configurations": lambda: _headstart(options, work / "all"),
             "scikit-learn, logistic regression on features": lambda: _scikit_learn(options, work),
         }
         if options.fastai_python:
@@ -156,13 +157,12 @@ def _run(*command: object, cwd: Path | None = None, **environment: str) -> str:
     return result.stdout
 
 
-def _headstart(options: Any, work: Path, configurations: tuple[str, ...]) -> float:
-    """Run `make pictures` without DVC.
+def _headstart(options: Any, folder: Path, *configurations: str) -> float:
+    """Run `make pictures` without DVC in ``folder``, with all configurations if none is given.
 
     Returns:
         The test accuracy of the configuration with the highest validation accuracy.
     """
-    folder = work / f"headstart-{len(configurations)}"
     (folder / "data/pictures").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder)
@@ -170,7 +170,7 @@ def _headstart(options: Any, work: Path, configurations: tuple[str, ...]) -> flo
     for name in ("src", "stages"):  # dependencies of stages
         (folder / name).symlink_to(ROOT / name)
     environment = {"PYTHONPATH": str(ROOT)}
-    _run(sys.executable, "-m", "scripts.pictures", work / "images", "--name", "images", cwd=folder, **environment)
+    _run(sys.executable, "-m", "scripts.pictures", folder.parent / "images", "--name", "images", cwd=folder, **environment)
     document = params.read_yaml(folder / "params.yaml")
     document["studies"]["images"] |= {"image_size": options.size, "seeds": [0]}
     if configurations:
