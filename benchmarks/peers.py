@@ -169,8 +169,8 @@ def _headstart(options: Any, folder: Path, *configurations: str) -> float:
     (folder / "docs").symlink_to(ROOT / "docs")
     for name in ("src", "stages"):  # dependencies of stages
         (folder / name).symlink_to(ROOT / name)
-    environment = {"PYTHONPATH": str(ROOT)}
-    _run(sys.executable, "-m", "scripts.pictures", folder.parent / "images", "--name", "images", cwd=folder, **environment)
+    environment, images = {"PYTHONPATH": str(ROOT)}, folder.parent / "images"
+    _run(sys.executable, "-m", "scripts.pictures", images, "--name", "images", cwd=folder, **environment)
     document = params.read_yaml(folder / "params.yaml")
     document["studies"]["images"] |= {"image_size": options.size, "seeds": [0]}
     if configurations:
