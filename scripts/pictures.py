@@ -28,7 +28,7 @@ from headstart.data.scanning import Scan
 from headstart.data.splits import Dataset
 from headstart.network import initial_weights, models, splitting
 from headstart.params import Configuration, GroupBy
-from scripts import time_estimate, yaml_text
+from scripts import study_lock, time_estimate, yaml_text
 from scripts.time_estimate import Counts, Speed
 from stages.paths import PICTURES
 
@@ -66,6 +66,12 @@ def main(*arguments: str) -> None:
         raise UserError(f"unknown value: GROUP_BY must be one of {choices}. Got {options.group_by!r}.")
     if not options.folder:
         raise UserError("no folder of images given. For example: make pictures FOLDER=~/flowers")
+    with study_lock():
+        add_study(options, minutes)
+
+
+def add_study(options: argparse.Namespace, minutes: float) -> None:
+    """Copy the images, and add or update their study."""
     folder = Path(options.folder).expanduser()
     name = options.name or re.sub(r"[^A-Za-z0-9]+", "-", Path(os.path.abspath(folder)).name).strip("-").lower()
     _require_valid_name(name)
@@ -84,7 +90,7 @@ def main(*arguments: str) -> None:
     if is_new:
         _copy(scanned, target)
     _update_params(name, settings)
-    _print_summary(name, scanned, dataset, speed)
+    _print_summary(name, scanned, dataset, speed, request.limit)
 
 
 class Request(NamedTuple):
@@ -136,7 +142,7 @@ def _is_suggestion(name: str, study: Mapping[str, Any]) -> bool:
         return False
 
 
-def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed) -> None:
+def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed, limit: float | None) -> None:
     """Print what the study has and how long it will take, and keep the estimate for the progress of the study."""
     settings = params.read()
     study = settings.studies[name]
@@ -159,6 +165,8 @@ def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed) -> 
     times = [time_estimate.in_words(value) for value in (first, sum(seconds.values()))]
     print(f"{study.image_size} pixels, {study.n_epochs} epochs, {seeds}: on this machine, the first result takes about "
           f"{times[0]}, and the whole study about {times[1]}. Set MINUTES=… to change the time limit.")  # fmt: skip
+    if limit and sum(seconds.values()) > limit:
+        print(f"MINUTES={limit / 60:g} is too short: this is the smallest image size and one seed")
 
 
 def _require_valid_name(name: str) -> None:

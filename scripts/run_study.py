@@ -18,7 +18,7 @@ from headstart.results import page
 from headstart.results.content import PartialData
 from headstart.results.tables import percent
 from pipeline.dvc_yaml import stages
-from scripts import argument_parser, time_estimate
+from scripts import argument_parser, study_lock, time_estimate
 from stages import collect
 
 # What DVC prints for each stage, and hints that do not help here.
@@ -58,6 +58,11 @@ class Progress:
 
 def main(*arguments: str) -> None:
     argument_parser(__doc__).parse_args(arguments)
+    with study_lock():
+        run()
+
+
+def run() -> None:
     settings = params.read()
     n_stages = len(list(stages(params.read_yaml())))
     progress = Progress(time_estimate.read(settings.study))

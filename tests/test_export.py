@@ -1,6 +1,8 @@
 """`python -m headstart.export` writes networks that other libraries read."""
 
+import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import nn
 
 import headstart
 from headstart import export, files, model_card
-from headstart.console import UserError
+from headstart.console import MachineError, UserError
 from headstart.network import models
 from headstart.network.saved_model import SavedModel
 from headstart.training.compute import configure
@@ -85,9 +87,9 @@ def test_a_program_without_pytorch_classifies_files_as_predict_does(model, tmp_p
     command = [sys.executable, ROOT / "docs/predict_onnx.py", tmp_path / "out/model.onnx", *paths]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     network = headstart.load(model)
-    for line, path in zip(result.stdout.splitlines(), paths, strict=True):
-        name, _, values = line.rpartition(": ")
-        label, probability = values.split()
+    header, *rows = csv.reader(result.stdout.splitlines())
+    assert header == ["image", "label", "probability"]
+    for (name, label, probability), path in zip(rows, paths, strict=True):
         [(expected, value), *_] = next(network.predict([path])).probabilities.items()
         assert (name, label) == (str(path), expected)
         assert float(probability) == pytest.approx(value, abs=2e-4)
@@ -148,7 +150,7 @@ def test_the_model_card_has_the_metrics_of_the_study(model, tmp_path, monkeypatc
     )
     monkeypatch.chdir(tmp_path)
     export.main("models/stamps/adam", "--format", "torchvision")
-    text = (tmp_path / "exports/adam-torchvision" / model_card.FILE).read_text(encoding="utf-8")
+    text = (tmp_path / "exports/stamps-adam-torchvision" / model_card.FILE).read_text(encoding="utf-8")
     _, header, body = text.split("---\n", 2)
     [entry] = yaml.safe_load(header)["model-index"]
     assert {row["type"]: row["value"] for row in entry["results"][0]["metrics"]} == {"accuracy": 0.75, "macro_f1": 0.7}
@@ -217,3 +219,19 @@ def test_wrong_arguments(model, tmp_path):
         UserError, match=r"resnet18 is a network of torchvision, not of timm\. Use --format torchvision"
     ):
         export.main(str(model), "--format", "timm", "--output", str(tmp_path / "out"))
+
+
+def test_a_damaged_model_is_not_blamed_on_the_format(model, tmp_path):
+    saved = SavedModel.read(model / "model-0.safetensors")
+    del saved.state[next(iter(saved.state))]
+    saved.write(model / "model-0.safetensors")
+    with pytest.raises(UserError, match=r"^damaged model: the weights do not fit .* Train it again with `dvc repro`\."):
+        export.main(str(model), "--format", "onnx", "--output", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("format_name", export.FORMATS)
+def test_without_disk_space_nothing_is_written(model, tmp_path, monkeypatch, format_name):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    with pytest.raises(MachineError, match="not enough disk space"):
+        export.main(str(model), "--format", format_name, "--output", str(tmp_path / "out"))
+    assert not list(tmp_path.glob("*out*"))

@@ -15,7 +15,7 @@ import scripts.pictures
 from headstart import params
 from headstart.console import UserError
 from headstart.data import decoding, pictures, registry, scanning
-from scripts import table, time_estimate, yaml_text
+from scripts import study_lock, table, time_estimate, yaml_text
 from scripts.time_estimate import LinearTime, Speed
 
 from .conftest import ROOT
@@ -303,3 +303,17 @@ def test_the_script_in_the_readme_for_labels_in_a_table_works(folder, tmp_path):
     dataset = pictures.load(Path("data/pictures/flowers"), image_size=32, skip_unusable=False)
     assert dataset.classes == ("cat", "dog, large")
     assert sorted(dataset.training.labels.tolist()) == [0] * 5 + [1] * 3
+
+
+def test_two_at_once_are_one_message_and_the_second_changes_nothing(folder):
+    before = lines()
+    with study_lock(), pytest.raises(UserError, match=r"^another `make pictures` runs in this folder"):
+        scripts.pictures.main(str(folder))
+    assert lines() == before
+    assert not TARGET.exists()
+    scripts.pictures.main(str(folder))
+
+
+def test_a_time_limit_that_is_too_short_is_said(folder, capsys):
+    scripts.pictures.main(str(folder), "--minutes", "0.1")
+    assert "MINUTES=0.1 is too short: this is the smallest image size and one seed" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import headstart
-from headstart import predict
+from headstart import files, predict
 from headstart.console import UserError
 
 from .test_pictures import save, smooth_image
@@ -98,11 +98,17 @@ def test_more_images_than_a_batch_keep_their_order(model, tmp_path):
         (["{image}", "{image}"], "damaged file: {image} ("),
         (["{model}", "{image}", "--seed", "7"], "no network trained with seed 7: {model}."),
         (["{model}", "{image}", "--top", "0"], "--top must be at least 1. Got 0."),
-        (["{model}", "{image}", "--csv", "{images}"], "--csv is not a file: {images}. Give the path of a file."),
+        (
+            ["{model}", "{image}", "--csv", "{images}"],
+            "--csv is not a file. Give the path of a file, or no --csv for standard output. Got '{images}'.",
+        ),
+        (["{model}", "{image}", "--csv", ""], "--csv is not a file. Give"),
+        (["{model}", "{image}", "--csv", "/dev/stdout"], "--csv is not a file. Give"),
+        (["{model}", "{image}", "--csv", "{image}"], "--csv is one of the images: {image}. Give"),
         (["{model}/model-0.safetensors", "{image}", "--seed", "0"], "a seed for a single model file: {model}"),
         (["{model}", "-"], "no images: standard input is empty. Give at least one path."),
         (["{model}", "~nobody/a.jpg"], "1 of 1 inputs cannot be read:\n  ~nobody/a.jpg does not exist"),
-        (["{model}", "{image}", "--csv", "{image}/out.csv"], "File exists: '{image}'"),
+        (["{model}", "{image}", "--csv", "{image}/out.csv"], "{image} is a file, not a folder. Choose another path."),
     ],
 )
 def test_wrong_arguments_are_one_message_and_leave_no_file(model, folder, arguments, message):
@@ -115,3 +121,30 @@ def test_wrong_arguments_are_one_message_and_leave_no_file(model, folder, argume
     assert message.format(**names) in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(folder.rglob("*")) == before
+
+
+def test_without_a_prediction_an_existing_file_stays(model, tmp_path):
+    (tmp_path / "labels.csv").write_text("kept", encoding="utf-8")
+    (tmp_path / "photo.jpg").write_text("no image", encoding="utf-8")
+    with pytest.raises(UserError, match="1 of 1 inputs cannot be read"):
+        predict.main(str(model), str(tmp_path / "photo.jpg"), "--csv", str(tmp_path / "labels.csv"))
+    assert (tmp_path / "labels.csv").read_text(encoding="utf-8") == "kept"
+
+
+def test_a_link_is_written_through(model, folder, tmp_path):
+    (tmp_path / "target.csv").touch()
+    (tmp_path / "link.csv").symlink_to("target.csv")
+    predict.main(str(model), str(folder / "deeper" / "square.png"), "--csv", str(tmp_path / "link.csv"))
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(rows((tmp_path / "target.csv").read_text(encoding="utf-8"))) == 1
+
+
+@pytest.mark.parametrize("change", [
+    {"classes": ["a"]}, {"model_name": "mobilenet_v2"}, {"mean": "abc"}, {"prepared_size": -5},
+    {"interpolation": "cubic"},
+])  # fmt: skip
+def test_a_model_whose_metadata_do_not_fit_is_one_message(model, folder, change):
+    tensors, metadata = files.read_tensors(model / "model-0.safetensors")
+    files.write_tensors(model / "model-0.safetensors", tensors, {**metadata, **change})
+    with pytest.raises(UserError, match=r"Train it again with `dvc repro`\."):
+        predict.main(str(model), str(folder / "deeper" / "square.png"))

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from headstart.network.saved_model import SavedModel
 
 TOLERANCE = 1e-4  # of the logits; two classes that are nearly as probable may then change places
 BATCH_SIZE = 64
+SIZE_FACTOR = 2  # upper bound of the size of an export, relative to the model file
 N_RANDOM_IMAGES = 64  # images for the comparison if there are no test images
 FILES = {model_card.FILE, "model.onnx", "model.pt", "model.pth", "model.safetensors", "config.json"}
 Logits = Callable[[torch.Tensor], torch.Tensor]  # uint8 [N, 3, prepared_size, prepared_size] to [N, classes]
@@ -79,19 +81,21 @@ def main(*arguments: str) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a trained configuration, or one of its model files")
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="default: exports/CONFIGURATION-FORMAT")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="default: a folder in exports")
     parser.add_argument("--seed", metavar="N", type=int, help="seed of the training (default: the smallest)")
     options = parser.parse_args(arguments)
     path = find_model(options.model, options.seed)
     source = model_card.Source(path.parent.resolve())
     saved = SavedModel.read(path)
-    output = options.output or Path("exports", f"{source.configuration}-{options.format}")
+    output = options.output or Path("exports", "-".join([*source.names, options.format]))
     if output.resolve().is_relative_to(source.folder):
         raise UserError(
             f"{output} is in the folder of the model, which DVC tracks. Choose another folder with --output."
         )
     if output.is_symlink() or (output.exists() and not _is_export(output)):
         raise UserError(f"{output} exists, and is no exported network. Choose another folder with --output.")
+    saved.build()  # before any format is blamed for a damaged model
+    files.require_disk_space(output, SIZE_FACTOR * path.stat().st_size, "Free some space.")
     with files.atomic_write(output) as folder:
         folder.mkdir()
         exported = FORMATS[options.format](saved, folder)
@@ -115,7 +119,9 @@ def export_onnx(saved: SavedModel, folder: Path) -> Exported:
         import onnxruntime
         import onnxscript  # noqa: F401 - PyTorch's exporter imports it
     except ImportError as error:
-        raise UserError(f"a package is missing: {error.name}. Run `pip install onnxruntime onnxscript`.") from None
+        raise UserError(
+            f"a package is missing: {error.name}. Run `{sys.executable} -m pip install onnxruntime onnxscript`."
+        ) from None
     images = torch.zeros(2, 3, saved.prepared_size, saved.prepared_size, dtype=torch.uint8)
     torch.backends.cudnn.allow_tf32 = False  # the exporter reads it, and rejects the setting of `compute.configure`
     try:
@@ -135,7 +141,8 @@ def export_onnx(saved: SavedModel, folder: Path) -> Exported:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     return Exported(
         lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0]),
-        "```bash\npython predict_onnx.py model.onnx photo.jpg  # docs/predict_onnx.py of Headstart\n```",
+        "```bash\npip install onnxruntime pillow\n"
+        "python predict_onnx.py model.onnx photo.jpg  # from the folder docs of Headstart\n```",
     )
 
 
@@ -168,6 +175,7 @@ def export_timm(saved: SavedModel, folder: Path) -> Exported:
             "crop_pct": 1.0, "crop_mode": "center",
         },
     )  # fmt: skip
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else only the owner may read it
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     first = ""
     if saved.prepared_size != side:

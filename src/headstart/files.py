@@ -40,6 +40,8 @@ Metadata = Mapping[str, Any] | None
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or a folder to; it becomes ``path`` if the block succeeds."""
     path = Path(path)
+    if not_folder := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise UserError(f"{not_folder} is a file, not a folder. Choose another path. Got {path}.")
     created_dirs = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale_dir in path.parent.glob(f".{glob.escape(path.name)}.*.{HOST}.*.writing"):  # of a killed process

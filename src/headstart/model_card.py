@@ -27,6 +27,11 @@ class Source:
     def study(self) -> str:
         return self.folder.parent.name
 
+    @property
+    def names(self) -> list[str]:
+        """Return study and configuration, or the folder's name if it is not models/STUDY/CONFIGURATION."""
+        return list(self.folder.parts[-2:]) if self.folder.parent.parent.name == "models" else [self.folder.name]
+
     def path(self, template: str) -> Path | None:
         """Return a path in the repository, such as "metrics/{study}/record.json"; None if there is no repository."""
         models = self.folder.parent.parent

@@ -16,7 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,8 @@ def main(*arguments: str) -> None:
     if options.top < 1:
         raise UserError(f"--top must be at least 1. Got {options.top}.")
     inputs = find_inputs(_with_standard_input(options.images))
+    if options.csv is not None:
+        _require_output_file(options.csv, inputs.images)
     n_inputs, problems = len(inputs.images) + len(inputs.problems), dict(inputs.problems)
     if not n_inputs:
         raise UserError("no images: standard input is empty. Give at least one path.")
@@ -56,21 +58,26 @@ def main(*arguments: str) -> None:
         compute = configure()
         classifier = load(options.model, options.seed).to(compute.device)
         n_columns = min(options.top, len(classifier.classes))
+        write_row: Callable[[Sequence[Any]], object] | None = None
         with (
-            _open_rows(options.csv) as write_row,
+            ExitStack() as stack,
             progress(len(inputs.images), "predicting") as bar,
             compute.autocast(),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # of Pillow, on images that it can read
-            write_row(_columns(n_columns))
             for prediction in classifier.predict(inputs.images):
                 bar.update()
                 if prediction.problem:
                     problems[str(prediction.path)] = prediction.problem
-                else:
-                    ranked = islice(prediction.probabilities.items(), n_columns)
-                    write_row([prediction.path, *(cell for name, value in ranked for cell in (name, f"{value:.4f}"))])
+                    continue
+                if write_row is None:  # without any prediction, an existing file stays as it is
+                    write_row = stack.enter_context(_open_rows(options.csv))
+                    write_row(_columns(n_columns))
+                ranked = islice(prediction.probabilities.items(), n_columns)
+                write_row([prediction.path, *(cell for name, value in ranked for cell in (name, f"{value:.4f}"))])
+        if options.csv is not None and write_row is not None:
+            print(f"{options.csv}: {n_inputs - len(problems):,} images")
     if problems:
         lines = [f"{scanning.display_name(name)} {problem}" for name, problem in problems.items()]
         others = ". The others are predicted." if set(map(str, inputs.images)) - problems.keys() else ":"
@@ -112,16 +119,23 @@ def _with_standard_input(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
+def _require_output_file(path: str, images: Sequence[Path]) -> None:
+    """Raise UserError if ``path`` cannot be written, or is one of ``images``."""
+    absolute = Path(path).absolute()
+    if not path or absolute.is_relative_to("/dev") or (absolute.exists() and not absolute.is_file()):
+        raise UserError(f"--csv is not a file. Give the path of a file, or no --csv for standard output. Got {path!r}.")
+    if os.path.realpath(path) in map(os.path.realpath, images):
+        raise UserError(f"--csv is one of the images: {path}. Give the path of another file.")
+
+
 @contextmanager
 def _open_rows(path: str | None) -> Iterator[Callable[[Sequence[Any]], object]]:
     """Yield a function that writes a row of CSV to the file ``path``, or to standard output if it is None."""
     if path is None:
         yield csv.writer(sys.stdout, lineterminator="\n").writerow
         return
-    if os.path.exists(path) and not os.path.isfile(path):  # atomic_write would replace a device
-        raise UserError(f"--csv is not a file: {path}. Give the path of a file.")
     with (
-        files.atomic_write(path) as tmp_path,
+        files.atomic_write(os.path.realpath(path)) as tmp_path,  # the file that a link points to, not the link
         tmp_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         yield csv.writer(file, lineterminator="\n").writerow

@@ -46,9 +46,20 @@ class SavedModel:
         return Preprocess(self.image_size, self.mean, self.std, self.interpolation)
 
     def build(self) -> nn.Module:
-        """Build the whole network in eval mode. It does not share memory with this object."""
+        """Build the whole network in eval mode. It does not share memory with this object.
+
+        Raises:
+            UserError: the weights are not those of the network.
+        """
         model = models.build(self.model_name, len(self.classes), self.image_size)
-        model.load_state_dict(self.state)
+        try:
+            model.load_state_dict(self.state)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"damaged model: the weights do not fit {self.model_name} with {len(self.classes):,} classes. Train it "
+                f"again with `dvc repro`. Got {reason}"
+            ) from None
         return model
 
     def linear_classifier(self) -> models.Float32Linear:
@@ -78,12 +89,26 @@ class SavedModel:
             UserError: the file is missing or is not a saved model.
         """
         tensors, metadata = files.read_tensors(path)
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in metadata.items()
-        }
-        if values.keys() | {"state"} != {field.name for field in dataclasses.fields(cls)}:
-            raise UserError(f"{path} is not a saved model. Delete it and run `dvc repro`.")
+        fields = metadata.items() if isinstance(metadata, dict) else ()
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields}
+        if not _is_valid(values):
+            raise UserError(f"{path} is not a model of this version of Headstart. Train it again with `dvc repro`.")
         return cls(state=tensors, **values)
+
+
+def _is_valid(values: dict[str, Any]) -> bool:
+    """Return whether the metadata of a file has all fields of ``SavedModel``, with values that it can use."""
+    sides = [values.get(name) for name in ("prepared_size", "image_size")]
+    statistics: list[Any] = [values.get(name) for name in ("mean", "std")]
+    return (
+        values.keys() | {"state"} == {field.name for field in dataclasses.fields(SavedModel)}
+        and all(isinstance(side, int) and side > 0 for side in sides)
+        and all(isinstance(row, tuple) and len(row) == 3 for row in statistics)
+        and all(isinstance(value, float | int) for row in statistics for value in row)
+        and values["interpolation"] in ("bilinear", "bicubic")
+        and isinstance(values["classes"], tuple)
+        and all(isinstance(values[name], str) for name in ("model_name", "classifier"))
+    )
 
 
 class Prediction(NamedTuple):
