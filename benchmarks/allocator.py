@@ -2,12 +2,11 @@
 
     python -m benchmarks.allocator [--network tf_efficientnet_lite0] [--sizes 64,128,224]
 
-`headstart.training.compute` sets glibc's limit of separately mapped blocks to 0. The table has the milliseconds per
-image with glibc's default and with this setting, each the median over batches in a process of its own, and the peak
-memory. The two kinds of processes alternate.
+`headstart.training.compute` changes two settings of glibc. The table has the milliseconds per image with glibc's
+defaults and with these settings, each the median over batches in a process of its own, and the peak memory. The two
+kinds of processes alternate.
 """
 
-import ctypes
 import json
 import resource
 import statistics
@@ -22,7 +21,6 @@ from headstart.network import models
 from headstart.training import compute
 from scripts import argument_parser
 
-M_MMAP_MAX, DEFAULT_MMAP_MAX = -4, 65_536  # of glibc
 REPEATS = 3
 WARM_UP, BATCHES = 3, 6
 
@@ -55,9 +53,9 @@ def main(*arguments: str) -> None:
 @torch.no_grad()
 def _time(network_name: str, size: int, kind: str) -> tuple[float, float]:
     """Return the milliseconds per image of a forward pass, and the peak memory in MB."""
-    device = compute.configure("cpu")
     if kind == "system":
-        ctypes.CDLL(None).mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
+        compute._keep_freed_memory = lambda: None
+    device = compute.configure("cpu")
     network = models.build(network_name, 10, size).eval().to(memory_format=torch.channels_last)
     images = torch.randn(device.inference_batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
     seconds = []
@@ -65,7 +63,7 @@ def _time(network_name: str, size: int, kind: str) -> tuple[float, float]:
         started = time.perf_counter()
         network(images)
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024 / 1e6
     return 1_000 * statistics.median(seconds[WARM_UP:]) / len(images), peak
 
 

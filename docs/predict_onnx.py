@@ -4,6 +4,7 @@ pip install onnxruntime pillow
 python predict_onnx.py model.onnx photo.jpg folder/*.png > labels.csv
 """
 
+import contextlib
 import csv
 import json
 import sys
@@ -23,11 +24,12 @@ for path in sys.argv[2:]:
     try:
         image = Image.open(path)
         image.draft(None, (2 * side, 2 * side))  # decode a large JPEG at a reduced size, as for training
-        image = ImageOps.exif_transpose(image)
         image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises many kinds
         problems.append(f"{path} cannot be read: {error}")
         continue
+    with contextlib.suppress(Exception):  # damaged EXIF data
+        image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         problems.append(f"{path} has more than 8 bits per channel: convert it first")
         continue

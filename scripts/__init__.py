@@ -16,8 +16,10 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def study_lock() -> Iterator[None]:
-    """Hold the lock of `make pictures` in this folder, whose commands share params.yaml.
+def pictures_lock() -> Iterator[None]:
+    """Hold the lock of a command of `make pictures` in this folder: they share params.yaml.
+
+    `make study` and DVC do not take it.
 
     Raises:
         UserError: another process holds the lock.
@@ -29,5 +31,7 @@ def study_lock() -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError("another `make pictures` runs in this folder. Wait until it ends, or stop it.") from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()

@@ -28,7 +28,7 @@ from headstart.data.scanning import Scan
 from headstart.data.splits import Dataset
 from headstart.network import initial_weights, models, splitting
 from headstart.params import Configuration, GroupBy
-from scripts import study_lock, time_estimate, yaml_text
+from scripts import pictures_lock, time_estimate, yaml_text
 from scripts.time_estimate import Counts, Speed
 from stages.paths import PICTURES
 
@@ -66,7 +66,7 @@ def main(*arguments: str) -> None:
         raise UserError(f"unknown value: GROUP_BY must be one of {choices}. Got {options.group_by!r}.")
     if not options.folder:
         raise UserError("no folder of images given. For example: make pictures FOLDER=~/flowers")
-    with study_lock():
+    with pictures_lock():
         add_study(options, minutes)
 
 
@@ -166,7 +166,11 @@ def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed, lim
     print(f"{study.image_size} pixels, {study.n_epochs} epochs, {seeds}: on this machine, the first result takes about "
           f"{times[0]}, and the whole study about {times[1]}. Set MINUTES=… to change the time limit.")  # fmt: skip
     if limit and sum(seconds.values()) > limit:
-        print(f"MINUTES={limit / 60:g} is too short: this is the smallest image size and one seed")
+        is_smallest = study.image_size == IMAGE_SIZES[-1] and len(study.seeds) == 1
+        reason = (
+            "this is the smallest image size and one seed" if is_smallest else "your settings of the study take longer"
+        )
+        print(f"MINUTES={limit / 60:g} is too short: {reason}")
 
 
 def _require_valid_name(name: str) -> None:

@@ -18,7 +18,7 @@ from headstart.results import page
 from headstart.results.content import PartialData
 from headstart.results.tables import percent
 from pipeline.dvc_yaml import stages
-from scripts import argument_parser, study_lock, time_estimate
+from scripts import argument_parser, pictures_lock, time_estimate
 from stages import collect
 
 # What DVC prints for each stage, and hints that do not help here.
@@ -58,7 +58,7 @@ class Progress:
 
 def main(*arguments: str) -> None:
     argument_parser(__doc__).parse_args(arguments)
-    with study_lock():
+    with pictures_lock():
         run()
 
 

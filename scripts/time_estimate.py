@@ -22,9 +22,8 @@ TIMED_SIZES = (64, 160)  # pixels
 N_TIMED = 32  # images
 N_CLASSES = 10  # of the timed network; more classes hardly take more time
 START_SECONDS = 4.0  # of a stage: the process and DVC's work for it
-FEATURES_FACTOR = (
-    1.3  # measured time of the stage `features` over that of the timed batches: its first batches are slower
-)
+# Measured time of the stage `features` over that of the timed batches: the first batches of a process are slower.
+FEATURES_FACTOR = 1.3
 COMPARE_SECONDS = 8.0  # figures and page
 FIT_SECONDS = 6e-8  # of a linear probe, per image, feature and class
 N_FEATURES = 1_280  # of the network

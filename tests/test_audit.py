@@ -92,6 +92,12 @@ def test_images_that_are_all_near_duplicates_are_no_problem():
     assert issues.label_errors == []
 
 
+def test_two_images_per_class_are_no_problem_for_discriminant_analysis(monkeypatch):
+    monkeypatch.setattr(audit, "MAX_LOGISTIC", 0)
+    labels = np.arange(10).repeat(2)
+    assert probabilities(np.random.default_rng(0).normal(size=(20, 8)), labels).any(1).all()
+
+
 def test_outliers_come_first():
     _, features, _ = dataset()
     features[7] = -3 * features[7]

@@ -271,7 +271,7 @@ def test_initial_weights_with_other_content_are_rejected(workspace):
     files.write_tensors(PREPARED, prepared(), DESCRIPTION)
     assert (
         error_line(stages.features, "true")
-        == f"headstart: {INITIAL} is not a model of this version of Headstart. Train it again with `dvc repro`."
+        == f"headstart: {INITIAL} is not a model of this version of Headstart. Run `dvc repro` to create it again."
     )
 
 

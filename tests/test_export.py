@@ -84,8 +84,11 @@ def test_a_program_without_pytorch_classifies_files_as_predict_does(model, tmp_p
         if name != "16 bits.png":  # Pillow alone clips these
             paths.append(write(tmp_path / name))
     export.main(str(model), "--format", "onnx", "--output", str(tmp_path / "out"))
-    command = [sys.executable, ROOT / "docs/predict_onnx.py", tmp_path / "out/model.onnx", *paths]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    (tmp_path / "bad.jpg").write_text("no image", encoding="utf-8")
+    command = [sys.executable, ROOT / "docs/predict_onnx.py", tmp_path / "out/model.onnx", tmp_path / "bad.jpg", *paths]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"{tmp_path / 'bad.jpg'} cannot be read: ")
     network = headstart.load(model)
     header, *rows = csv.reader(result.stdout.splitlines())
     assert header == ["image", "label", "probability"]
@@ -225,13 +228,14 @@ def test_a_damaged_model_is_not_blamed_on_the_format(model, tmp_path):
     saved = SavedModel.read(model / "model-0.safetensors")
     del saved.state[next(iter(saved.state))]
     saved.write(model / "model-0.safetensors")
-    with pytest.raises(UserError, match=r"^damaged model: the weights do not fit .* Train it again with `dvc repro`\."):
+    with pytest.raises(
+        UserError, match=r"^damaged model: the weights do not fit .* Run `dvc repro` to create it again\."
+    ):
         export.main(str(model), "--format", "onnx", "--output", str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("format_name", export.FORMATS)
-def test_without_disk_space_nothing_is_written(model, tmp_path, monkeypatch, format_name):
+def test_without_disk_space_nothing_is_written(model, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 0))
     with pytest.raises(MachineError, match="not enough disk space"):
-        export.main(str(model), "--format", format_name, "--output", str(tmp_path / "out"))
+        export.main(str(model), "--format", "torchscript", "--output", str(tmp_path / "out"))
     assert not list(tmp_path.glob("*out*"))

@@ -15,7 +15,7 @@ import scripts.pictures
 from headstart import params
 from headstart.console import UserError
 from headstart.data import decoding, pictures, registry, scanning
-from scripts import study_lock, table, time_estimate, yaml_text
+from scripts import pictures_lock, table, time_estimate, yaml_text
 from scripts.time_estimate import LinearTime, Speed
 
 from .conftest import ROOT
@@ -307,7 +307,7 @@ def test_the_script_in_the_readme_for_labels_in_a_table_works(folder, tmp_path):
 
 def test_two_at_once_are_one_message_and_the_second_changes_nothing(folder):
     before = lines()
-    with study_lock(), pytest.raises(UserError, match=r"^another `make pictures` runs in this folder"):
+    with pictures_lock(), pytest.raises(UserError, match=r"^another `make pictures` runs in this folder"):
         scripts.pictures.main(str(folder))
     assert lines() == before
     assert not TARGET.exists()

@@ -146,5 +146,5 @@ def test_a_link_is_written_through(model, folder, tmp_path):
 def test_a_model_whose_metadata_do_not_fit_is_one_message(model, folder, change):
     tensors, metadata = files.read_tensors(model / "model-0.safetensors")
     files.write_tensors(model / "model-0.safetensors", tensors, {**metadata, **change})
-    with pytest.raises(UserError, match=r"Train it again with `dvc repro`\."):
+    with pytest.raises(UserError, match=r"Run `dvc repro` to create it again\."):
         predict.main(str(model), str(folder / "deeper" / "square.png"))

@@ -81,13 +81,13 @@ def main(*arguments: str) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a trained configuration, or one of its model files")
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="default: a folder in exports")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="default: exports/STUDY-CONFIGURATION-FORMAT")
     parser.add_argument("--seed", metavar="N", type=int, help="seed of the training (default: the smallest)")
     options = parser.parse_args(arguments)
     path = find_model(options.model, options.seed)
     source = model_card.Source(path.parent.resolve())
     saved = SavedModel.read(path)
-    output = options.output or Path("exports", "-".join([*source.names, options.format]))
+    output = options.output or Path("exports", f"{source.export_name}-{options.format}")
     if output.resolve().is_relative_to(source.folder):
         raise UserError(
             f"{output} is in the folder of the model, which DVC tracks. Choose another folder with --output."

@@ -28,9 +28,10 @@ class Source:
         return self.folder.parent.name
 
     @property
-    def names(self) -> list[str]:
-        """Return study and configuration, or the folder's name if it is not models/STUDY/CONFIGURATION."""
-        return list(self.folder.parts[-2:]) if self.folder.parent.parent.name == "models" else [self.folder.name]
+    def export_name(self) -> str:
+        """Return STUDY-CONFIGURATION, or the folder's name if it is not models/STUDY/CONFIGURATION."""
+        is_in_models = self.folder.parent.parent.name == "models"
+        return f"{self.study}-{self.configuration}" if is_in_models else self.configuration
 
     def path(self, template: str) -> Path | None:
         """Return a path in the repository, such as "metrics/{study}/record.json"; None if there is no repository."""

@@ -59,6 +59,7 @@ def main(*arguments: str) -> None:
         classifier = load(options.model, options.seed).to(compute.device)
         n_columns = min(options.top, len(classifier.classes))
         write_row: Callable[[Sequence[Any]], object] | None = None
+        n_predicted = 0
         with (
             ExitStack() as stack,
             progress(len(inputs.images), "predicting") as bar,
@@ -75,9 +76,10 @@ def main(*arguments: str) -> None:
                     write_row = stack.enter_context(_open_rows(options.csv))
                     write_row(_columns(n_columns))
                 ranked = islice(prediction.probabilities.items(), n_columns)
+                n_predicted += 1
                 write_row([prediction.path, *(cell for name, value in ranked for cell in (name, f"{value:.4f}"))])
-        if options.csv is not None and write_row is not None:
-            print(f"{options.csv}: {n_inputs - len(problems):,} images")
+        if options.csv is not None and n_predicted:
+            print(f"{options.csv}: {n_predicted:,} image{'s' if n_predicted > 1 else ''}")
     if problems:
         lines = [f"{scanning.display_name(name)} {problem}" for name, problem in problems.items()]
         others = ". The others are predicted." if set(map(str, inputs.images)) - problems.keys() else ":"
@@ -121,8 +123,9 @@ def _with_standard_input(arguments: Sequence[str]) -> Iterator[str]:
 
 def _require_output_file(path: str, images: Sequence[Path]) -> None:
     """Raise UserError if ``path`` cannot be written, or is one of ``images``."""
-    absolute = Path(path).absolute()
-    if not path or absolute.is_relative_to("/dev") or (absolute.exists() and not absolute.is_file()):
+    absolute = os.path.abspath(path)
+    is_stream = absolute in ("/dev/stdout", "/dev/stderr") or absolute.startswith(("/dev/fd/", "/proc/"))
+    if not path or is_stream or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"--csv is not a file. Give the path of a file, or no --csv for standard output. Got {path!r}.")
     if os.path.realpath(path) in map(os.path.realpath, images):
         raise UserError(f"--csv is one of the images: {path}. Give the path of another file.")

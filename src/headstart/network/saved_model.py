@@ -57,8 +57,8 @@ class SavedModel:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(
-                f"damaged model: the weights do not fit {self.model_name} with {len(self.classes):,} classes. Train it "
-                f"again with `dvc repro`. Got {reason}"
+                f"damaged model: the weights do not fit {self.model_name} with {len(self.classes):,} classes. Run "
+                f"`dvc repro` to create it again. Got {reason}"
             ) from None
         return model
 
@@ -92,7 +92,7 @@ class SavedModel:
         fields = metadata.items() if isinstance(metadata, dict) else ()
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields}
         if not _is_valid(values):
-            raise UserError(f"{path} is not a model of this version of Headstart. Train it again with `dvc repro`.")
+            raise UserError(f"{path} is not a model of this version of Headstart. Run `dvc repro` to create it again.")
         return cls(state=tensors, **values)
 
 

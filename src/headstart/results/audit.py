@@ -156,29 +156,28 @@ def out_of_sample_probabilities(
     if n_folds < 2:
         return probabilities
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
-    model = _linear_model(features.size * probabilities.shape[1])
     # One thread: several would mostly wait for each other.
     with threadpool_limits(1), warnings.catch_warnings(), progress(folds.n_splits, label, unit=" probes") as bar:
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than folds
         for training, held_out in folds.split(features, labels, groups):
             if len(np.unique(labels[training])) > 1:
                 scaler = StandardScaler().fit(features[training])
-                model.fit(scaler.transform(features[training]), labels[training])
+                model = _linear_model(features[training], labels[training]).fit(
+                    scaler.transform(features[training]), labels[training]
+                )
                 predicted = model.predict_proba(scaler.transform(features[held_out]))
                 probabilities[held_out[:, None], model.classes_] = predicted
             bar.update()
     return probabilities
 
 
-def _linear_model(size: int) -> LogisticRegression | LinearDiscriminantAnalysis:
+def _linear_model(features: np.ndarray, labels: np.ndarray) -> LogisticRegression | LinearDiscriminantAnalysis:
     """Return a logistic regression, or for a large problem a linear discriminant analysis, whose solution is direct.
 
-    The analysis reports about twice as many label errors.
-
-    Args:
-        size: images × features × classes.
+    The analysis reports about twice as many label errors, and needs more images than classes.
     """
-    if size > MAX_LOGISTIC:
+    n_classes = len(np.unique(labels))
+    if features.size * n_classes > MAX_LOGISTIC and len(labels) > n_classes:
         return LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE)
     return LogisticRegression(C=C, solver="newton-cg", tol=1e-6, max_iter=1_000)
 

@@ -23,8 +23,8 @@ def make_optimizer(configuration: Configuration, head: nn.Module, compute: Compu
     optimizer = getattr(torch.optim, configuration.optimizer)
     names = inspect.signature(optimizer).parameters
     implementation: dict[str, bool] = {}
-    if "fused" in names:
-        implementation["fused"] = not on_gpu or configuration.optimizer in GRAPHED  # Adagrad is fused on CPUs only
+    if "fused" in names and (not on_gpu or configuration.optimizer in GRAPHED):  # Adagrad is fused on CPUs only
+        implementation["fused"] = True
     if "capturable" in names:
         # The step count is on the GPU too, so a CUDA graph can increase it.
         implementation["capturable"] = on_gpu and configuration.optimizer in GRAPHED
