@@ -71,6 +71,7 @@ def run() -> None:
     # DVC orders the stages of one call. With a call per configuration, each is evaluated as soon as it is trained.
     groups = [
         time_estimate.FIRST_STAGES,
+        ["probe_pixels"],
         *([f"evaluate@{name}"] for name in settings.configurations),
         ["probe@random"],
         [],

@@ -35,7 +35,7 @@ FROZEN_SECONDS = 4e-5  # of a frozen training, per image and epoch
 
 # The stages that give a first result, and those that they need.
 FIRST_STAGES = (
-    "download", "prepare", "initialize@pretrained", "features@pretrained", "probe@pretrained", "probe_pixels", "audit",
+    "download", "prepare", "initialize@pretrained", "features@pretrained", "probe@pretrained", "audit",
 )  # fmt: skip
 
 
