@@ -177,6 +177,7 @@ def test_checkpoints_take_a_tenth_of_a_training_at_most(uninterrupted, clone, mo
     assert written == [1, 4, 7, 10]
 
 
+@pytest.mark.slow
 def test_the_next_configuration_of_the_same_initialization_uses_the_same_activations(uninterrupted, clone, monkeypatch):
     monkeypatch.chdir(clone)
     before = Path("params.yaml").read_text(encoding="utf-8")

@@ -158,6 +158,7 @@ def list_images(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_images_versioned_with_dvc_survive_all_commands(tmp_path):
     """After `dvc add`: status, push, gc, pull, a second `make pictures`, `exp run --temp`, and a job on a cluster."""
     clone = tiny_clone(tmp_path / "clone")
