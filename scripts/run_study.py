@@ -59,10 +59,10 @@ class Progress:
 def main(*arguments: str) -> None:
     argument_parser(__doc__).parse_args(arguments)
     with pictures_lock():
-        run()
+        _run_selected_study()
 
 
-def run() -> None:
+def _run_selected_study() -> None:
     settings = params.read()
     n_stages = len(list(stages(params.read_yaml())))
     progress = Progress(time_estimate.read(settings.study))
