@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from benchmarks import settings as common
-from cluster.driver import cacheable_stages, upstream_lock
+from cluster.driver import job_stages, upstream_lock
 from cluster.job import LOCK, JobSpec, dvc, temporary_clone, write_partial_lock
 from headstart import params
 from headstart.console import run_cli
@@ -35,7 +35,7 @@ from tests.clones import tiny_clone
 RUN_CACHE_ENTRIES = (0, 1_000, 4_000)
 JOBS, MACHINES = 1_000, 64
 STAGE_SECONDS = (60, 600, 3_600)
-CONFIGURATIONS = (100, 400)  # in a study whose dvc.yaml the driver reads
+CONFIGURATIONS = (100, 400, 1_000)  # in a study whose dvc.yaml the driver reads
 # Clients that a cluster's file server serves at once; the measurement has one client with the disk to itself.
 SERVER_CAPACITY = 4
 
@@ -88,7 +88,7 @@ def _repository(folder: Path) -> Path:
 
 def _stages(repository: Path) -> list[Stage]:
     document = params.read_yaml(repository / "params.yaml")
-    return cacheable_stages(stages(document, str(repository / "dvc.yaml")))
+    return job_stages(list(stages(document, str(repository / "dvc.yaml"))))
 
 
 def _time_job(repository: Path, stage: Stage, lock: dict[str, Any], *, shared: bool, entries: int) -> dict[str, float]:
@@ -146,7 +146,7 @@ def _time_plan(repository: Path, n_configurations: int) -> float:
         f"configuration{number}": copy.deepcopy(configuration) for number in range(n_configurations)
     }
     started = time.perf_counter()
-    cacheable_stages(stages(document, str(repository / "dvc.yaml")))
+    job_stages(list(stages(document, str(repository / "dvc.yaml"))))
     return time.perf_counter() - started
 
 

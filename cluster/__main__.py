@@ -1,6 +1,6 @@
 """Run the study that params.yaml selects on many machines, and fetch the results.
 
-    python -m cluster ray|slurm
+    python -m cluster ray|slurm [STAGE …]
 
 Workers run the stages of the last commit, each in its own clone, as soon as their inputs are complete; `cluster.yaml`
 has the settings. At the end `dvc repro --pull` restores all results here and runs the remaining stages, which takes
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,10 @@ def main(*arguments: str) -> None:
         prog="python -m cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("backend", nargs="?", default="", metavar="|".join(BACKENDS), help="where the jobs run")
-    backend_name = parser.parse_args(arguments).backend
+    parser.add_argument("targets", nargs="*", metavar="STAGE",
+                        help="stages or groups of stages to run, such as probe_network; default: all")  # fmt: skip
+    options = parser.parse_args(arguments)
+    backend_name = options.backend
     if backend_name not in BACKENDS:
         raise UserError(
             f"unknown backend. Choose one of {', '.join(BACKENDS)}, for example `make cluster BACKEND=ray`. "
@@ -68,12 +71,12 @@ def main(*arguments: str) -> None:
     STATE_DIR.mkdir(exist_ok=True)
     try:
         with FileLock(STATE_DIR / "lock", timeout=0):
-            _run(backend_name, settings, commit)
+            _run(backend_name, settings, commit, options.targets)
     except Timeout:
         raise UserError("another `make cluster` is running in this folder. Wait for it or stop it.") from None
 
 
-def _run(backend_name: str, settings: Settings, commit: str) -> None:
+def _run(backend_name: str, settings: Settings, commit: str, targets: Sequence[str]) -> None:
     _install_signal_handlers()
     _require_tracked_pictures()
     origin, scratch = settings.origin or str(ROOT), settings.scratch or ""
@@ -83,7 +86,8 @@ def _run(backend_name: str, settings: Settings, commit: str) -> None:
     }
     state = SavedLock(STATE_DIR / "done.json", [commit, origin, [env[False], env[True]]])
     with temporary_clone(origin, commit, scratch) as clone:  # fails here if the workers could not clone
-        plan = driver.cacheable_stages(stages(load_raw_params(clone), str(clone / "dvc.yaml")))
+        all_stages = list(stages(load_raw_params(clone), str(clone / "dvc.yaml")))
+        plan = driver.select_stages(driver.job_stages(all_stages), targets)
         lock = _if_restorable(state.read(), clone)
 
     def make_spec(stage: Stage) -> JobSpec:
@@ -100,6 +104,8 @@ def _run(backend_name: str, settings: Settings, commit: str) -> None:
     def collect(result: JobResult) -> None:
         for path, content in result.runs.items():
             files.write_json(path, content)
+        for path, text in result.in_git.items():
+            files.write_text(path, text)
         lock.update(result.lock)
         state.write(lock)
 
@@ -122,7 +128,7 @@ def _run(backend_name: str, settings: Settings, commit: str) -> None:
     finally:
         cleanup_orphans(Path(scratch or tempfile.gettempdir()))  # of jobs here that were killed while they cleaned up
     _merge_into_dvc_lock(lock)
-    if subprocess.run([sys.executable, "-m", "dvc", "repro", "--pull"]).returncode:
+    if subprocess.run([sys.executable, "-m", "dvc", "repro", "--pull", *targets]).returncode:
         raise UserError(
             "`dvc repro --pull` failed on this machine; the workers' results are safe in the DVC remote. Fix the cause "
             "and run the same command again."

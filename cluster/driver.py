@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,46 @@ from cluster.job import JobResult, JobSpec
 from cluster.progress import ProgressDisplay
 from headstart import files
 from headstart.console import UserError
-from pipeline.dvc_yaml import Stage, is_covered_by
+from pipeline.dvc_yaml import Stage, is_covered_by, upstream
 
 POLL_INTERVAL_S = 0.5
 MAX_LISTED = 20  # failures in the final error message
+COMPUTING = {"src/headstart/training", "src/headstart/training/compute.py"}  # dependencies of stages that use PyTorch
 CACHED = "cached"  # detail of a stage that did not have to run
 FORWARDED_VARIABLES = ("HEADSTART_GRAPHS", "HEADSTART_MEMORY_GB")
 
 
-def cacheable_stages(stages: Iterable[Stage]) -> list[Stage]:
-    """Return the stages to run as jobs, in order: those whose outputs DVC caches. Outputs in git are not cached."""
-    return [stage for stage in stages if stage.in_cache]
+def job_stages(stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages to run as jobs, in order.
+
+    A stage with outputs in git on which no other stage depends, such as `compare`, runs on the home machine.
+    """
+    needed = set().union(*upstream(stages).values())
+    return [stage for stage in stages if not stage.in_git or stage.name in needed]
+
+
+def select_stages(stages: Sequence[Stage], targets: Sequence[str]) -> list[Stage]:
+    """Return the stages that ``targets`` name, alone or as a group, and those that they depend on; all without targets.
+
+    Raises:
+        UserError: no stage has one of these names.
+    """
+    if not targets:
+        return list(stages)
+    groups = {stage.name: {stage.name, stage.name.partition("@")[0]} for stage in stages}
+    if unknown := set(targets) - set().union(*groups.values()):
+        choices = ", ".join(dict.fromkeys(name.partition("@")[0] for name in groups))
+        raise UserError(f"unknown stage in TARGETS. Choose from {choices}. Got {', '.join(sorted(unknown))}.")
+    needed, blocked_by = {name for name, names in groups.items() if names & set(targets)}, upstream(stages)
+    for stage in reversed(stages):  # each stage comes after those that it depends on
+        if stage.name in needed:
+            needed |= blocked_by[stage.name]
+    return [stage for stage in stages if stage.name in needed]
 
 
 def needs_gpu(stage: Stage) -> bool:
     """Return True if ``stage`` computes with PyTorch, and so uses a GPU if one is configured."""
-    return any(dep.startswith("src/headstart/training") for dep in stage.deps)
+    return not COMPUTING.isdisjoint(stage.deps)
 
 
 def upstream_lock(stage: Stage, lock: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +81,7 @@ class _Schedule:
 
     def __init__(self, stages: Sequence[Stage], max_attempts: int) -> None:
         self.unfinished = {stage.name: stage for stage in stages}
+        self._upstream = upstream(stages)
         self.failed_hosts: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)  # by stage
         self._queue = list(self.unfinished)
         self._attempts = Counter[str]()
@@ -64,8 +89,8 @@ class _Schedule:
 
     def pop_ready(self, limit: int) -> list[str]:
         """Remove at most ``limit`` stages whose inputs are complete from the queue, count the attempt, return them."""
-        ready = [name for name in self._queue if not self._is_blocked(self.unfinished[name])][:limit]
-        self._queue = [name for name in self._queue if name not in ready]
+        ready = [name for name in self._queue if self._upstream[name].isdisjoint(self.unfinished)][:limit]
+        self._queue = [name for name in self._queue if name not in set(ready)]
         self._attempts.update(ready)
         return ready
 
@@ -76,10 +101,6 @@ class _Schedule:
         self.failed_hosts[name] = tuple(sorted({*self.failed_hosts[name], failure.host}))
         self._queue.append(name)
         return True
-
-    def _is_blocked(self, stage: Stage) -> bool:
-        """Return True if an unfinished stage makes an input of ``stage``."""
-        return any(is_covered_by(out, stage.deps) for upstream in self.unfinished.values() for out in upstream.outs)
 
 
 def run_jobs(

@@ -33,7 +33,7 @@ from filelock import SoftFileLease
 
 from headstart import files, params
 from headstart.console import USER_STATUS, MachineError, UserError, run_cli
-from pipeline.dvc_yaml import stages
+from pipeline.dvc_yaml import Stage, stages
 from stages.paths import PICTURES
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +77,7 @@ class JobResult:
     executed: bool = False  # False if the stage was cached
     lock: Mapping[str, Any] = field(default_factory=dict)  # dvc.lock's entries of the stages that are done
     runs: Mapping[str, Any] = field(default_factory=dict)  # the files in runs/, which DVC does not track
+    in_git: Mapping[str, str] = field(default_factory=dict)  # the outputs that DVC does not cache: metrics
     problem: str = ""  # why the job failed, in one line; empty if it succeeded
     output: str = ""  # of the command that failed
     permanent: bool = False  # the failure would recur on any machine: wrong settings, or a remote that accepts nothing
@@ -143,7 +144,7 @@ def run_job(spec: JobSpec) -> JobResult:
     """
     started = time.perf_counter()
     with temporary_clone(spec.origin, spec.commit, spec.scratch) as clone:
-        _require_stage(spec.stage, clone)
+        stage = _find_stage(spec.stage, clone)
         with _checkpoints(spec, clone):
             write_partial_lock(spec.upstream, clone)
             if "prepare" not in spec.upstream:
@@ -154,8 +155,9 @@ def run_job(spec: JobSpec) -> JobResult:
             _push(clone, *([] if spec.upstream else ["--with-deps"]), spec.stage)
         lock = yaml.safe_load((clone / LOCK).read_text(encoding="utf-8"))["stages"]
         runs = {path.relative_to(clone).as_posix(): files.read_json(path) for path in clone.glob("runs/*/*.json")}
+        in_git = {path: (clone / path).read_text(encoding="utf-8") for path in stage.in_git}
     executed = f"Running stage '{spec.stage}'" in output
-    return JobResult(host(), time.perf_counter() - started, executed, lock, runs)
+    return JobResult(host(), time.perf_counter() - started, executed, lock, runs, in_git)
 
 
 @contextlib.contextmanager
@@ -225,10 +227,11 @@ def cleanup_orphans(scratch: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _require_stage(name: str, clone: Path) -> None:
-    names = [stage.name for stage in stages(load_raw_params(clone), str(clone / "dvc.yaml"))]
-    if name not in names:
-        raise UserError(f"unknown stage at this commit. Choose one of {', '.join(names)}. Got {name!r}.")
+def _find_stage(name: str, clone: Path) -> Stage:
+    by_name = {stage.name: stage for stage in stages(load_raw_params(clone), str(clone / "dvc.yaml"))}
+    if name not in by_name:
+        raise UserError(f"unknown stage at this commit. Choose one of {', '.join(by_name)}. Got {name!r}.")
+    return by_name[name]
 
 
 def load_raw_params(clone: Path) -> Any:

@@ -1,10 +1,12 @@
 """Read dvc.yaml: its stages in execution order, with all variables replaced."""
 
+import heapq
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -20,18 +22,37 @@ class Stage:
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...]
-    in_cache: bool  # whether DVC caches all outputs, so its run cache can restore them
+    in_git: tuple[str, ...]  # those of ``outs`` that DVC does not cache; its run cache cannot restore the stage then
 
 
 def stages(document: Mapping[str, Any], path: str = "dvc.yaml") -> Iterator[Stage]:
     """Return the stages of ``path`` with the parameters ``document``, each after the stages that it depends on."""
-    remaining = list(_expand(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"], document))
-    pending_outs = {out for stage in remaining for out in stage.outs}
-    while remaining:
-        stage = next(s for s in remaining if not any(is_covered_by(out, s.deps) for out in pending_outs))
-        remaining.remove(stage)
-        pending_outs -= set(stage.outs)
+    content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    unordered = list(_expand(content["stages"], document))
+    blocked_by = upstream(unordered)
+    blocks = defaultdict(list)
+    for index, stage in enumerate(unordered):
+        for name in blocked_by[stage.name]:
+            blocks[name].append(index)
+    ready = [index for index, stage in enumerate(unordered) if not blocked_by[stage.name]]  # a heap: in order
+    while ready:
+        stage = unordered[heapq.heappop(ready)]
         yield stage
+        for index in blocks[stage.name]:
+            blocked_by[unordered[index].name].remove(stage.name)
+            if not blocked_by[unordered[index].name]:
+                heapq.heappush(ready, index)
+
+
+def upstream(stages: Iterable[Stage]) -> dict[str, set[str]]:
+    """Return for each stage the names of the stages whose outputs it depends on."""
+    stages = list(stages)
+    writers: defaultdict[str, set[str]] = defaultdict(set)  # of each output, and of each folder that contains outputs
+    for stage in stages:
+        for out in map(PurePosixPath, stage.outs):
+            for path in (out, *out.parents):
+                writers[path.as_posix()].add(stage.name)
+    return {stage.name: set().union(*(writers[dep] for dep in stage.deps if dep in writers)) for stage in stages}
 
 
 def is_covered_by(out: str, deps: tuple[str, ...]) -> bool:
@@ -45,7 +66,8 @@ def _expand(entries: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator
             yield _stage(name, entry, document)
             continue
         items = entry["foreach"]
-        for key, item in (lookup(document, items[2:-1]) if isinstance(items, str) else items).items():
+        items = lookup(document, items[2:-1]) if isinstance(items, str) else items
+        for key, item in items.items() if isinstance(items, Mapping) else zip(items, items, strict=True):
             yield _stage(f"{name}@{key}", entry["do"], {**document, "key": key, "item": item})
 
 
@@ -57,8 +79,9 @@ def _stage(name: str, entry: Mapping[str, Any], names: Mapping[str, Any]) -> Sta
     _, _, module, *arguments = shlex.split(_fill(entry["cmd"], names))
     outs = values("outs") + values("metrics") + values("plots")
     options = [item for key in ("outs", "metrics", "plots") for item in entry.get(key, ()) if isinstance(item, dict)]
-    in_cache = all(option.get("cache", True) for item in options for option in item.values())
-    return Stage(name, module, tuple(arguments), values("deps"), values("params"), outs, in_cache)
+    uncached = [path for item in options for path, option in item.items() if not option.get("cache", True)]
+    in_git = tuple(_fill(path, names) for path in uncached)
+    return Stage(name, module, tuple(arguments), values("deps"), values("params"), outs, in_git)
 
 
 def _fill(text: str, names: Mapping[str, Any]) -> str:

@@ -46,8 +46,8 @@ def test_same_results_as_on_one_machine_with_nodes_that_die(tmp_path, backend, e
     assert killed["node"] == 1
 
 
-def test_jobs_are_the_stages_that_dvc_caches_and_those_that_compute_need_a_gpu():
-    plan = driver.cacheable_stages(stages(PARAMS, str(ROOT / "dvc.yaml")))
+def test_all_stages_but_the_last_are_jobs_and_those_that_compute_need_a_gpu():
+    plan = driver.job_stages(list(stages(PARAMS, str(ROOT / "dvc.yaml"))))
     assert [stage.name for stage in plan if not driver.needs_gpu(stage)] == [
         "download",
         "prepare",
@@ -55,6 +55,7 @@ def test_jobs_are_the_stages_that_dvc_caches_and_those_that_compute_need_a_gpu()
         "probe@random",
         "probe_pixels",
         "audit",
+        *(f"evaluate@{name}" for name in PARAMS["configurations"]),
     ]
     assert [stage.name for stage in plan if driver.needs_gpu(stage)] == [
         *(f"{stage}@{weights}" for stage in ("initialize", "features") for weights in ("pretrained", "random")),

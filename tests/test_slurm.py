@@ -47,7 +47,7 @@ def run_study(repository: Path, scratch: Path, shared: Path, max_attempts: int) 
     from cluster.slurm import Backend
 
     document = yaml.safe_load((repository / "params.yaml").read_text())
-    plan = driver.cacheable_stages(stages(document, str(repository / "dvc.yaml")))
+    plan = driver.job_stages(list(stages(document, str(repository / "dvc.yaml"))))
     specs, collected = job_specs(repository, scratch, shared), []
     backend = Backend(slurm_settings(shared, max_attempts=max_attempts))
     try:
