@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/ready
 
-.PHONY: help setup study select pictures cluster backends test lint table results change record lock-gate docs reliability \
+.PHONY: help setup study select pictures networks studies cluster backends test lint table results change record lock-gate docs reliability \
   machines benchmark lock clean
 
 help:  ## List these commands
@@ -53,7 +53,28 @@ pictures: setup  ## Run a study of your own images: make pictures FOLDER=~/flowe
 	@python -m scripts.run_study
 	@python -m scripts.table
 
+NETWORKS :=
+FROM_TIMM :=
+MAX_NETWORKS :=
+FINETUNE :=
+RUN := 1
+
+networks: setup  ## Compare pretrained networks: make networks FOLDER=~/flowers [NETWORKS="resnet50 …"] [FINETUNE=3]
+	@$(REQUIRE_GIT)
+	@python -m scripts.networks $(call option,networks,NETWORKS)$(call option,from-timm,FROM_TIMM)$(call \
+	  option,max-networks,MAX_NETWORKS)$(call option,study,STUDY)$(call option,name,NAME)$(call option,minutes,MINUTES)$(call \
+	  option,group-by,GROUP_BY)$(call option,finetune,FINETUNE)$(if $(SKIP),--skip-unusable )-- $(if \
+	  $(value FOLDER),$(call quoted,FOLDER))
+	@$(if $(filter 0,$(RUN)),,python -m scripts.run_networks $(call option,finetune,FINETUNE))
+
+NAMES :=
+
+studies: setup  ## Run several studies, and compare them on one page: make studies NAMES="quick labels vtab-dtd"
+	@$(REQUIRE_GIT)
+	@python -m scripts.run_studies $(NAMES)
+
 ENGINE :=
+TARGETS :=
 # ENGINE is the old name of BACKEND.
 BACKEND := $(ENGINE)
 BACKENDS := .venv/backends
@@ -64,9 +85,9 @@ $(BACKENDS): cluster/requirements.txt $(READY)
 	@uv pip install --quiet --python '$(BIN)/python' --require-hashes --requirement cluster/requirements.txt
 	@touch $@
 
-cluster: backends  ## Run the study on many GPUs or machines (settings: cluster.yaml): make cluster BACKEND=ray|slurm
-	@python -m cluster $(BACKEND)
-	@python -m scripts.table
+cluster: backends  ## Run the study on many GPUs or machines (settings: cluster.yaml): make cluster BACKEND=ray|slurm [TARGETS=probe_network]
+	@python -m cluster $(BACKEND) $(TARGETS)
+	@$(if $(TARGETS),,python -m scripts.table)
 
 lint: setup  ## Run ruff and mypy
 	ruff check .
@@ -129,7 +150,7 @@ lock: $(READY)  ## Recompile requirements.txt and cluster/requirements.txt from 
 	  --output-file cluster/requirements.txt
 
 clean:  ## Remove the environment, the outputs, and DVC's cache (unless a branch versions images with `dvc add`)
-	rm -rf .venv .cluster audit checkpoints exports data/downloads data/raw data/prepared data/initial data/features models predictions probes \
+	rm -rf .venv .cluster audit checkpoints exports data/downloads data/raw data/prepared data/initial data/features models networks predictions probes \
 	  report runs scores dvc_plots .dvc/tmp
 	ls data/pictures/*.dvc >/dev/null 2>&1 || git log --all --format=%h -1 -- 'data/pictures/*.dvc' | grep -q '' || \
 	  rm -rf .dvc/cache

@@ -16,8 +16,8 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def pictures_lock() -> Iterator[None]:
-    """Hold the lock of a command of `make pictures` in this folder: they share params.yaml.
+def params_lock() -> Iterator[None]:
+    """Hold the lock of the commands that edit params.yaml while they run: `make pictures`, `networks` and `studies`.
 
     `make study` and DVC do not take it.
 
@@ -30,7 +30,10 @@ def pictures_lock() -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError("another `make pictures` runs in this folder. Wait until it ends, or stop it.") from None
+        raise UserError(
+            "another `make pictures`, `make networks` or `make studies` runs in this folder. Wait until it "
+            "ends, or stop it."
+        ) from None
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ A table is everything between the lines `<!-- table: NAME -->` and `<!-- end -->
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,11 @@ FILES = ("README.md", "docs/results.md")
 END = "<!-- end -->"
 MARKER = re.compile(r"^(<!-- *(?:table:.*|end) *-->) *$", re.MULTILINE)
 START = re.compile(r"<!-- *table: *(.*?) *-->")
+NETWORK_TABLES = {  # comparisons of networks, by the name of their table
+    "networks-trashnet": "trashnet-networks",
+    "networks-tux-paint": "tux-paint-networks",
+    "networks-fashion-mnist": "quick",
+}
 STUDIES = ("full", "resnet50", "quick", "quick-seeds", "labels", "labels-doubled", "trashnet")  # in docs/results.md
 LEVELS = {  # of each factor: the level whose gain is the effect, and the other
     "pretrained": ("pretrained", "random"),
@@ -44,7 +49,7 @@ class Content(NamedTuple):
 
 
 def main(*arguments: str) -> None:
-    parser = argument_parser(f"{__doc__}\nNames of tables: {', '.join(TABLES)}.")
+    parser = argument_parser(f"{__doc__}\nNames of tables: {', '.join([*TABLES, *NETWORK_TABLES])}.")
     parser.add_argument("--check", action="store_true", help="change nothing, and fail if a table is out of date")
     parser.add_argument("--revision", help="git revision of the results (default: the working tree)")
     options = parser.parse_args(arguments)
@@ -77,8 +82,9 @@ def rewrite(file: str, text: str, revision: str | None) -> tuple[str, list[str]]
             raise UserError(f"{file}: unpaired marker. A table begins with <!-- table: NAME --> and ends with {END}. "
                             f"Got {marker}.")  # fmt: skip
         name = match[1]
-        if name not in TABLES:
-            raise UserError(f"{file}: unknown table. Choose one of {', '.join(TABLES)}. Got {name}.")
+        if name not in (*TABLES, *NETWORK_TABLES):
+            choices = ", ".join([*TABLES, *NETWORK_TABLES])
+            raise UserError(f"{file}: unknown table. Choose one of {choices}. Got {name}.")
         parts[start + 1] = f"\n{build(name, revision)}\n"
         if parts[start + 1] != old:
             changed.append(name)
@@ -91,11 +97,49 @@ def build(name: str, revision: str | None) -> str:
     Raises:
         UserError: the study has no results or no record.
     """
+    if name in NETWORK_TABLES:
+        return network_table(NETWORK_TABLES[name], revision)
     study, table = TABLES[name]
     content = read_content(study, revision)
     if table in CURVE_TABLES and not content.curves:
         raise UserError(f"{name}: the study {study} has no metrics/{study}/correct_by_budget.csv. Run `dvc repro`.")
     return table(content)
+
+
+def network_table(study: str, revision: str | None) -> str:
+    """Return one row per network of a comparison of `make networks`, the most accurate first.
+
+    Raises:
+        UserError: the study has no comparison.
+    """
+    networks = results.read_csv(f"metrics/{study}/networks.csv", revision)
+    if not networks:
+        raise UserError(f"the study {study} has no comparison of networks. Run `make networks`.")
+    has_finetuned = any(row["finetuned"] for row in networks)
+    rows = []
+    for row in networks:
+        mark = "" if row["significantly_worse"] == "true" else " ="
+        gap = (
+            f"{float(row['gap']):+.1f} ({float(row['gap_low']):+.1f} to {float(row['gap_high']):+.1f})"
+            if row["gap"]
+            else ""
+        )
+        cells = [
+            row["network"] + (mark if row["gap"] else ""), _accuracy(row, "accuracy", "low", "high"),
+            gap.replace("-", "−") or "best", row["p"] or "–", f"{float(row['ms_per_image']):.3g}",
+            f"{float(row['gmacs']):.3g}", f"{int(row['parameters']) / 1e6:.1f}",
+        ]  # fmt: skip
+        if has_finetuned:
+            names = "finetuned", "finetuned_low", "finetuned_high"
+            cells.append(_accuracy(row, *names) if row["finetuned"] else "–")
+        rows.append(cells)
+    columns = ["network", "linear probe, %", "gap, points", "p", "ms per image", "GMACs", "parameters, millions"]
+    return _markdown([*columns, *(["fine-tuned, %"] if has_finetuned else [])], rows, n_text=1)
+
+
+def _accuracy(row: Mapping[str, str], *names: str) -> str:
+    value, low, high = (float(row[name]) for name in names)
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def read_content(study: str, revision: str | None) -> Content:

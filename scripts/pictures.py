@@ -28,7 +28,7 @@ from headstart.data.scanning import Scan
 from headstart.data.splits import Dataset
 from headstart.network import initial_weights, models, splitting
 from headstart.params import Configuration, GroupBy
-from scripts import pictures_lock, time_estimate, yaml_text
+from scripts import params_lock, time_estimate, yaml_text
 from scripts.time_estimate import Counts, Speed
 from stages.paths import PICTURES
 
@@ -60,21 +60,26 @@ def main(*arguments: str) -> None:
     parser.add_argument("--minutes", default="", metavar="N",
                         help="time for the study; default: 5 for up to 1,000 images, 12 for more")  # fmt: skip
     options = parser.parse_args(arguments)
-    minutes = _parse_minutes(options.minutes)
-    if options.group_by not in ("", NO_GROUPS, *GROUP_RULES):
-        choices = ", ".join((*GROUP_RULES, NO_GROUPS))
-        raise UserError(f"unknown value: GROUP_BY must be one of {choices}. Got {options.group_by!r}.")
+    minutes = parse_minutes(options.minutes)
+    check_group_by(options.group_by)
     if not options.folder:
         raise UserError("no folder of images given. For example: make pictures FOLDER=~/flowers")
-    with pictures_lock():
+    with params_lock():
         add_study(options, minutes)
+
+
+def check_group_by(rule: str) -> None:
+    """Raise UserError if ``rule`` is no value of GROUP_BY."""
+    if rule not in ("", NO_GROUPS, *GROUP_RULES):
+        choices = ", ".join((*GROUP_RULES, NO_GROUPS))
+        raise UserError(f"unknown value: GROUP_BY must be one of {choices}. Got {rule!r}.")
 
 
 def add_study(options: argparse.Namespace, minutes: float) -> None:
     """Copy the images, and add or update their study."""
     folder = Path(options.folder).expanduser()
-    name = options.name or re.sub(r"[^A-Za-z0-9]+", "-", Path(os.path.abspath(folder)).name).strip("-").lower()
-    _require_valid_name(name)
+    name = options.name or default_name(folder)
+    require_valid_name(name)
     if not any((parent / ".git").exists() for parent in Path("params.yaml").absolute().parents):
         print("not a git repository, which `dvc repro` needs: run `git init` first, or use `python -m stages` instead")
     target = PICTURES / name
@@ -88,9 +93,15 @@ def add_study(options: argparse.Namespace, minutes: float) -> None:
     speed = time_estimate.measure((time.perf_counter() - started) / len(scanned.image_files))
     settings = _choose_settings(request, scanned, dataset, speed)
     if is_new:
-        _copy(scanned, target)
-    _update_params(name, settings)
+        copy_images(scanned, target)
+    # The networks of another study would be compared on these images.
+    update_params(name, name, settings, networks={}, finetuned_networks=[])
     _print_summary(name, scanned, dataset, speed, request.limit)
+
+
+def default_name(folder: Path) -> str:
+    """Return the name of the dataset in ``folder``."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(os.path.abspath(folder)).name).strip("-").lower()
 
 
 class Request(NamedTuple):
@@ -123,7 +134,7 @@ def _choose_settings(request: Request, scanned: Scan, dataset: Dataset, speed: S
         if n_left_out := len(dataset.training.labels) - len(pool) - (0 if dataset.test else len(test)):
             print(f"{n_left_out:,} training images are left out, because a test image is in their group")
     suggested = suggest_settings(dataset, size, seeds)
-    if previous is None or _has(previous, suggested) or _is_suggestion(request.name, previous):
+    if previous is None or _has(previous, suggested) or is_suggestion(previous):
         return rules | suggested
     if request.limit:
         rules |= {"image_size": size, "seeds": seeds}
@@ -131,12 +142,14 @@ def _choose_settings(request: Request, scanned: Scan, dataset: Dataset, speed: S
     return rules
 
 
-def _is_suggestion(name: str, study: Mapping[str, Any]) -> bool:
+def is_suggestion(study: Mapping[str, Any]) -> bool:
     """Return whether a study has the settings that were suggested for the images in data/pictures."""
     group_by = study.get("group_by")
     image_size = study["image_size"] if group_by == "near-duplicates" else params.SMALLEST_IMAGE
     try:
-        dataset = pictures.load(PICTURES / name, image_size=image_size, skip_unusable=True, group_by=group_by)
+        dataset = pictures.load(
+            PICTURES / study["dataset"], image_size=image_size, skip_unusable=True, group_by=group_by
+        )
         return _has(study, suggest_settings(dataset, study["image_size"], study["seeds"]))
     except UserError:  # no such folder, or too few images
         return False
@@ -146,7 +159,7 @@ def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed, lim
     """Print what the study has and how long it will take, and keep the estimate for the progress of the study."""
     settings = params.read()
     study = settings.studies[name]
-    counts = f"{_count(dataset):,} images in {len(dataset.classes):,} classes"
+    counts = f"{count_images(dataset):,} images in {len(dataset.classes):,} classes"
     skipped_files = f", {len(dataset.skipped_files):,} skipped files" if dataset.skipped_files else ""
     print(f"{PICTURES / name} has {counts}{skipped_files}; params.yaml has the study {name}")
     for note in scanned.notes:
@@ -173,7 +186,7 @@ def _print_summary(name: str, scanned: Scan, dataset: Dataset, speed: Speed, lim
         print(f"MINUTES={limit / 60:g} is too short: {reason}")
 
 
-def _require_valid_name(name: str) -> None:
+def require_valid_name(name: str) -> None:
     """Raise UserError if ``name`` cannot be the name of a study and of a folder on every system."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"invalid study name: {name!r}. Choose a name with NAME=…, and {params.NAME_RULE}.")
@@ -191,7 +204,7 @@ def _require_valid_name(name: str) -> None:
                         "NAME=….")  # fmt: skip
 
 
-def _count(dataset: Dataset) -> int:
+def count_images(dataset: Dataset) -> int:
     return len(dataset.training.labels) + (len(dataset.test.labels) if dataset.test else 0)
 
 
@@ -204,7 +217,7 @@ def _estimate(
     return time_estimate.stage_seconds(study, configurations, counts, speed)
 
 
-def _parse_minutes(text: str) -> float:
+def parse_minutes(text: str) -> float:
     """Return a number of minutes; 0 for an empty text.
 
     Raises:
@@ -227,7 +240,7 @@ def fit_to_time(
     If no size fits, return the smallest size and one seed. The default limit depends on the number of images.
     """
     if limit is None:
-        limit = 60 * DEFAULT_MINUTES[_count(dataset) > SMALL_DATASET]
+        limit = 60 * DEFAULT_MINUTES[count_images(dataset) > SMALL_DATASET]
     for size in IMAGE_SIZES:
         for seeds in SEEDS:
             seconds = _estimate(dataset, suggest_settings(dataset, size, seeds), configurations, speed)
@@ -288,7 +301,7 @@ def _probe_budgets(n_training: int, n_validation: int, labels: np.ndarray) -> li
     ]  # fmt: skip
 
 
-def _copy(scanned: Scan, target: Path) -> None:
+def copy_images(scanned: Scan, target: Path) -> None:
     """Copy the images of ``scanned`` to ``target``, whose images must be among them and are not written again.
 
     Raises:
@@ -333,21 +346,32 @@ def _is_same_file(path: Path, copy: Path) -> bool:
     return path.is_file() and filecmp.cmp(path, copy, shallow=False)
 
 
-def _update_params(name: str, settings: dict[str, Any]) -> None:
-    """Select the study ``name`` in params.yaml and give it ``settings``; everything else in the file stays the same."""
-    studies = params.read_yaml()["studies"]
-    changes: list[tuple[tuple[str, ...], Any]] = [(("study",), name)]
-    if name in studies:
+def update_params(study: str, dataset: str, settings: Mapping[str, Any], **values: Any) -> None:
+    """Select ``study`` in params.yaml and give it ``settings``; everything else in the file stays the same.
+
+    Args:
+        dataset: of a new study.
+        values: top-level values that change too.
+
+    Raises:
+        UserError: the new values do not fit together. The file does not change.
+    """
+    document = params.read_yaml()
+    studies = document["studies"]
+    changes: list[tuple[tuple[str, ...], Any]] = [(("study",), study)]
+    if study in studies:
         changes += [
-            (("studies", name, key), value) for key, value in settings.items() if studies[name].get(key) != value
+            (("studies", study, key), value) for key, value in settings.items() if studies[study].get(key) != value
         ]
     else:
-        first = {"dataset": name, "skip_unusable_images": False, "group_by": None}
-        changes.append((("studies", name), first | NETWORK | settings | {"cache_activations": True}))
+        first = {"dataset": dataset, "skip_unusable_images": False, "group_by": None}
+        changes.append((("studies", study), {**first, **NETWORK, **settings, "cache_activations": True}))
+    changes += [((key,), value) for key, value in values.items() if document.get(key) != value]
     path = Path("params.yaml")
-    content = yaml_text.edit(path.read_bytes().decode("utf-8"), changes).encode("utf-8")
+    text = yaml_text.edit(path.read_bytes().decode("utf-8"), changes)
     with files.atomic_write(path) as tmp_path:
-        tmp_path.write_bytes(content)
+        tmp_path.write_bytes(text.encode("utf-8"))
+        params.validate(params.read_yaml(tmp_path), params.Params, params.SECTIONS, path)
 
 
 if __name__ == "__main__":

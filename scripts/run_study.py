@@ -18,7 +18,7 @@ from headstart.results import page
 from headstart.results.content import PartialData
 from headstart.results.tables import percent
 from pipeline.dvc_yaml import stages
-from scripts import argument_parser, pictures_lock, time_estimate
+from scripts import argument_parser, params_lock, time_estimate
 from stages import collect
 
 # What DVC prints for each stage, and hints that do not help here.
@@ -58,11 +58,16 @@ class Progress:
 
 def main(*arguments: str) -> None:
     argument_parser(__doc__).parse_args(arguments)
-    with pictures_lock():
-        _run_selected_study()
+    with params_lock():
+        run_selected_study()
 
 
-def _run_selected_study() -> None:
+def run_selected_study() -> None:
+    """Run the study that params.yaml selects.
+
+    Raises:
+        UserError: a stage failed, or params.yaml changed meanwhile.
+    """
     settings = params.read()
     n_stages = len(list(stages(params.read_yaml())))
     progress = Progress(time_estimate.read(settings.study))
@@ -79,7 +84,7 @@ def _run_selected_study() -> None:
     for group in groups:
         if params.read() != settings:
             raise UserError("params.yaml changed while the study ran. Run the same command again.")
-        with closing(_repro(group, finished)) as names:
+        with closing(repro(group, finished)) as names:
             for name in names:
                 results = {stage for stage in finished if stage.startswith(RESULT_STAGES)}
                 if group and results > shown and finished.issuperset(time_estimate.FIRST_STAGES):
@@ -92,16 +97,19 @@ def _run_selected_study() -> None:
                 print(f"[{len(finished) + 1}/{n_stages}] {name}{time_left}", flush=True)
 
 
-def _repro(targets: Sequence[str], finished: set[str]) -> Generator[str]:
+def repro(targets: Sequence[str], finished: set[str], *options: str) -> Generator[str]:
     """Run `dvc repro`, and yield the name of each stage that starts.
 
     Args:
         finished: gets the names of the stages that have finished or have not changed.
+        options: of `dvc repro`.
 
     Raises:
         UserError: DVC failed. Its message has been printed.
     """
-    process = subprocess.Popen(["dvc", "repro", *targets], stdout=subprocess.PIPE, text=True, errors="replace")
+    process = subprocess.Popen(
+        ["dvc", "repro", *options, *targets], stdout=subprocess.PIPE, text=True, errors="replace"
+    )
     assert process.stdout is not None
     running: list[str] = []
     try:

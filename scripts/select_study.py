@@ -28,6 +28,9 @@ def main(*arguments: str) -> None:
     yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar(NULL_TAG, "null"))
     document = yaml.load(path.read_text(encoding="utf-8"))
     document["study"] = name
+    for key, empty in (("networks", {}), ("finetuned_networks", [])):  # they would be compared on this study
+        if document[key]:
+            document[key] = empty
     recorded = files.read_json(record.path(name))["configurations"] if record.path(name).is_file() else {}
     configurations = {
         key: {option: value for option, value in settings.items() if value is not None}

@@ -29,6 +29,9 @@ FIT_SECONDS = 6e-8  # of a linear probe, per image, feature and class
 N_FEATURES = 1_280  # of the network
 FITS_PER_PROBE = 5  # candidates for C, and the final fit
 FITS_PER_AUDIT = 10
+FITS_PER_NETWORK = 20  # cross-validation: candidates for C in five folds, and the final fit
+N_INFERENCE = 8  # images of a timed network on a CPU
+NETWORK_START_SECONDS = 8.0  # of the stage `probe_network`: its process, its weights and the cost of the network
 BATCH_NORM_IMAGES = 1_024  # with which the statistics of random networks are estimated
 FROZEN_SECONDS = 4e-5  # of a frozen training, per image and epoch
 
@@ -101,6 +104,29 @@ def _time_network(size: int, device: Compute) -> list[float]:
         return [_seconds(function) / N_TIMED for function in functions]
 
 
+def measure_inference(network: Any, image_size: int) -> float:
+    """Return the seconds per image of a forward pass of ``network`` on this machine."""
+    import torch
+
+    from headstart.training import compute
+
+    device = compute.configure()
+    network.to(device.device, memory_format=torch.channels_last)
+    n_images = N_INFERENCE if device.device.type == "cpu" else device.inference_batch_size  # a GPU needs many
+    images = torch.randn(n_images, 3, image_size, image_size, device=device.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with device.autocast():
+        return _seconds(lambda: _forward(network, images), repeats=2) / n_images
+
+
+def network_seconds(study: Mapping[str, Any], counts: Counts, seconds: float, n_features: int) -> float:
+    """Return the seconds of the stage `probe_network` for a network with ``seconds`` per image."""
+    fit = FIT_SECONDS * (counts.training + counts.validation) * n_features * counts.classes
+    budgets = 2 if study["probe_budgets"] else 1  # each label budget is half of the next one
+    budgets += (len(study["seeds"]) - 1) * (budgets - 1)  # seeds share the images of the largest one
+    return NETWORK_START_SECONDS + FEATURES_FACTOR * counts.total * seconds + budgets * FITS_PER_NETWORK * fit
+
+
 def _forward(module: Any, inputs: Any) -> Any:
     import torch
 
@@ -108,12 +134,12 @@ def _forward(module: Any, inputs: Any) -> Any:
         return module(inputs)
 
 
-def _seconds(function: Callable[[], None]) -> float:
-    """Return the shortest of three times of ``function``, after one that is not counted."""
+def _seconds(function: Callable[[], None], repeats: int = 3) -> float:
+    """Return the shortest of several times of ``function``, after one that is not counted."""
     import torch
 
     times = []
-    for _ in range(4):
+    for _ in range(1 + repeats):
         started = time.perf_counter()
         function()
         if torch.cuda.is_available():
@@ -180,14 +206,15 @@ def stage_seconds(
     return {name: START_SECONDS + seconds for name, seconds in work.items()}
 
 
-def path(study: str) -> Path:
-    """Return the file with the estimate of a study."""
-    return Path(f"runs/{study}/estimate/seconds.json")
+def path(study: str, command: str = "estimate") -> Path:
+    """Return the file with the estimate of a study, or of its comparison of `networks`."""
+    return Path(f"runs/{study}/{command}/seconds.json")
 
 
-def read(study: str) -> dict[str, float]:
+def read(study: str, command: str = "estimate") -> dict[str, float]:
     """Return the estimated seconds of each stage; empty if there is no estimate."""
-    return files.read_json(path(study)) if path(study).is_file() else {}
+    file = path(study, command)
+    return files.read_json(file) if file.is_file() else {}
 
 
 def in_words(seconds: float) -> str:

@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 
 
 def edit(document: str, changes: Iterable[tuple[Sequence[str], Any]]) -> str:
-    """Return ``document`` with new values, strings, numbers, lists of numbers or sections, at the given paths of keys.
+    """Return ``document`` with new values, strings, numbers, lists or sections, at the given paths of keys.
 
-    A section must be new and becomes the last of its siblings; all other values replace a value. Only their lines
+    A value replaces the old one. Only a section may be new; it becomes the last of its siblings. Only their lines
     change. If sections are in flow style or have aliases, ruamel.yaml writes the whole file, with the same content.
     """
     expected = YAML().load(document)
@@ -48,16 +48,15 @@ def _to_plain(document: Any) -> Any:
 def _edit_value(document: str, path: Sequence[str], value: Any) -> str:
     *sections, name = path
     parent, newline = _find_section(document, sections), _newline(document)
-    if isinstance(value, Mapping):
+    pairs = [pair for pair in parent.value if pair[0].value == name]
+    if not pairs and isinstance(value, Mapping):
         indent = parent.value[0][0].start_mark.column
-        lines = [f"{' ' * indent}{_format_inline(name)}:"]
-        lines += [f"{' ' * (indent + 2)}{key}:{_format(item, indent + 2, newline)}" for key, item in value.items()]
         end = _end(parent)
         if line_end := re.search(r"\r?\n|$", document[end:]):  # after a comment in the last line
             end += line_end.start()
-        return document[:end] + newline + newline.join(lines) + document[end:]
-    [(key, old)] = [pair for pair in parent.value if pair[0].value == name]
-    if isinstance(old, yaml.ScalarNode) and not isinstance(value, list):
+        return document[:end] + _format({name: value}, indent - 2, newline) + document[end:]
+    [(key, old)] = pairs
+    if isinstance(old, yaml.ScalarNode) and not isinstance(value, list | Mapping):
         return document[: old.start_mark.index] + _format_inline(value) + document[old.end_mark.index :]
     after_colon = key.end_mark.index + 1
     return document[:after_colon] + _format(value, key.start_mark.column, newline) + document[_end(old) :]
@@ -82,7 +81,11 @@ def _end(node: yaml.Node) -> int:
 
 
 def _format(value: Any, indent: int, newline: str) -> str:
-    """Format ``value`` as the text after a key and its colon."""
+    """Format ``value`` as the text after a key and its colon; the key has ``indent`` spaces before it."""
+    if isinstance(value, Mapping) and value:
+        inner = indent + 2
+        lines = [f"{_format_inline(key)}:{_format(item, inner, newline)}" for key, item in value.items()]
+        return "".join(f"{newline}{' ' * inner}{line}" for line in lines)
     if isinstance(value, list) and value:
         return "".join(f"{newline}{' ' * indent}- {item}" for item in value)
     return f" {_format_inline(value)}"
@@ -91,10 +94,12 @@ def _format(value: Any, indent: int, newline: str) -> str:
 def _format_inline(value: Any) -> str:
     if isinstance(value, str):
         is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", value) and value.lower() not in ("true", "false", "null")
-        return value if is_plain else f"'{value}'"  # 1e3, 0x10 and 012 are numbers in YAML 1.1, in 1.2 or in both
+        return (
+            value if is_plain else "'" + value.replace("'", "''") + "'"
+        )  # 1e3, 0x10 and 012 are numbers in YAML 1.1, in 1.2 or in both
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return "[]" if isinstance(value, list) else str(value)
+    return "[]" if isinstance(value, list) else "{}" if isinstance(value, Mapping) else str(value)
 
 
 def _newline(document: str) -> str:

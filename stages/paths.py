@@ -51,6 +51,21 @@ def probes_stage(inputs: str) -> str:
     return "probe_pixels" if inputs == "pixels" else f"probe@{inputs}"
 
 
+def network_file(settings: Params, network: str) -> Path:
+    """Return the file with the costs of the network and the accuracies of its probes."""
+    return Path(f"networks/{settings.study}/{network}/probes/network.json")
+
+
+def network_probes_file(settings: Params, network: str) -> Path:
+    """Return the file with the classes that the network's probes predict, [budgets, seeds, test images]."""
+    return network_file(settings, network).with_name("predictions.safetensors")
+
+
+def finetuned_folder(settings: Params, network: str) -> Path:
+    """Return the folder of the fine-tuned network: its models and, in a file, the logits of the test images."""
+    return Path(f"networks/{settings.study}/{network}/finetuned")
+
+
 def audit_file(settings: Params) -> Path:
     """Return the file with the possible issues of the dataset."""
     return Path(f"audit/{settings.study}/issues.json")

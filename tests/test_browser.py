@@ -1,6 +1,7 @@
 """The report in a real browser: headless Chromium, at phone and desktop size, in light and dark mode."""
 
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,8 +12,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from headstart.results.page import render_figures, render_html
+from headstart.results import figures
+from headstart.results.comparison import Estimate
+from headstart.results.overview import LabelFactor
+from headstart.results.page import render_figures, render_html, render_overview_html
 
+from . import test_networks, test_studies
 from .conftest import ROOT
 from .studies import study
 from .test_issues import report
@@ -58,9 +63,25 @@ def many_classes(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(params=["few_classes", "many_classes", "last_study"])
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("networks") / "networks.html"
+    path.write_text(test_networks.html(test_networks.ranking(), resnet="cannot download it"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> Path:
+    factor = LabelFactor(500, Estimate(3.3, 2.0, math.inf))
+    rows = [test_studies.study("first"), test_studies.study("second", label_factor=factor)]
+    path = tmp_path_factory.mktemp("studies") / "studies.html"
+    path.write_text(render_overview_html(rows, figures.as_svg(figures.forest, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["few_classes", "many_classes", "networks", "studies", "last_study"])
 def file(request) -> Path:
-    """Reports of random numbers with few and with many classes, and the report of the last `make study`."""
+    """Pages of random numbers, and the report of the last `make study`."""
     if request.param != "last_study":
         return request.getfixturevalue(request.param)
     if not (path := ROOT / "report/quick/index.html").exists():

@@ -15,7 +15,7 @@ import scripts.pictures
 from headstart import params
 from headstart.console import UserError
 from headstart.data import decoding, pictures, registry, scanning
-from scripts import pictures_lock, table, time_estimate, yaml_text
+from scripts import params_lock, table, time_estimate, yaml_text
 from scripts.time_estimate import LinearTime, Speed
 
 from .conftest import ROOT
@@ -307,7 +307,10 @@ def test_the_script_in_the_readme_for_labels_in_a_table_works(folder, tmp_path):
 
 def test_two_at_once_are_one_message_and_the_second_changes_nothing(folder):
     before = lines()
-    with pictures_lock(), pytest.raises(UserError, match=r"^another `make pictures` runs in this folder"):
+    with (
+        params_lock(),
+        pytest.raises(UserError, match=r"^another `make pictures`, `make networks` or `make studies` runs"),
+    ):
         scripts.pictures.main(str(folder))
     assert lines() == before
     assert not TARGET.exists()

@@ -204,7 +204,10 @@ def test_a_renamed_key_of_cluster_yaml_is_named(tmp_path, monkeypatch, section, 
 
 def test_a_renamed_key_is_named_only_if_its_section_has_the_new_key(tmp_path):
     content = changed("study: quick", "study: quick\nminutes: 5").encode()
-    expected = "unknown key: minutes. Choose one of study, dataset_dir, studies, configurations."
+    expected = (
+        "unknown key: minutes. Choose one of study, dataset_dir, studies, configurations, networks, "
+        "finetuned_networks, finetuning_recipe."
+    )
     assert error_message(tmp_path / "params.yaml", content) == expected
 
 
@@ -306,7 +309,8 @@ def test_any_other_bytes_raise_a_params_error(content):
 
 
 def test_configurations_must_not_be_empty(tmp_path):
-    content = (TEXT[: TEXT.index("configurations:")] + "configurations: {}\n").encode()
+    start, end = TEXT.index("configurations:"), TEXT.index("# Pretrained networks")
+    content = (TEXT[:start] + "configurations: {}\n" + TEXT[end:]).encode()
     expected = "configurations: Add at least one configuration (got {})"
     assert error_message(tmp_path / "params.yaml", content) == expected
 

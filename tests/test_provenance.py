@@ -1,5 +1,6 @@
 """What a stage was run with: its study, its parameters, and the hashes of its outputs."""
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_stages_without_outputs_of_random_weights_leave_nothing_over():
     """With pretrained configurations alone, the stages of the random initialization run all the same."""
     settings = params.read()
     pretrained = {name: value for name, value in settings.configurations.items() if value.pretrained}
-    settings = params.Params(settings.study, settings.dataset_dir, settings.studies, pretrained)
+    settings = dataclasses.replace(settings, configurations=pretrained)
     for stage in provenance.stages({**params.read_yaml(), "configurations": {name: vars(value) for name, value in
                                                                        pretrained.items()}}):  # fmt: skip
         for out in stage.outs:

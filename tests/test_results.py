@@ -12,7 +12,7 @@ import pytest
 from benchmarks.speed import line
 from headstart import files, params
 from headstart.console import UserError, run_cli
-from headstart.results import label_efficiency, label_savings
+from headstart.results import comparison, evaluation, label_efficiency, label_savings, tables
 from headstart.results.label_efficiency import PROBES, LabelEfficiency
 from scripts import doc_tables, results
 
@@ -252,7 +252,7 @@ def test_tables_are_rewritten_and_the_rest_stays(small_docs, capsys):
 
 
 UNPAIRED = "README.md: unpaired marker. A table begins with <!-- table: NAME --> and ends with <!-- end -->. Got"
-UNKNOWN = f"README.md: unknown table. Choose one of {', '.join(doc_tables.TABLES)}. Got"
+UNKNOWN = f"README.md: unknown table. Choose one of {', '.join([*doc_tables.TABLES, *doc_tables.NETWORK_TABLES])}. Got"
 NO_RESULTS = "the study labels has no results, or no record. Run `dvc repro` and `make record`."
 
 
@@ -316,3 +316,26 @@ def test_docs_show_the_time_of_reading_images():
             f"| {row['pictures']:,} | {row['image_size']} | {row['seconds']:.1f} | "
             f"{row['pictures'] / row['seconds']:,.0f} | {row['peak_ram_mb']:,} | {row['images_mb']:,} |"
         ) in docs
+
+
+@pytest.mark.parametrize("study", sorted(set(doc_tables.NETWORK_TABLES.values())))
+def test_committed_comparisons_of_networks_follow_from_their_predictions(study):
+    rows = {row["network"]: row for row in results.read_csv(f"metrics/{study}/networks.csv", "HEAD")}
+    correct: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    for row in results.read_csv(f"metrics/{study}/networks_correct.csv", "HEAD"):
+        bits = evaluation.decode_bits(row["correct"], int(row["images"]))
+        correct.setdefault((row["network"], row["training"], row["label_budget"]), []).append(bits)
+    full = max((key[2] for key in correct), key=int)
+    probes = {name: np.stack(correct[name, "probe", full]) for name in rows}
+    best = max(probes, key=lambda name: probes[name].mean())
+    for name, row in rows.items():
+        accuracy = comparison.accuracy(probes[name])
+        assert [row[key] for key in ("accuracy", "low", "high")] == [tables.percent(value, 2) for value in accuracy]
+        if row["gap"]:
+            assert float(row["gap"]) == pytest.approx(100 * (probes[best].mean() - probes[name].mean()), abs=0.006)
+        if row["finetuned"]:
+            finetuned = comparison.accuracy(np.stack(correct[name, "finetuned", full]))
+            assert row["finetuned"] == tables.percent(finetuned.value, 2)
+        for key in row.keys() & {f"accuracy_{n}" for _, _, n in correct}:
+            values = np.stack(correct[name, "probe", key.removeprefix("accuracy_")])
+            assert row[key] == tables.percent(values.mean(), 2)

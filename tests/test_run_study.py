@@ -112,12 +112,12 @@ def test_stages_are_read_from_the_output_of_dvc(tmp_path, monkeypatch, capsys):
     write_dvc(tmp_path, lines, status=0)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     finished: set[str] = set()
-    assert list(run_study._repro(["audit"], finished)) == ["prepare", "audit"]
+    assert list(run_study.repro(["audit"], finished)) == ["prepare", "audit"]
     assert finished == {"download", "prepare", "audit"}
     assert capsys.readouterr().out == "a message\n"
     write_dvc(tmp_path, lines, status=1)
     with pytest.raises(UserError, match=r"`dvc repro` failed: see the message above\. Then run the same command again"):
-        list(run_study._repro([], set()))
+        list(run_study.repro([], set()))
 
 
 def write_dvc(folder: Path, lines: list[str], status: int) -> None:

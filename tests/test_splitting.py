@@ -102,7 +102,7 @@ def test_cached_activations_are_used_only_for_the_layer_of_the_study(
     """The head's inputs are the backbone's outputs, cached or computed. With `all` only features are cached."""
     monkeypatch.chdir(tmp_path)
     settings = settings_with(study_layer, {NAME: layer} if layer else {})
-    content = dataclasses.asdict(settings)
+    content = dataclasses.asdict(settings) | {"finetuning_recipe": settings.finetuning_recipe.settings}
     content["configurations"] = {name: value.settings for name, value in settings.configurations.items()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     images, labels = (tensor[:20] for tensor in training_set)

@@ -5,7 +5,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -46,7 +46,15 @@ RENAMED = {
     "attempts": "max_attempts",
     "minutes": "time_limit_minutes",
 }
-NEW_KEYS = {"pool_images": "null", "group_by": "null"}  # keys that older files lack, with the value of earlier versions
+# Keys that older files lack, with the value of earlier versions.
+NEW_KEYS = {
+    "pool_images": "null",
+    "group_by": "null",
+    "networks": "{}",
+    "finetuned_networks": "[]",
+    "finetuning_recipe": "{pretrained: true, finetuning: true, finetune_from: all, optimizer: Adam, lr: 0.0003, "
+    "schedule: cosine}",
+}
 
 T = TypeVar("T")
 _SHORT_REPR = reprlib.Repr()  # a few aliases in YAML can make a value of any size
@@ -272,6 +280,14 @@ def try_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, config=STRICT_CONFIG)
+class Network:
+    """A pretrained network that is compared with others."""
+
+    model_name: StrictStr  # a model of torchvision or timm
+    weights: StrictStr  # as ``Study.weights``
+
+
+@dataclass(frozen=True, config=STRICT_CONFIG)
 class Params:
     """All of ``params.yaml``."""
 
@@ -279,6 +295,9 @@ class Params:
     dataset_dir: StrictStr  # folder that is searched for a built-in dataset before it is downloaded
     studies: dict[Name, Study]
     configurations: dict[Name, Configuration]
+    networks: dict[Name, Network]  # compared on the images of the selected study; may be empty
+    finetuned_networks: tuple[Name, ...]  # those of ``networks`` that are fine-tuned too
+    finetuning_recipe: Configuration  # how
 
     @property
     def selected_study(self) -> Study:
@@ -295,6 +314,18 @@ class Params:
             raise UserError(f"params.yaml: unknown configuration: {name!r}. {_suggest(name, self.configurations)}")
         return self.configurations[name]
 
+    def network_study(self, name: str) -> Study:
+        """Return the selected study with the network ``name`` of ``networks``, all layers of which are fine-tuned.
+
+        Raises:
+            UserError: params.yaml has no such network.
+        """
+        if name not in self.networks:
+            known = _suggest(name, self.networks) if self.networks else "Run `make networks`."
+            raise UserError(f"params.yaml: unknown network: {name!r}. {known}")
+        changes: dict[str, Any] = {"finetune_from": "all", "label_budgets": (), "cache_activations": False}
+        return replace(self.selected_study, **vars(self.networks[name]), **changes)
+
     def __post_init__(self) -> None:
         if self.study not in self.studies:
             raise ValueError(f"study: Choose one of {', '.join(self.studies)} (got {self.study!r})")
@@ -304,19 +335,36 @@ class Params:
         for name, configuration in self.configurations.items():
             if (duplicate_of := seen.setdefault(configuration, name)) != name:
                 raise ValueError(f"configurations.{name}: Has the same values as {duplicate_of}. Remove one of them.")
-            self._check_recipe(name, configuration)
-        if any(configuration.finetuning for configuration in self.configurations.values()):
+            self._check_recipe(f"configurations.{name}", configuration, caches=self.selected_study.cache_activations)
+        if self.finetuned_networks or any(row.finetuning for row in self.configurations.values()):
             self._check_last_batch()
+        self._check_networks()
 
-    def _check_recipe(self, name: str, configuration: Configuration) -> None:
+    def _check_recipe(self, key: str, configuration: Configuration, *, caches: bool) -> None:
         study = self.selected_study
         if configuration.warmup_epochs >= study.n_epochs:
-            raise ValueError(f"configurations.{name}.warmup_epochs: Should be less than n_epochs of the study "
+            raise ValueError(f"{key}.warmup_epochs: Should be less than n_epochs of the study "
                              f"{self.study}, {study.n_epochs} (got {configuration.warmup_epochs})")  # fmt: skip
-        if configuration.augmentation != "none" and study.cache_activations:
-            raise ValueError(f"configurations.{name}.augmentation: Augmented images change in each pass, so their "
+        if configuration.augmentation != "none" and caches:
+            raise ValueError(f"{key}.augmentation: Augmented images change in each pass, so their "
                              f"activations cannot be cached. Set studies.{self.study}.cache_activations to false, or "
                              f"remove augmentation (got {configuration.augmentation!r})")  # fmt: skip
+
+    def _check_networks(self) -> None:
+        networks: dict[Network, str] = {}
+        for name, network in self.networks.items():
+            if (duplicate_of := networks.setdefault(network, name)) != name:
+                raise ValueError(f"networks.{name}: Has the same values as {duplicate_of}. Remove one of them.")
+        for index, name in enumerate(self.finetuned_networks):
+            if name not in self.networks:
+                raise ValueError(f"finetuned_networks.{index}: Not in networks. {_suggest(name, self.networks)} "
+                                 f"(got {name!r})")  # fmt: skip
+            if name in self.finetuned_networks[:index]:
+                raise ValueError(f"finetuned_networks: Input should not contain duplicates (got {name!r} twice)")
+        if not (self.finetuning_recipe.pretrained and self.finetuning_recipe.finetuning):
+            raise ValueError("finetuning_recipe: pretrained and finetuning should be true.")
+        if self.finetuned_networks:
+            self._check_recipe("finetuning_recipe", self.finetuning_recipe, caches=False)
 
     def _check_last_batch(self) -> None:
         study = self.selected_study
@@ -328,7 +376,12 @@ class Params:
                                  f"Change batch_size or {source}.")  # fmt: skip
 
 
-SECTIONS = {"studies": Study, "configurations": Configuration}
+SECTIONS = {
+    "studies": Study,
+    "configurations": Configuration,
+    "networks": Network,
+    "finetuning_recipe": Configuration,
+}
 
 
 class ParamsError(UserError):

@@ -4,6 +4,7 @@ The loss is convex, so a probe has no learning rate and no randomness. It is fit
 vanishes. Probes are a cheap way to compare features. A probe of pixels is the baseline that uses no network.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +12,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+
+from headstart.console import UserError
 
 C_GRID = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of the regularization strength
 TOLERANCE = 1e-7  # of the gradient of the mean loss: small enough that every CPU predicts the same classes
 SEARCH_TOLERANCE = 1e-4  # the same while C is chosen; it halves the time
 MAX_ITER = 1_000  # of Newton's method, which takes about ten iterations
-
+N_FOLDS = 5  # of cross-validation
 
 MAX_PIXEL_SIDE = 32  # larger images are averaged down to it for the probe of pixels
 
@@ -34,6 +38,14 @@ class FittedProbe(NamedTuple):
     """A probe with the lowest validation loss."""
 
     C: float  # one of C_GRID
+    predictions: np.ndarray  # classes of the test images, int64 [N]
+
+
+class CrossValidatedProbe(NamedTuple):
+    """A probe whose C was chosen by cross-validation, fitted on all labeled images."""
+
+    C: float  # one of C_GRID
+    accuracy: float  # of the labeled images, each predicted by a probe that was not fitted on it
     predictions: np.ndarray  # classes of the test images, int64 [N]
 
 
@@ -65,7 +77,7 @@ def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes
         X_train, X_val, X_test = (
             scaler.transform(features.astype(np.float64)) for features in (training.features, validation.features, test)
         )
-        model = LogisticRegression(solver="newton-cg", tol=SEARCH_TOLERANCE, max_iter=MAX_ITER, warm_start=True)
+        model = _probe(SEARCH_TOLERANCE)
         best_loss, best_C, weights = np.inf, 0.0, (np.zeros(0), np.zeros(0))
         for C in C_GRID:
             model.set_params(C=C).fit(X_train, training.labels)
@@ -76,3 +88,50 @@ def fit(training: Examples, validation: Examples, test: np.ndarray, *, n_classes
         model.coef_, model.intercept_ = weights
         model.set_params(C=best_C, tol=TOLERANCE).fit(X_train, training.labels)
         return FittedProbe(best_C, model.predict(X_test).astype(np.int64))
+
+
+def fit_cross_validated(labeled: Examples, test: np.ndarray, *, n_classes: int) -> CrossValidatedProbe:
+    """Choose C by stratified cross-validation, and fit a probe on all labeled images.
+
+    C increases until the loss rises, as in ``fit``. All features are divided by one common scale. With one scale per
+    feature, as in ``fit``, a feature that is nearly constant on a few images could become huge on another image.
+
+    Args:
+        labeled: the training and the validation images.
+        test: features [N, features].
+
+    Raises:
+        UserError: no class has two labeled images.
+    """
+    labels = labeled.labels
+    n_folds = min(N_FOLDS, int(np.bincount(labels).max()))
+    if n_folds < 2:
+        raise UserError(f"too few labeled images for cross-validation: no class has two. Increase the smallest of "
+                        f"probe_budgets. Got {len(labels)}.")  # fmt: skip
+    features, mean = labeled.features.astype(np.float64), labeled.features.mean(0, dtype=np.float64)
+    scale = np.sqrt(features.var(0).mean()) or 1.0
+    features = (features - mean) / scale
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=0).split(features, labels))
+        models = [_probe(SEARCH_TOLERANCE) for _ in folds]
+        best_loss, best_C, accuracy = np.inf, 0.0, 0.0
+        for C in C_GRID:
+            probabilities = np.zeros((len(labels), n_classes))
+            for model, (kept, held_out) in zip(models, folds, strict=True):
+                if len(set(labels[kept].tolist())) == 1:  # the only image of the other class is held out
+                    probabilities[held_out, labels[kept][0]] = 1.0
+                    continue
+                model.set_params(C=C).fit(features[kept], labels[kept])
+                probabilities[np.ix_(held_out, model.classes_)] = model.predict_proba(features[held_out])
+            likelihoods = probabilities[np.arange(len(labels)), labels]
+            loss = -np.log(likelihoods.clip(min=np.finfo(np.float64).tiny)).mean()
+            if loss >= best_loss:
+                break
+            best_loss, best_C, accuracy = loss, C, float((probabilities.argmax(1) == labels).mean())
+        model = _probe(TOLERANCE).set_params(C=best_C).fit(features, labels)
+        return CrossValidatedProbe(best_C, accuracy, model.predict((test - mean) / scale).astype(np.int64))
+
+
+def _probe(tolerance: float) -> LogisticRegression:
+    return LogisticRegression(solver="newton-cg", tol=tolerance, max_iter=MAX_ITER, warm_start=True)

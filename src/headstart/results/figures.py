@@ -1,6 +1,7 @@
 """The figures of a study as SVG, in one style: pure functions of its results."""
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from headstart.results.content import FEW_CLASSES, MetricCurve
 from headstart.results.examples import Example, ExampleSet
 from headstart.results.label_efficiency import PROBES, LabelEfficiency, LabelSavings, format_count, round_needed
 from headstart.results.label_savings import LearningCurve
+from headstart.results.networks import NetworkComparison
+from headstart.results.overview import LabelFactor, StudyOverview
 from headstart.results.tables import points
 
 # Two hues of Okabe and Ito's palette (2008), which the color-blind can tell apart. Lines and markers show the rest.
@@ -34,6 +37,8 @@ VARIABLES = {
 MARKERS = {"Adam": "o^", "SGD": "sv"}
 DEFAULT_MARKERS = "Dd"  # of all other optimizers
 EXAMPLES_PER_ROW = 5
+NAME_HEIGHT = 10  # points
+MAX_NAMED_NETWORKS = 30  # in the figure: the most accurate, and those on the Pareto front
 MIN_LABEL_GAP = 8  # points; the labels of two accuracies on one line overlap below it
 NAMED_CLASSES = 50  # at most so many class names fit next to a matrix
 MAX_NAME_LENGTH = 28  # of a class
@@ -125,6 +130,117 @@ def accuracy(
         handles.append(Line2D([], [], color=SOFT, marker="D", markerfacecolor=BACK, linestyle="", label="published"))
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
+
+
+def networks(ranking: NetworkComparison) -> Figure:
+    """Plot the accuracy of networks versus their cost, with confidence intervals and the Pareto front.
+
+    Filled markers are not significantly worse than the best network. The most accurate networks and those on the front
+    are named.
+    """
+    figure, [[axes]] = _figure(6.4, 4.2)
+    costs = [ranking.cost(network) for network in ranking.networks]
+    front = sorted((cost, 100 * row.accuracy.value) for cost, row in zip(costs, ranking.networks, strict=True)
+                   if row.is_on_front)  # fmt: skip
+    axes.step(*zip(*front, strict=True), where="post", color=SOFT, linestyle=(0, (2, 1.5)), zorder=1)
+    for cost, network in zip(costs, ranking.networks, strict=True):
+        value, low, high = (100 * number for number in network.accuracy)
+        color = SOFT if network.is_significantly_worse else PRETRAINED
+        axes.plot([cost, cost], [low, high], color=color, linewidth=2, zorder=2)
+        axes.plot(cost, value, "o", color=color, markerfacecolor=BACK if network.is_significantly_worse else color,
+                  markersize=7, zorder=3)  # fmt: skip
+    axes.set_xscale("log")
+    ticks = [factor * 10.0**power for power in range(-3, 6) for factor in (1, 2, 5)]
+    _log_ticks(axes.xaxis, ticks)
+    axes.set_xlim(min(costs) / 1.5, max(costs) * 3.5)  # names are to the right of their markers
+    lows, highs = ([100 * getattr(row.accuracy, end) for row in ranking.networks] for end in ("low", "high"))
+    axes.set_ylim(min(lows) - 1, max(highs) + 1)
+    named = {
+        row.result.name: (cost, 100 * row.accuracy.value)
+        for index, (cost, row) in enumerate(zip(costs, ranking.networks, strict=True))
+        if index < MAX_NAMED_NETWORKS or row.is_on_front
+    }
+    _name_points(axes, named)
+    cost_name = "milliseconds" if ranking.cost_is_time else "billions of multiply-accumulate operations"
+    axes.set(xlabel=f"{cost_name} per image", ylabel="test accuracy of the linear probe, %")
+    axes.grid()
+    handles = [
+        Line2D([], [], color=PRETRAINED, marker="o", linestyle="", label="best, or not significantly worse"),
+        Line2D([], [], color=SOFT, marker="o", markerfacecolor=BACK, linestyle="", label="significantly worse"),
+        Line2D([], [], color=SOFT, linestyle=(0, (2, 1.5)), label="Pareto front"),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    return figure
+
+
+def _name_points(axes: Axes, named: Mapping[str, tuple[float, float]]) -> None:
+    """Write names to the right of points on a logarithmic x-axis, moved down where they would overlap."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    width, height = 5.6 * 72, 3.2 * 72  # of the axes in points, about
+    placed: list[tuple[float, float, float]] = []  # left, right and y in points
+    for name, (x, y) in sorted(named.items(), key=lambda item: -item[1][1]):
+        start = math.log(x / left) / math.log(right / left) * width + 7
+        end = start + 4.5 * len(name)
+        position = wanted = (y - bottom) / (top - bottom) * height
+        while any(start < other_end and end > other_start and abs(position - other) < NAME_HEIGHT
+                  for other_start, other_end, other in placed):  # fmt: skip
+            position -= 1
+        placed.append((start, end, position))
+        # Above the line of the Pareto front.
+        axes.annotate(name, (x, y), (5, position - wanted + 6), textcoords="offset points", va="center", fontsize=8)
+
+
+def forest(studies: Sequence[StudyOverview]) -> Figure:
+    """Plot what pretrained weights bought in each study, with confidence intervals: points of accuracy, and labels."""
+    factors = {row: study.label_factor for row, study in enumerate(reversed(studies)) if study.label_factor}
+    figure, [panels] = _figure(
+        7.6 if factors else 6.4, 1.1 + 0.42 * len(studies), ncols=1 + bool(factors), sharey=True,
+        width_ratios=[2, 1] if factors else [1],
+    )  # fmt: skip
+    axes = panels[0]
+    for row, study in enumerate(reversed(studies)):
+        for offset, (name, (value, low, high)) in zip((0.14, -0.14), study.gains.items(), strict=False):
+            fill = PRETRAINED if name == "fine-tuned" else BACK
+            axes.plot([100 * low, 100 * high], [row + offset] * 2, color=PRETRAINED, linewidth=2.5)
+            axes.plot(100 * value, row + offset, "o", color=PRETRAINED, markerfacecolor=fill)
+            axes.annotate(points(value), (100 * high, row + offset), (5, 0), textcoords="offset points", va="center",
+                          fontsize=7.5)  # fmt: skip
+    axes.axvline(0, color=SOFT, linewidth=1)
+    axes.set(xlabel="gain, points of test accuracy", yticks=range(len(studies)),
+             yticklabels=[study.label for study in reversed(studies)], ylim=(-0.6, len(studies) - 0.4))  # fmt: skip
+    axes.margins(x=0.12)
+    if factors:
+        _draw_label_factors(panels[1], factors)
+    for panel in panels:
+        panel.grid(axis="x")
+        panel.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], color=PRETRAINED, marker="o", linestyle="", label="fine-tuned"),
+        Line2D([], [], color=PRETRAINED, marker="o", markerfacecolor=BACK, linestyle="", label="classifier only"),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    return figure
+
+
+def _draw_label_factors(axes: Axes, factors: Mapping[int, LabelFactor]) -> None:
+    """Draw the label factor of each row; an arrow points to an end that is beyond the budgets of the study."""
+    ends = [end for _, factor in factors.values() for end in factor if math.isfinite(end) and end > 0]
+    left, right = min([*ends, 1]) / 1.5, max([*ends, 1]) * 2
+    for row, (_, (value, low, high)) in factors.items():
+        if math.isnan(low):  # one seed: no interval, but an arrow if the value is beyond the panel
+            low, high = min(value, right / 1.3), max(value, left * 1.3)
+        arrow = ("<" if low < left else "") + "-" + (">" if high > right else "")
+        if arrow != "-" or low < high:
+            axes.annotate("", (min(high, right), row), (max(low, left), row), arrowprops={
+                "arrowstyle": arrow, "color": PRETRAINED, "linewidth": 2, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+        if left < value < right:
+            axes.plot(value, row, "o", color=PRETRAINED)
+            axes.annotate(f"{value:.1f}×", (value, row), (0, 6), textcoords="offset points", ha="center", fontsize=7.5)
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    _log_ticks(axes.xaxis, [0.2, 0.5, 1, 2, 5, 10, 20, 50])
+    axes.axvline(1, color=SOFT, linewidth=1)
+    axes.set_xlabel("factor in labels")
 
 
 def effects(analysis: StudyAnalysis) -> Figure:

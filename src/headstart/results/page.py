@@ -1,7 +1,8 @@
 """The report as figures and as one HTML page."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -11,7 +12,7 @@ from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup, escape
 
 from headstart.results import examples, figures, label_efficiency, recipes
-from headstart.results.comparison import ALPHA, Difference, Hyperparameters
+from headstart.results.comparison import ALPHA, Hyperparameters, PairedComparison
 from headstart.results.content import (
     FEW_CLASSES,
     PUBLISHED_TITLE,
@@ -24,6 +25,8 @@ from headstart.results.content import (
     run_facts,
 )
 from headstart.results.label_efficiency import LabelSavings
+from headstart.results.networks import NetworksData
+from headstart.results.overview import LabelFactor, StudyOverview
 from headstart.results.tables import figure_tables, percent, points
 
 TRACKED_FIGURES = ("accuracy", "learning_curves", "examples", "labels")  # in git, for README and pull requests
@@ -89,6 +92,36 @@ def render_html(content: ReportData, rendered: Mapping[str, str]) -> str:
     )
 
 
+def render_networks_html(content: NetworksData, svg: str) -> str:
+    """Return the page of a comparison of networks, with the figure ``svg``."""
+    return (
+        _environment()
+        .get_template("networks.html")
+        .render(
+            content=content,
+            ranking=content.ranking,
+            style=_resource("report.css"),
+            figure=partial(_inline, {"networks": svg}),
+            p_value=format_p_value,
+            alpha=ALPHA,
+        )
+    )
+
+
+def render_overview_html(studies: Sequence[StudyOverview], svg: str) -> str:
+    """Return the page over several studies, with the figure ``svg``."""
+    return (
+        _environment()
+        .get_template("overview.html")
+        .render(
+            studies=studies,
+            style=_resource("report.css"),
+            figure=partial(_inline, {"forest": svg}),
+            format_factor=format_label_factor,
+        )
+    )
+
+
 def render_partial_html(content: PartialData) -> str:
     """Return the page of a study whose trainings have not all finished, without figures."""
     return _environment().get_template("partial.html").render(content=content, style=_resource("report.css"))
@@ -114,7 +147,19 @@ def format_hyperparameters(hyperparameters: Hyperparameters) -> str:
     )
 
 
-def format_p_value(difference: Difference) -> str:
+def format_label_factor(label_factor: LabelFactor) -> str:
+    """Format the factor, for example "3.3 (2 to more) with 500 labels"; the interval of one seed is left out."""
+
+    def format_end(value: float) -> str:
+        return "more" if value == math.inf else "less" if value == 0 else f"{value:.1f}"
+
+    value, low, high = label_factor.factor
+    interval = "" if math.isnan(low) else f" ({format_end(low)} to {format_end(high)})"
+    beyond = {math.inf: "more than all labels", 0: "less than the fewest labels"}
+    return f"{beyond.get(value, format_end(value))}{interval} with {label_factor.budget:,} labels"
+
+
+def format_p_value(difference: PairedComparison) -> str:
     return "< 0.0001" if difference.p < 0.0001 else f"{difference.p:.4f}"
 
 

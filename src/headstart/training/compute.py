@@ -61,10 +61,9 @@ class Compute:
         Args:
             workspace: measured bytes that a computation needs on the device. At least RESERVED_BYTES stay free.
         """
-        _return_freed_memory()  # which `free_ram` does not count
+        device = self.free_memory() - max(workspace, RESERVED_BYTES[self.device.type])
         host = 0 if self.device.type == "cpu" else free_ram() - RESERVED_BYTES["cpu"]
-        workspace = max(workspace, RESERVED_BYTES[self.device.type])
-        return choose_storage(size, device=self._free() - workspace, host=host)
+        return choose_storage(size, device=device, host=host)
 
     def measure(self, work: Callable[[], T]) -> tuple[T, int]:
         """Return the result of ``work`` and the peak of its temporary GPU memory in bytes."""
@@ -77,7 +76,9 @@ class Compute:
         peak = torch.cuda.max_memory_allocated(self.device)
         return result, peak - torch.cuda.memory_allocated(self.device)
 
-    def _free(self) -> int:
+    def free_memory(self) -> int:
+        """Return the bytes that the device has left."""
+        _return_freed_memory()  # which `free_ram` does not count
         if self.device.type == "cpu":
             free, used = free_ram(), 0
         else:
