@@ -145,7 +145,9 @@ def check_all(
             candidates[name] = check(network, image_size, device)
             fact = f"{name}: {1_000 * candidates[name].seconds:.3g} ms per image"
         except Exception as error:  # a network of timm may fail in any way; the others can still be compared
-            left_out[name] = " ".join(str(error).split()) or type(error).__name__
+            hint = f"To use a file, write {network.model_name}=PATH in NETWORKS."
+            reason = str(error).replace(initial_weights.WEIGHTS_HINT, hint)
+            left_out[name] = " ".join(reason.split()) or type(error).__name__
             fact = f"{name} is left out: {left_out[name]}"
         print(f"[{index}/{len(networks)}] {fact}", flush=True)
     if not candidates:

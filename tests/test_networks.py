@@ -233,7 +233,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
 
     def check(network, image_size, device) -> Candidate:
         if network.model_name.startswith("vit"):
-            raise MachineError("cannot download it")
+            raise MachineError(f"cannot download it. {initial_weights.WEIGHTS_HINT}")
         return Candidate(network, seconds=1e-7 * image_size**2, n_features=1_280)
 
     monkeypatch.setattr(network_candidates, "check", check)
@@ -252,7 +252,9 @@ def test_a_folder_gets_its_own_study_and_a_dozen_networks(workspace, capsys):
     assert "vit_small_patch16_224 is left out: cannot download it" in output
     assert "networks at 224 pixels: on this machine, the probes take about" in output
     left_out = json.loads((workspace / "runs/pets-networks/networks/left_out.json").read_text())
-    assert left_out["vit_small_patch16_224"] == "cannot download it"
+    assert left_out["vit_small_patch16_224"] == (
+        "cannot download it. To use a file, write vit_small_patch16_224=PATH in NETWORKS."
+    )
     scripts.networks.main("pets", "--networks", "resnet18", "--minutes", "0.1")
     settings = params.read()
     assert list(settings.networks) == ["resnet18"]
@@ -319,7 +321,10 @@ def test_no_network_that_can_be_compared_is_an_error_with_the_reasons(workspace)
     with pytest.raises(UserError) as error:
         scripts.networks.main("--study", "quick", "--networks", "vit_b_16 vit_small_patch16_224")
     assert str(error.value).startswith("none of the networks can be compared. Choose others with NETWORKS=….")
-    assert error.value.details == ["vit_b_16: cannot download it", "vit_small_patch16_224: cannot download it"]
+    assert [detail.partition(".")[0] for detail in error.value.details] == [
+        "vit_b_16: cannot download it",
+        "vit_small_patch16_224: cannot download it",
+    ]
     assert params.read().networks == {}
 
 
