@@ -197,7 +197,7 @@ def table(ranking: NetworkComparison, study: str) -> Table:
                        caption_justify="left", box=SIMPLE_HEAD)  # fmt: skip
     rich_table.add_column("network", no_wrap=True)
     has_finetuned = any(row.finetuned_accuracy for row in ranking.networks)
-    for column in ["accuracy (95% CI)", "gap", "ms", "GMACs", *(["fine-tuned (95% CI)"] if has_finetuned else [])]:
+    for column in ["accuracy (95% CI)", "gap", "ms", "GMACs", *(["fine-tuned"] if has_finetuned else [])]:
         rich_table.add_column(column, justify="right", no_wrap=True)
     for row in ranking.networks:
         result, gap = row.result, row.gap
@@ -210,7 +210,7 @@ def table(ranking: NetworkComparison, study: str) -> Table:
             f"{result.macs / 1e9:.3g}",
         ]
         if has_finetuned:
-            cells.append("–" if row.finetuned_accuracy is None else _with_interval(row.finetuned_accuracy))
+            cells.append("–" if row.finetuned_accuracy is None else percent(row.finetuned_accuracy.value))
         rich_table.add_row(*cells, style="bold green" if row is ranking.best else "")
     return rich_table
 
