@@ -25,7 +25,7 @@ FORWARDED_VARIABLES = ("HEADSTART_GRAPHS", "HEADSTART_MEMORY_GB")
 def job_stages(stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages to run as jobs, in order.
 
-    A stage with outputs in git on which no other stage depends, such as `compare`, runs on the home machine.
+    A stage with outputs in git on which no other stage depends, such as `compare`, runs on the driver.
     """
     needed = set().union(*upstream(stages).values())
     return [stage for stage in stages if not stage.in_git or stage.name in needed]

@@ -118,28 +118,28 @@ def network_table(study: str, revision: str | None) -> str:
     has_finetuned = any(row["finetuned"] for row in networks)
     rows = []
     for row in networks:
-        mark = "" if row["significantly_worse"] == "true" else " ="
-        gap = (
-            f"{float(row['gap']):+.1f} ({float(row['gap_low']):+.1f} to {float(row['gap_high']):+.1f})"
-            if row["gap"]
-            else ""
-        )
+        is_marked = row["gap"] and row["significantly_worse"] == "false"
         cells = [
-            row["network"] + (mark if row["gap"] else ""), _accuracy(row, "accuracy", "low", "high"),
-            gap.replace("-", "−") or "best", row["p"] or "–", f"{float(row['ms_per_image']):.3g}",
-            f"{float(row['gmacs']):.3g}", f"{int(row['parameters']) / 1e6:.1f}",
+            f"{row['network']} =" if is_marked else row["network"], _value(_estimate(row, "accuracy", "low", "high")),
+            _points(_estimate(row, "gap", "gap_low", "gap_high")) if row["gap"] else "best", row["p"] or "–",
+            f"{float(row['ms_per_image']):.3g}" if row["ms_per_image"] else "–", f"{float(row['gmacs']):.3g}",
+            f"{int(row['parameters']) / 1e6:.1f}",
         ]  # fmt: skip
         if has_finetuned:
             names = "finetuned", "finetuned_low", "finetuned_high"
-            cells.append(_accuracy(row, *names) if row["finetuned"] else "–")
+            cells.append(_value(_estimate(row, *names)) if row["finetuned"] else "–")
         rows.append(cells)
     columns = ["network", "linear probe, %", "gap, points", "p", "ms per image", "GMACs", "parameters, millions"]
     return _markdown([*columns, *(["fine-tuned, %"] if has_finetuned else [])], rows, n_text=1)
 
 
-def _accuracy(row: Mapping[str, str], *names: str) -> str:
-    value, low, high = (float(row[name]) for name in names)
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+def _estimate(row: Mapping[str, str], *names: str) -> Estimate:
+    """Return the estimate in three columns of percent."""
+    return Estimate(*(float(row[name]) / 100 for name in names))
+
+
+def _value(estimate: Estimate) -> str:
+    return f"{percent(estimate.value)} ({_interval(estimate)})"
 
 
 def read_content(study: str, revision: str | None) -> Content:

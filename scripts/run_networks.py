@@ -162,7 +162,8 @@ def _show(settings: Params, results: list[NetworkResult]) -> None:
         training_labels=splits.read_labels(prepared, "training")[0], labels=labels
     )
     left_out = left_out_file(settings.study)
-    failed = dict.fromkeys(settings.networks.keys() - {result.name for result in results}, FAILED)
+    compared = {result.name for result in results}
+    failed = {name: FAILED for name in settings.networks if name not in compared}
     content = NetworksData(
         study_name=settings.study,
         study=study,

@@ -59,7 +59,7 @@ def _run(names: Sequence[str]) -> list[str]:
     """Run the studies, restore params.yaml, and return the names of those that failed.
 
     Raises:
-        UserError: somebody else edits params.yaml meanwhile. The edit is kept.
+        UserError: params.yaml was edited while a study ran. The edit is not overwritten.
     """
     path, failed = Path("params.yaml"), []
     original = expected = path.read_text(encoding="utf-8")

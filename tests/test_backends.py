@@ -20,7 +20,7 @@ from cluster.job import JobResult, JobSpec
 from cluster.progress import MAX_ROWS, ProgressDisplay
 from headstart.console import UserError
 from headstart.params import ParamsError
-from pipeline.dvc_yaml import Stage, stages
+from pipeline.dvc_yaml import Stage, is_covered_by, stages, upstream
 
 from . import kill_nodes, ray_nodes, slurm
 from .clones import tiny_clone
@@ -61,6 +61,31 @@ def test_all_stages_but_the_last_are_jobs_and_those_that_compute_need_a_gpu():
         *(f"{stage}@{weights}" for stage in ("initialize", "features") for weights in ("pretrained", "random")),
         *(f"train@{name}" for name in PARAMS["configurations"]),
     ]
+
+
+def test_each_stage_comes_after_those_that_it_depends_on():
+    plan = list(stages(PARAMS, str(ROOT / "dvc.yaml")))
+    for index, stage in enumerate(plan):
+        later = [out for other in plan[index:] for out in other.outs]
+        assert not [out for out in later if is_covered_by(out, stage.deps)]
+    blocked_by = upstream(plan)
+    for stage in plan:
+        naive = {other.name for other in plan if any(is_covered_by(out, stage.deps) for out in other.outs)}
+        assert blocked_by[stage.name] == naive
+
+
+def test_targets_select_stages_and_what_they_depend_on():
+    plan = driver.job_stages(list(stages(PARAMS, str(ROOT / "dvc.yaml"))))
+    names = [stage.name for stage in driver.select_stages(plan, ["features@random", "audit"])]
+    expected = ["download", "prepare", "initialize@pretrained", "initialize@random", "features@pretrained",
+                "features@random", "audit"]  # fmt: skip
+    assert sorted(names) == sorted(expected)
+    assert [stage.name for stage in plan if stage.name in expected] == names
+    group = [stage.name for stage in driver.select_stages(plan, ["initialize"])]
+    assert group == ["download", "prepare", "initialize@pretrained", "initialize@random"]
+    assert driver.select_stages(plan, []) == plan
+    with pytest.raises(UserError, match=r"unknown stage in TARGETS\. Choose from download, .* Got compare, nothing\."):
+        driver.select_stages(plan, ["nothing", "compare", "audit"])
 
 
 def test_a_job_gets_the_lock_entries_of_its_upstream_stages_only():

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cluster import __main__ as cluster_main
 from cluster import job
 from headstart.console import UserError
 
-from .conftest import ROOT
+from .conftest import ROOT, run
 from .small_repository import job_specs, processes_in, small_repository, stages_in
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="jobs need POSIX")
@@ -152,3 +153,13 @@ def test_a_full_disk_is_not_reported_as_a_missing_commit(tmp_path):
             job.run_job(job_specs(repository, scratch, tmp_path / "shared")["a"])
     finally:
         subprocess.run(["umount", "--lazy", str(scratch)], check=True)
+
+
+def test_a_job_returns_the_outputs_that_dvc_does_not_cache(tmp_path):
+    repository = small_repository(tmp_path)
+    definition = {"cmd": "python -m work a 0 && echo 7 > metric.json", "outs": ["out/a.safetensors"],
+                  "metrics": [{"metric.json": {"cache": False}}]}  # fmt: skip
+    (repository / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"a": definition}}))
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", "metric", cwd=repository)
+    result = job.run_job(job_specs(repository, tmp_path / "scratch", tmp_path / "shared")["a"])
+    assert result.in_git == {"metric.json": "7\n"}

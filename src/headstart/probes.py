@@ -118,11 +118,11 @@ def fit_cross_validated(labeled: Examples, test: np.ndarray, *, n_classes: int) 
         best_loss, best_C, accuracy = np.inf, 0.0, 0.0
         for C in C_GRID:
             probabilities = np.zeros((len(labels), n_classes))
-            for model, (kept, held_out) in zip(models, folds, strict=True):
-                if len(set(labels[kept].tolist())) == 1:  # the only image of the other class is held out
-                    probabilities[held_out, labels[kept][0]] = 1.0
+            for model, (fitted, held_out) in zip(models, folds, strict=True):
+                if len(set(labels[fitted].tolist())) == 1:  # the only image of the other class is held out
+                    probabilities[held_out, labels[fitted][0]] = 1.0
                     continue
-                model.set_params(C=C).fit(features[kept], labels[kept])
+                model.set_params(C=C).fit(features[fitted], labels[fitted])
                 probabilities[np.ix_(held_out, model.classes_)] = model.predict_proba(features[held_out])
             likelihoods = probabilities[np.arange(len(labels)), labels]
             loss = -np.log(likelihoods.clip(min=np.finfo(np.float64).tiny)).mean()

@@ -225,19 +225,19 @@ def forest(studies: Sequence[StudyOverview]) -> Figure:
 def _draw_label_factors(axes: Axes, factors: Mapping[int, LabelFactor]) -> None:
     """Draw the label factor of each row; an arrow points to an end that is beyond the budgets of the study."""
     ends = [end for _, factor in factors.values() for end in factor if math.isfinite(end) and end > 0]
-    left, right = min([*ends, 1]) / 1.5, max([*ends, 1]) * 2
+    smallest, largest = min([*ends, 1]) / 1.5, max([*ends, 1]) * 2
     for row, (_, (value, low, high)) in factors.items():
         if math.isnan(low):  # one seed: no interval, but an arrow if the value is beyond the panel
-            low, high = min(value, right / 1.3), max(value, left * 1.3)
-        arrow = ("<" if low < left else "") + "-" + (">" if high > right else "")
+            low, high = min(value, largest / 1.3), max(value, smallest * 1.3)
+        arrow = ("<" if low < smallest else "") + "-" + (">" if high > largest else "")
         if arrow != "-" or low < high:
-            axes.annotate("", (min(high, right), row), (max(low, left), row), arrowprops={
+            axes.annotate("", (min(high, largest), row), (max(low, smallest), row), arrowprops={
                 "arrowstyle": arrow, "color": PRETRAINED, "linewidth": 2, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
-        if left < value < right:
+        if smallest < value < largest:
             axes.plot(value, row, "o", color=PRETRAINED)
             axes.annotate(f"{value:.1f}×", (value, row), (0, 6), textcoords="offset points", ha="center", fontsize=7.5)
     axes.set_xscale("log")
-    axes.set_xlim(left, right)
+    axes.set_xlim(smallest, largest)
     _log_ticks(axes.xaxis, [0.2, 0.5, 1, 2, 5, 10, 20, 50])
     axes.axvline(1, color=SOFT, linewidth=1)
     axes.set_xlabel("factor in labels")

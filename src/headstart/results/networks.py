@@ -1,11 +1,12 @@
 """Compare pretrained networks by linear probes on the same test images: accuracies, costs and significance tests."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import ConstantInputWarning, spearmanr
 from statsmodels.stats.multitest import multipletests
 
 from headstart.params import Study
@@ -170,6 +171,5 @@ def rank_correlation(results: Sequence[NetworkResult]) -> Estimate | None:
 
 def _spearman(accuracies: np.ndarray) -> float:
     """Return the rank correlation of ``accuracies`` [networks, 2]; 0 if all networks are equally accurate."""
-    ranks = rankdata(accuracies, axis=0) - (len(accuracies) + 1) / 2
-    norms = np.linalg.norm(ranks, axis=0)
-    return float(ranks[:, 0] @ ranks[:, 1] / norms.prod()) if norms.all() else 0.0
+    with warnings.catch_warnings(action="ignore", category=ConstantInputWarning):
+        return float(np.nan_to_num(spearmanr(*accuracies.T).statistic))
