@@ -153,6 +153,12 @@ def test_the_page_says_what_the_numbers_say():
     assert "Fine-tuned" not in text
 
 
+def test_the_cost_axis_has_ticks_over_its_whole_range():
+    ranked = networks.compare([result("a", first(90, 100), milliseconds=10.6), result("b", first(90, 100))])
+    [axes] = figures.networks(ranked).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "20"]
+
+
 def test_a_network_s_cost_is_that_of_its_architecture():
     measured = cost.measure("resnet50", 224)
     assert measured.parameters == 23_508_032

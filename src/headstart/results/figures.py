@@ -150,9 +150,9 @@ def networks(ranking: NetworkComparison) -> Figure:
         axes.plot(cost, value, "o", color=color, markerfacecolor=BACK if network.is_significantly_worse else color,
                   markersize=7, zorder=3)  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xlim(min(costs) / 1.5, max(costs) * 3.5)  # names are to the right of their markers
     ticks = [factor * 10.0**power for power in range(-3, 6) for factor in (1, 2, 5)]
     _log_ticks(axes.xaxis, ticks)
-    axes.set_xlim(min(costs) / 1.5, max(costs) * 3.5)  # names are to the right of their markers
     lows, highs = ([100 * getattr(row.accuracy, end) for row in ranking.networks] for end in ("low", "high"))
     axes.set_ylim(min(lows) - 1, max(highs) + 1)
     named = {
